@@ -1,0 +1,220 @@
+//! `bench-launch`: what one launch costs, against the kernel's own cost and other runtimes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use hafen_bench::assembler::Assembler;
+use hafen_bench::bundle::{self, Kind};
+use hafen_bench::host::{Delegation, Host};
+use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::programs::{self, Program};
+use hafen_bench::report::{Goal, Report, Row};
+use hafen_bench::{launch_plan, steps};
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tempfile::TempDir;
+
+/// Measures `run` of one container: hafen-oci, crun, runc, youki and the libcontainer
+/// reference against the floor, interleaved on one bundle.
+///
+/// Programs are taken from HAFEN_OCI, HAFEN_FLOOR, HAFEN_REFERENCE, HAFEN_CRUN, HAFEN_RUNC
+/// and HAFEN_YOUKI, else from the folder of this program, else from PATH.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Measured runs of each program
+    #[arg(long, default_value_t = 100)]
+    runs: u32,
+    /// What is launched
+    #[arg(long, value_enum, default_value = "default")]
+    bundle: Kind,
+    /// Runs of each program before the measured ones
+    #[arg(long, default_value_t = 3)]
+    warmup: u32,
+    /// Seconds after which a run is killed
+    #[arg(long, default_value_t = 10)]
+    timeout: u64,
+    /// Milliseconds between two runs, in which the kernel clears up after the first
+    #[arg(long, default_value_t = 20)]
+    pause: u64,
+    /// Seed of the order of the programs
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only these programs (floor, hafen-oci, crun, runc, youki, libcontainer)
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Print what each system call of the floor takes instead
+    #[arg(long)]
+    steps: bool,
+    /// Parent of the folder for bundle and state [default: the first of /run, /dev/shm that is a tmpfs]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("bench-launch: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Error = Box<dyn std::error::Error>;
+
+fn run(options: &Options) -> Result<String, Error> {
+    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
+    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let host = Host::read()?;
+    let scene = Scene::new(options, &host)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let bench =
+        Bench { settings: settings(options), stopwatch: &stopwatch, interrupted: &interrupted };
+    let result = measure(options, &host, &scene, &bench);
+    host.sweep(&scene.cgroup);
+    result
+}
+
+fn settings(options: &Options) -> Settings {
+    Settings {
+        rounds: options.runs,
+        warmup: options.warmup,
+        timeout: Duration::from_secs(options.timeout),
+        pause: Duration::from_millis(options.pause),
+        seed: options.seed,
+    }
+}
+
+/// Everything that exists on the machine while the benchmark runs.
+struct Scene {
+    folder: TempDir,
+    bundle: PathBuf,
+    /// Name of the container and of its cgroup in every tree.
+    cgroup: String,
+    plan: Assembler,
+    _delegation: Option<Delegation>,
+}
+
+impl Scene {
+    fn new(options: &Options, host: &Host) -> Result<Self, Error> {
+        let parent = options.dir.clone().unwrap_or_else(|| usual_folder(host));
+        let folder = tempfile::Builder::new().prefix("bench-launch-").tempdir_in(&parent)?;
+        let bundle = folder.path().join("bundle");
+        let cgroup = format!("hafen-bench-{}", std::process::id());
+        let config = bundle::config(options.bundle, &cgroup, host);
+        bundle::make(&bundle, &config)?;
+        let plan = launch_plan::plan(&config, &bundle, &cgroup, host)?;
+        fs::write(bundle.join("floor.plan"), plan.finish())?;
+        fs::write(folder.path().join("empty"), "")?;
+        let limits = options.bundle == Kind::Limits;
+        let delegation = limits.then(|| Delegation::new(host, &bundle::CONTROLLERS)).transpose()?;
+        Ok(Self { folder, bundle, cgroup, plan, _delegation: delegation })
+    }
+
+    fn subject(&self, program: &Program, host: &Host) -> io::Result<Subject> {
+        let state = self.folder.path().join(format!("state-{}", program.name));
+        fs::create_dir(&state)?;
+        let mut subject = programs::launch(program, &self.bundle, &state, &self.cgroup);
+        if needs_cover(program, host) {
+            let controllers = host.unified.join("cgroup.controllers");
+            subject.cover = Some((controllers, self.folder.path().join("empty")));
+        }
+        Ok(subject)
+    }
+}
+
+/// crun refuses a hybrid host whose cgroup2 tree has controllers. It then runs where that
+/// list is empty.
+fn needs_cover(program: &Program, host: &Host) -> bool {
+    program.name == "crun" && host.is_hybrid() && !host.controllers.is_empty()
+}
+
+/// Runtimes keep their state on a tmpfs; where /run is none, it would measure the disk.
+fn usual_folder(host: &Host) -> PathBuf {
+    let usual = ["/run", "/dev/shm"].map(PathBuf::from);
+    let tmpfs = usual.into_iter().find(|p| host.fs_type(p) == "tmpfs");
+    tmpfs.unwrap_or_else(std::env::temp_dir)
+}
+
+fn measure(
+    options: &Options,
+    host: &Host,
+    scene: &Scene,
+    bench: &Bench<'_>,
+) -> Result<String, Error> {
+    let (found, mut missing) = programs::find(scene.folder.path());
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|o| o == name);
+    let found: Vec<Program> = found.into_iter().filter(|p| wanted(p.name)).collect();
+    missing.retain(|name| wanted(name));
+    let subjects: io::Result<Vec<Subject>> = found.iter().map(|p| scene.subject(p, host)).collect();
+    let subjects = subjects?;
+    if options.steps {
+        return floor_steps(&subjects, scene, bench);
+    }
+    let series = bench.interleave(&subjects, &|| !host.sweep(&scene.cgroup).is_empty());
+    if bench.interrupted.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err("interrupted".into());
+    }
+    let rows = found.iter().zip(series);
+    let rows = rows.map(|(p, series)| Row { version: p.version.clone(), series }).collect();
+    let report = Report {
+        verb: "run",
+        rows,
+        goals: vec![
+            Goal { name: "run_vs_floor", at_most: 1.5 },
+            Goal { name: "run_vs_crun", at_most: 0.6 },
+        ],
+        facts: facts(options, host, scene.folder.path()),
+        notes: notes(&missing, &subjects),
+    };
+    Ok(if options.json { format!("{:#}", report.json()) } else { report.text() })
+}
+
+fn floor_steps(subjects: &[Subject], scene: &Scene, bench: &Bench<'_>) -> Result<String, Error> {
+    let floor = subjects.iter().find(|s| s.name == programs::FLOOR).ok_or("no program `floor`")?;
+    let steps = steps::measure(bench, floor, &scene.plan, &scene.bundle)?;
+    Ok(steps.table(5.0).to_string())
+}
+
+fn facts(options: &Options, host: &Host, folder: &Path) -> Vec<(&'static str, Value)> {
+    let kind = options.bundle.to_possible_value();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let layout = if host.is_hybrid() { "hybrid" } else { "unified" };
+    vec![
+        ("bundle", kind.map_or_else(String::new, |k| k.get_name().to_owned()).into()),
+        ("kernel", kernel.trim().into()),
+        ("cgroups", layout.into()),
+        ("bundle_and_state_on", host.fs_type(folder).into()),
+        ("pause_ms", options.pause.into()),
+    ]
+}
+
+fn notes(missing: &[&str], subjects: &[Subject]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !missing.is_empty() {
+        notes.push(format!("not found: {}", missing.join(", ")));
+    }
+    for subject in subjects.iter().filter(|s| s.cover.is_some()) {
+        notes.push(format!(
+            "{} runs where the cgroup2 tree shows no controllers: it refuses this host otherwise",
+            subject.name
+        ));
+    }
+    notes
+}

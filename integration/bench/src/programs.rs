@@ -1,0 +1,125 @@
+//! The programs that a launch benchmark compares: where they are and how each is told
+//! to run a bundle.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::measure::{Job, Subject};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `PROG BUNDLE`
+    Floor,
+    /// `PROG --root DIR run --bundle B ID`, as runc has it
+    Runtime,
+    /// `PROG run --root DIR --bundle B ID`
+    Reference,
+}
+
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Of the table's row and of the ratio `run_vs_NAME`.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub path: PathBuf,
+    pub version: String,
+}
+
+pub const OURS: &str = "hafen-oci";
+pub const FLOOR: &str = "floor";
+
+/// (name, file, variable that names it, kind)
+const KNOWN: [(&str, &str, &str, Kind); 6] = [
+    (FLOOR, "floor", "HAFEN_FLOOR", Kind::Floor),
+    (OURS, "hafen-oci", "HAFEN_OCI", Kind::Runtime),
+    ("crun", "crun", "HAFEN_CRUN", Kind::Runtime),
+    ("runc", "runc", "HAFEN_RUNC", Kind::Runtime),
+    ("youki", "youki", "HAFEN_YOUKI", Kind::Runtime),
+    ("libcontainer", "reference", "HAFEN_REFERENCE", Kind::Reference),
+];
+
+/// Those that are here, and the names of those that are not. `scratch` is for what they write
+/// when asked for their version.
+pub fn find(scratch: &Path) -> (Vec<Program>, Vec<&'static str>) {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for (name, file, variable, kind) in KNOWN {
+        match locate(file, variable) {
+            Some(path) => {
+                let version = version(&path, kind, scratch);
+                found.push(Program { name, kind, path, version });
+            }
+            None => missing.push(name),
+        }
+    }
+    (found, missing)
+}
+
+/// What the environment names, else next to this program, else in PATH.
+pub fn locate(file: &str, variable: &str) -> Option<PathBuf> {
+    if let Some(named) = env::var_os(variable) {
+        return Some(PathBuf::from(named)).filter(|p| p.is_file());
+    }
+    let here = env::current_exe().ok()?.parent()?.to_owned();
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders = [here].into_iter().chain(env::split_paths(&path));
+    folders.find_map(|f| Some(f.join(file)).filter(|p| p.is_file()))
+}
+
+fn version(program: &Path, kind: Kind, scratch: &Path) -> String {
+    if kind == Kind::Floor {
+        return env!("CARGO_PKG_VERSION").into();
+    }
+    let mut command = Command::new(program);
+    // Without this crun makes /run/crun.
+    command.arg("--version").env("XDG_RUNTIME_DIR", scratch).stdin(Stdio::null());
+    let output = command.output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    first_version(&text).unwrap_or_else(|| "unknown".into())
+}
+
+/// The first word that begins with a digit: `crun version 1.8.1`.
+fn first_version(text: &str) -> Option<String> {
+    let mut words = text.split_whitespace().map(|w| w.trim_start_matches('v'));
+    words.find(|w| w.starts_with(|c: char| c.is_ascii_digit())).map(str::to_owned)
+}
+
+/// A launch: `run` of the bundle, which ends when the container has ended and is gone.
+pub fn launch(program: &Program, bundle: &Path, state: &Path, id: &str) -> Subject {
+    let words = |list: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
+        list.iter().map(|w| w.as_ref().to_owned()).collect()
+    };
+    let run = match program.kind {
+        Kind::Floor => words(&[&bundle]),
+        Kind::Runtime => words(&[&"--root", &state, &"run", &"--bundle", &bundle, &id]),
+        Kind::Reference => words(&[&"run", &"--root", &state, &"--bundle", &bundle, &id]),
+    };
+    let delete = words(&[&"--root", &state, &"delete", &"--force", &id]);
+    let rescue = match program.kind {
+        Kind::Runtime => vec![Job::new(&program.path, delete)],
+        Kind::Floor | Kind::Reference => vec![],
+    };
+    Subject {
+        name: program.name.into(),
+        before: vec![],
+        measured: Job::new(&program.path, run),
+        after: vec![],
+        rescue,
+        state: state.to_owned(),
+        cover: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_runtimes_print_them() {
+        assert_eq!(first_version("crun version 1.8.1\ncommit: f8a").as_deref(), Some("1.8.1"));
+        assert_eq!(first_version("runc version 1.1.5+ds1").as_deref(), Some("1.1.5+ds1"));
+        assert_eq!(first_version("tool v0.7.0").as_deref(), Some("0.7.0"));
+        assert_eq!(first_version(""), None);
+    }
+}

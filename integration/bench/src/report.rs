@@ -1,0 +1,299 @@
+//! Ratios, goals, and both ways to print them.
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Map, Value, json};
+
+use crate::measure::{Sample, Series};
+use crate::programs::{FLOOR, OURS};
+use crate::stats::{Spread, median, ratio, spread};
+
+/// A goal on a ratio of medians.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal {
+    pub name: &'static str,
+    pub at_most: f64,
+}
+
+/// One program's row.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub version: String,
+    pub series: Series,
+}
+
+impl Row {
+    fn values(&self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.series.samples.iter().map(of).collect()
+    }
+
+    fn wall(&self) -> Option<Spread> {
+        spread(&self.values(Sample::wall_ms))
+    }
+
+    fn cpu(&self) -> Option<f64> {
+        median(&self.values(Sample::cpu_ms))
+    }
+
+    fn peak(&self) -> Option<f64> {
+        median(&self.values(Sample::peak_mib))
+    }
+}
+
+#[derive(Debug)]
+pub struct Report {
+    /// What is compared, as in `run_vs_floor`.
+    pub verb: &'static str,
+    pub rows: Vec<Row>,
+    pub goals: Vec<Goal>,
+    /// Facts about the machine and the run.
+    pub facts: Vec<(&'static str, Value)>,
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|r| r.series.name == name)
+    }
+
+    /// `run_vs_X`, `cpu_run_vs_X` and `rss_run_vs_X`: ours divided by X, of medians; null
+    /// where one of the two has no successful run.
+    pub fn ratios(&self) -> Map<String, Value> {
+        let ours = self.row(OURS);
+        let mut all = Map::new();
+        for row in self.rows.iter().filter(|r| r.series.name != OURS) {
+            let name = format!("{}_vs_{}", self.verb, row.series.name);
+            let pair =
+                |of: &dyn Fn(&Row) -> Option<f64>| rounded(ratio(ours.and_then(of), of(row)));
+            all.insert(name.clone(), pair(&|r| r.wall().map(|w| w.median)));
+            all.insert(format!("cpu_{name}"), pair(&Row::cpu));
+            all.insert(format!("rss_{name}"), pair(&Row::peak));
+        }
+        all
+    }
+
+    /// Each goal with its ratio, and whether it is met; `None` when it was not measured.
+    pub fn goals(&self) -> Vec<(Goal, Option<f64>, Option<bool>)> {
+        let ratios = self.ratios();
+        let value = |goal: &Goal| ratios.get(goal.name).and_then(Value::as_f64);
+        let judge = |goal: &Goal| (*goal, value(goal), value(goal).map(|v| v <= goal.at_most));
+        self.goals.iter().map(judge).collect()
+    }
+
+    /// One object: the ratios, then what they come from.
+    pub fn json(&self) -> Value {
+        let mut all = self.ratios();
+        let each = |of: &dyn Fn(&Row) -> Value| -> Value {
+            self.rows.iter().map(|r| (r.series.name.clone(), of(r))).collect()
+        };
+        all.insert("medians".into(), each(&|r| self.row_json(r)));
+        all.insert("versions".into(), each(&|r| r.version.clone().into()));
+        let goals = self.goals().into_iter().map(|(goal, _, met)| {
+            (goal.name.to_owned(), json!({ "at_most": goal.at_most, "met": met }))
+        });
+        all.insert("goals".into(), goals.collect());
+        for (name, value) in &self.facts {
+            all.insert((*name).into(), value.clone());
+        }
+        all.insert("notes".into(), self.all_notes().into());
+        all.into()
+    }
+
+    fn row_json(&self, row: &Row) -> Value {
+        let wall = row.wall();
+        let series = &row.series;
+        json!({
+            "wall_ms": rounded(wall.map(|w| w.median)),
+            "wall_ms_p10": rounded(wall.map(|w| w.p10)),
+            "wall_ms_p90": rounded(wall.map(|w| w.p90)),
+            "cpu_ms": rounded(row.cpu()),
+            "peak_mib": rounded(row.peak()),
+            "wall_vs_floor": rounded(self.vs_floor(row)),
+            "runs": series.samples.len(),
+            "failures": series.failures,
+            "timeouts": series.timeouts,
+            "leftovers": series.leftovers,
+        })
+    }
+
+    fn vs_floor(&self, row: &Row) -> Option<f64> {
+        let wall = |r: &Row| r.wall().map(|w| w.median);
+        ratio(wall(row), self.row(FLOOR).and_then(wall))
+    }
+
+    pub fn text(&self) -> String {
+        let head = [
+            "program",
+            "version",
+            "wall ms",
+            "p10",
+            "p90",
+            "user+sys ms",
+            "peak MiB",
+            "wall / floor",
+            "cpu / floor",
+            "peak / floor",
+            "runs",
+            "failed",
+        ];
+        let mut table = table(&head);
+        for row in &self.rows {
+            table.add_row(self.cells(row));
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let facts: Vec<String> = self.facts.iter().map(fact_line).collect();
+        let goals = self.goals().into_iter().map(|(goal, value, met)| goal_line(goal, value, met));
+        let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
+        let lines: Vec<String> = goals.chain(notes).collect();
+        format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
+    }
+
+    fn cells(&self, row: &Row) -> Vec<String> {
+        let floor = self.row(FLOOR);
+        let wall = row.wall();
+        let over = |of: &dyn Fn(&Row) -> Option<f64>| number(ratio(of(row), floor.and_then(of)));
+        vec![
+            row.series.name.clone(),
+            row.version.clone(),
+            number(wall.map(|w| w.median)),
+            number(wall.map(|w| w.p10)),
+            number(wall.map(|w| w.p90)),
+            number(row.cpu()),
+            number(row.peak()),
+            over(&|r| r.wall().map(|w| w.median)),
+            over(&Row::cpu),
+            over(&Row::peak),
+            row.series.samples.len().to_string(),
+            failures(&row.series),
+        ]
+    }
+
+    fn all_notes(&self) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        if let Some(wall) = self.row(FLOOR).and_then(Row::wall).filter(Spread::is_noisy) {
+            notes.push(format!(
+                "the machine is noisy: the floor's p90 is {:.1} times its p10",
+                wall.p90 / wall.p10
+            ));
+        }
+        for Series { name, first_error, given_up, leftovers, .. } in
+            self.rows.iter().map(|r| &r.series)
+        {
+            if let Some(error) = first_error {
+                let end = if *given_up { "; given up" } else { "" };
+                notes.push(format!("{name} failed: {error}{end}"));
+            }
+            if *leftovers > 0 {
+                notes.push(format!("{name} left a cgroup behind {leftovers} times"));
+            }
+        }
+        notes
+    }
+}
+
+fn fact_line((name, value): &(&str, Value)) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    format!("{}: {text}", name.replace('_', " "))
+}
+
+fn failures(series: &Series) -> String {
+    match (series.failures, series.timeouts) {
+        (0, 0) => "-".into(),
+        (failed, 0) => failed.to_string(),
+        (0, late) => format!("{late} timed out"),
+        (failed, late) => format!("{failed}, {late} timed out"),
+    }
+}
+
+fn goal_line(goal: Goal, value: Option<f64>, met: Option<bool>) -> String {
+    let verdict = match met {
+        Some(true) => "met",
+        Some(false) => "NOT met",
+        None => "not measured",
+    };
+    format!("goal {} <= {}: {} ({verdict})", goal.name, goal.at_most, number(value))
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or("-".into(), |v| format!("{v:.2}"))
+}
+
+fn rounded(value: Option<f64>) -> Value {
+    value.map_or(Value::Null, |v| json!((v * 1000.0).round() / 1000.0))
+}
+
+/// A table without frame, so that it can be pasted anywhere.
+pub(crate) fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(head);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, wall_ms: &[u64]) -> Row {
+        let sample = |ms: &u64| Sample {
+            wall_ns: ms * 1_000_000,
+            user_us: 500,
+            sys_us: ms * 100,
+            peak_kib: 1024,
+        };
+        let samples = wall_ms.iter().map(sample).collect();
+        Row {
+            version: "1".into(),
+            series: Series { name: name.into(), samples, ..Series::default() },
+        }
+    }
+
+    fn report(rows: Vec<Row>) -> Report {
+        let goals = vec![
+            Goal { name: "run_vs_floor", at_most: 1.5 },
+            Goal { name: "run_vs_crun", at_most: 0.6 },
+        ];
+        Report {
+            verb: "run",
+            rows,
+            goals,
+            facts: vec![("bundle", "default".into())],
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn ratios_and_goals() {
+        let rows = vec![row(FLOOR, &[2, 2, 3]), row(OURS, &[3, 3, 9]), row("crun", &[4, 4, 4])];
+        let report = report(rows);
+        let json = report.json();
+        assert_eq!(json["run_vs_floor"], 1.5);
+        assert_eq!(json["run_vs_crun"], 0.75);
+        assert_eq!(json["rss_run_vs_crun"], 1.0);
+        assert_eq!(json["goals"]["run_vs_floor"]["met"], true);
+        assert_eq!(json["goals"]["run_vs_crun"]["met"], false);
+        assert_eq!(json["medians"]["crun"]["wall_vs_floor"], 2.0);
+        assert!(report.text().contains("NOT met"));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_null() {
+        let report = report(vec![row(FLOOR, &[2]), row("runc", &[])]);
+        let json = report.json();
+        assert!(json["run_vs_floor"].is_null());
+        assert!(json["medians"]["runc"]["wall_ms"].is_null());
+        assert!(json["goals"]["run_vs_crun"]["met"].is_null());
+        assert!(report.text().contains("not measured"));
+    }
+
+    #[test]
+    fn noise_and_failures_are_noted() {
+        let mut broken = row("crun", &[]);
+        broken.series.timeouts = 3;
+        broken.series.first_error = Some("timed out".into());
+        let report = report(vec![row(FLOOR, &[1, 1, 1, 5, 5]), broken]);
+        let text = report.text();
+        assert!(text.contains("noisy"), "{text}");
+        assert!(text.contains("3 timed out"), "{text}");
+    }
+}

@@ -1,0 +1,193 @@
+//! What a case needs of the machine. Decided before it runs: a lack is shown, never passed over.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::{Program, cgroup, program};
+
+/// Something that a machine may lack. Written through [`needs!`](crate::needs) or [`cases!`](crate::cases).
+#[derive(Debug, Clone, Copy)]
+pub enum Need {
+    /// Effective user 0.
+    Root,
+    /// An effective user other than 0.
+    Unprivileged,
+    /// The cgroup2 tree alone carries all controllers.
+    Unified,
+    /// A cgroup2 tree, and controllers bound to version 1.
+    Hybrid,
+    /// The cgroup2 tree has this controller.
+    Cgroup2(&'static str),
+    /// Limits of this controller can be set, in either version.
+    Limit(&'static str),
+    /// Debian's statically linked busybox.
+    Busybox,
+    /// A program on `PATH`.
+    Program(&'static str),
+    /// The reference engine was built.
+    Reference,
+    /// A path that must exist.
+    File(&'static str),
+    /// A file system type that the kernel has or can load.
+    FileSystem(&'static str),
+    /// At least this kernel (major, minor).
+    Kernel(u32, u32),
+    /// At least this many processors.
+    Cpus(usize),
+    /// A capability in the permitted set, such as `CAP_SYS_RESOURCE`.
+    Capability(&'static str),
+    /// User namespaces can be made.
+    UserNamespaces,
+    /// Anything else: what it is called, and whether it is there.
+    That(&'static str, fn() -> bool),
+}
+
+/// Where the suite runs, which says what may not be missing. From the variable `NEEDS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// Nothing is promised.
+    Unknown,
+    /// `native`: root on a machine with hybrid cgroups, Debian's peers installed.
+    Native,
+    /// `vm`: root in the virtual machine, cgroup v2 only.
+    Vm,
+    /// `vm-user`: an ordinary user with a delegated cgroup in the virtual machine.
+    VmUser,
+    /// `all`: nothing may be missing.
+    All,
+}
+
+impl Environment {
+    /// # Errors
+    /// A value of `NEEDS` that is none of the known ones.
+    pub fn from_variable() -> Result<Self, String> {
+        match std::env::var("NEEDS").as_deref() {
+            Err(_) | Ok("") => Ok(Self::Unknown),
+            Ok("native") => Ok(Self::Native),
+            Ok("vm") => Ok(Self::Vm),
+            Ok("vm-user") => Ok(Self::VmUser),
+            Ok("all") => Ok(Self::All),
+            Ok(other) => Err(format!("NEEDS={other}: must be native, vm, vm-user or all")),
+        }
+    }
+}
+
+impl Need {
+    /// Whether this machine has it.
+    #[must_use]
+    pub fn is_met(self) -> bool {
+        match self {
+            Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Unprivileged => !nix::unistd::geteuid().is_root(),
+            Self::Unified => cgroup::tree().is_some() && !has_v1_controllers(),
+            Self::Hybrid => cgroup::tree().is_some() && has_v1_controllers(),
+            Self::Cgroup2(controller) => cgroup::v2_controllers().iter().any(|c| c == controller),
+            Self::Limit(controller) => cgroup::has(controller),
+            Self::Busybox => program::busybox().is_some(),
+            Self::Program(name) => program::on_path(name).is_some(),
+            Self::Reference => Program::Reference.find().is_ok(),
+            Self::File(path) => Path::new(path).exists(),
+            Self::FileSystem(name) => has_file_system(name),
+            Self::Kernel(major, minor) => kernel().is_some_and(|found| found >= (major, minor)),
+            Self::Cpus(count) => {
+                std::thread::available_parallelism().is_ok_and(|n| n.get() >= count)
+            }
+            Self::Capability(name) => has_capability(name),
+            Self::UserNamespaces => std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
+                .is_ok_and(|t| t.trim() != "0"),
+            Self::That(_, check) => check(),
+        }
+    }
+
+    /// Whether an environment promises to have it, so that a lack is a failure of the set-up.
+    #[must_use]
+    pub const fn promised_by(self, environment: Environment) -> bool {
+        match environment {
+            Environment::Unknown => false,
+            Environment::All => true,
+            Environment::Native => matches!(
+                self,
+                Self::Root
+                    | Self::Hybrid
+                    | Self::Limit(_)
+                    | Self::Busybox
+                    | Self::Program(_)
+                    | Self::Reference
+                    | Self::FileSystem(_)
+                    | Self::UserNamespaces
+            ),
+            Environment::Vm => matches!(
+                self,
+                Self::Root
+                    | Self::Unified
+                    | Self::Cgroup2(_)
+                    | Self::Limit(_)
+                    | Self::Busybox
+                    | Self::Program(_)
+                    | Self::Reference
+                    | Self::FileSystem(_)
+                    | Self::Cpus(..=2)
+                    | Self::Capability(_)
+                    | Self::UserNamespaces
+            ),
+            Environment::VmUser => {
+                matches!(
+                    self,
+                    Self::Unprivileged | Self::Unified | Self::Busybox | Self::UserNamespaces
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::Unprivileged => f.write_str("an ordinary user"),
+            Self::Unified => f.write_str("unified cgroups"),
+            Self::Hybrid => f.write_str("hybrid cgroups"),
+            Self::Cgroup2(controller) => write!(f, "cgroup2 controller {controller}"),
+            Self::Limit(controller) => write!(f, "cgroup controller {controller}"),
+            Self::Busybox => f.write_str("busybox-static"),
+            Self::Program(name) => write!(f, "program {name}"),
+            Self::Reference => f.write_str("program hafen-reference"),
+            Self::File(path) => write!(f, "file {path}"),
+            Self::FileSystem(name) => write!(f, "file system {name}"),
+            Self::Kernel(major, minor) => write!(f, "Linux {major}.{minor}"),
+            Self::Cpus(count) => write!(f, "{count} processors"),
+            Self::Capability(name) => f.write_str(name),
+            Self::UserNamespaces => f.write_str("user namespaces"),
+            Self::That(name, _) => f.write_str(name),
+        }
+    }
+}
+
+fn has_v1_controllers() -> bool {
+    cgroup::hierarchies().iter().any(|h| h.controllers.iter().any(|c| !c.starts_with("name=")))
+}
+
+fn has_file_system(name: &str) -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.trim_start_matches("nodev").trim() == name) {
+        return true;
+    }
+    let Some(modprobe) = program::on_path("modprobe") else { return false };
+    std::process::Command::new(modprobe)
+        .args(["-n", "-q", name])
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+fn kernel() -> Option<(u32, u32)> {
+    let name = nix::sys::utsname::uname().ok()?;
+    let mut numbers = name.release().to_str()?.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn has_capability(name: &str) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap_or_default().trim();
+    hafen_inside::capability_names(mask).contains(name)
+}

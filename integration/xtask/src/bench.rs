@@ -1,0 +1,40 @@
+//! `cargo xtask bench`: builds what is measured and runs the measuring program.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use crate::setup::{self, Group};
+use crate::workspace;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// One container, from the command's start to its end, against crun, runc, libcontainer and a floor
+    #[command(disable_help_flag = true)]
+    Launch {
+        /// Options of bench-launch, such as --runs N and --json (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let Bench::Launch { words } = &options.bench;
+    setup::install(Group::Bench)?;
+    // Built alone, as `up` does: together with others it would get their choice of features.
+    workspace::build_release(&["hafen-oci"])?;
+    workspace::build_release(&["hafen-bench", "hafen-reference"])?;
+    let program = workspace::target()?.join("release/bench-launch");
+    let status = Command::new(&program)
+        .args(words)
+        .status()
+        .with_context(|| format!("run {}", program.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,165 @@
+//! `cargo xtask setup`: the Debian packages that building, running, testing and measuring need.
+//!
+//! What is there is found by looking at files; `apt-get` runs only when something is missing.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::command::{self, limited, on_path};
+use crate::workspace;
+
+const APT_LIMIT: Duration = Duration::from_secs(15 * 60);
+const VM_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Options {
+    /// For what
+    #[arg(value_enum, default_value_t = Group::Test)]
+    group: Group,
+}
+
+/// What somebody is going to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Group {
+    /// Build and run containers
+    Up,
+    /// Measure against Debian's runtimes
+    Bench,
+    /// Everything, with the virtual machine
+    Test,
+}
+
+pub(crate) fn run(options: Options) -> Result<ExitCode> {
+    install(options.group)?;
+    if options.group == Group::Test {
+        install_vm()?;
+    }
+    println!("set up for {}", format!("{:?}", options.group).to_lowercase());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How a package shows that it is installed.
+#[derive(Debug, Clone, Copy)]
+enum Proof {
+    /// Its program can be found.
+    Program(&'static str),
+    /// A file of it exists.
+    File(&'static str),
+    /// dpkg has its list of files; for a package whose files another one has as well.
+    Listed,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Package {
+    name: &'static str,
+    proof: Proof,
+}
+
+const fn package(name: &'static str, proof: Proof) -> Package {
+    Package { name, proof }
+}
+
+/// To build, and for the root filesystems.
+const UP: &[Package] = &[
+    package("gcc", Proof::Program("cc")),
+    package("libc6-dev", Proof::File("/usr/include/stdlib.h")),
+    package("pkg-config", Proof::Program("pkg-config")),
+    package("libseccomp-dev", Proof::File("/usr/include/seccomp.h")),
+    // The package busybox has the same file, linked against a libc that a container does not have.
+    package("busybox-static", Proof::Listed),
+];
+
+/// The peers.
+const BENCH: &[Package] =
+    &[package("crun", Proof::Program("crun")), package("runc", Proof::Program("runc"))];
+
+impl Group {
+    fn packages(self) -> Vec<Package> {
+        let lists: &[&[Package]] = match self {
+            Self::Up => &[UP],
+            Self::Bench | Self::Test => &[UP, BENCH],
+        };
+        lists.concat()
+    }
+}
+
+impl Package {
+    fn is_installed(self) -> bool {
+        match self.proof {
+            Proof::Program(name) => on_path(name).is_some(),
+            Proof::File(path) => Path::new(path).exists(),
+            Proof::Listed => {
+                Path::new("/var/lib/dpkg/info").join(self.name.to_owned() + ".list").exists()
+            }
+        }
+    }
+}
+
+/// Installs what is missing of a group's packages.
+pub(crate) fn install(group: Group) -> Result<()> {
+    let packages = group.packages().into_iter();
+    let missing: Vec<&str> = packages.filter(|p| !p.is_installed()).map(|p| p.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    ensure!(
+        on_path("apt-get").is_some(),
+        "these Debian packages are needed, and there is no apt-get to install them: {names}"
+    );
+    ensure!(
+        is_root()?,
+        "these Debian packages are missing: {names}; run this as root, or `apt-get install {names}`"
+    );
+    eprintln!("installing {names}");
+    apt_install(&missing)
+}
+
+/// Whether this program may install packages: its effective user owns its `/proc` folder.
+pub(crate) fn is_root() -> Result<bool> {
+    Ok(std::fs::metadata("/proc/self").context("stat /proc/self")?.uid() == 0)
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    // A source that cannot be reached and is not needed must not stand in the way, so only the install counts.
+    let update = apt(&["update"])?;
+    let mut words = vec!["install", "--yes", "--no-install-recommends"];
+    words.extend(packages);
+    let install = apt(&words)?;
+    if install.done {
+        return Ok(());
+    }
+    eprintln!("{}\n{}", update.text, install.text);
+    bail!("apt-get could not install {}: see its words above", packages.join(" "))
+}
+
+struct Apt {
+    done: bool,
+    text: String,
+}
+
+/// `apt-get` without questions; waits when another one holds the lock.
+fn apt(words: &[&str]) -> Result<Apt> {
+    let mut command = limited(APT_LIMIT, "apt-get");
+    command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(words);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    let output = command.output().with_context(|| format!("run {}", command::line(&command)))?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok(Apt {
+        done: output.status.success(),
+        text: String::from_utf8_lossy(&text).trim().to_owned(),
+    })
+}
+
+/// The virtual machine's kernel and QEMU; `vm-run` knows what it needs.
+pub(crate) fn install_vm() -> Result<()> {
+    let mut command = limited(VM_LIMIT, workspace::vm_run());
+    let end = command::run(VM_LIMIT, command.arg("--setup"))?;
+    ensure!(end.success(), "the virtual machine cannot be set up ({end}); see above");
+    Ok(())
+}

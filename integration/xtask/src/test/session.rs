@@ -1,0 +1,205 @@
+//! The steps of one run of `cargo xtask test`, what became of them, and the last words.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use comfy_table::Table;
+
+use super::artifacts::Artifacts;
+use super::tally::{Counts, Tally};
+use crate::command::{self, End};
+
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    tally: Tally,
+    steps: Vec<Step>,
+    /// Failures that no test's result line counts.
+    failed_steps: u64,
+}
+
+#[derive(Debug)]
+struct Step {
+    name: String,
+    took: Duration,
+    result: String,
+}
+
+impl Session {
+    /// A function as a step.
+    pub(super) fn act(&mut self, name: &str, action: impl FnOnce() -> Result<()>) -> bool {
+        let started = begin(name);
+        let failure = action().err().map(|error| format!("{error:#}"));
+        self.end(name, started, failure)
+    }
+
+    /// A program that must end with 0.
+    pub(super) fn step(&mut self, name: &str, limit: Duration, mut command: Command) -> bool {
+        let started = begin(name);
+        let failure = failure_of(command::run(limit, &mut command));
+        self.end(name, started, failure)
+    }
+
+    /// A build that says on its standard output what it made.
+    pub(super) fn collect(
+        &mut self,
+        name: &str,
+        limit: Duration,
+        mut command: Command,
+    ) -> Option<Artifacts> {
+        let started = begin(name);
+        let mut artifacts = Artifacts::default();
+        let end = command::read(limit, &mut command, |line| artifacts.read_line(line));
+        self.end(name, started, failure_of(end)).then_some(artifacts)
+    }
+
+    /// A program that prints test results.
+    pub(super) fn tests(
+        &mut self,
+        program: &str,
+        place: &str,
+        limit: Duration,
+        mut command: Command,
+    ) {
+        let name = format!("{program} {place}");
+        let started = begin(&name);
+        let mut found: Option<Counts> = None;
+        let end = command::read(limit, &mut command, |line| {
+            println!("{line}");
+            if let Some(counts) = self.tally.read_line(program, line) {
+                found = Some(found.unwrap_or_default().plus(counts));
+            }
+        });
+        self.end_tests(&name, started, end, found);
+    }
+
+    /// A failure that the tests count is not counted once more; a hang, a crash and silence are.
+    fn end_tests(&mut self, name: &str, started: Instant, end: Result<End>, found: Option<Counts>) {
+        let late = matches!(end, Ok(End::TimedOut(_)));
+        match (failure_of(end), found) {
+            (Some(_), Some(counts)) if counts.failed > 0 && !late => {
+                self.note(name, started, format!("FAILED, {counts}"));
+            }
+            (None, Some(counts)) => self.note(name, started, counts.to_string()),
+            (None, None) => {
+                let _ = self.end(name, started, Some("no test result was printed".to_owned()));
+            }
+            (failure, _) => {
+                let _ = self.end(name, started, failure);
+            }
+        }
+    }
+
+    /// A step that could not even begin.
+    pub(super) fn failed(&mut self, name: &str, why: &str) {
+        let _ = self.end(name, Instant::now(), Some(why.to_owned()));
+    }
+
+    fn end(&mut self, name: &str, started: Instant, failure: Option<String>) -> bool {
+        let good = failure.is_none();
+        if let Some(failure) = &failure {
+            eprintln!("FAILED: {name}: {failure}");
+            self.failed_steps += 1;
+        }
+        self.note(
+            name,
+            started,
+            failure.map_or_else(|| "ok".to_owned(), |f| format!("FAILED, {f}")),
+        );
+        good
+    }
+
+    fn note(&mut self, name: &str, started: Instant, result: String) {
+        self.steps.push(Step { name: name.to_owned(), took: started.elapsed(), result });
+    }
+
+    /// Prints the steps, the skipped tests and the total.
+    pub(super) fn finish(&self) -> ExitCode {
+        println!("\n{}", self.table());
+        for skipped in self.tally.skipped() {
+            println!("skipped: {}: {}: {}", skipped.program, skipped.name, skipped.reason);
+        }
+        let made_up_for = self.tally.made_up_for();
+        if made_up_for > 0 {
+            println!("ignored in one environment and run in another: {made_up_for}");
+        }
+        println!("{}", self.total());
+        if self.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
+    fn failures(&self) -> u64 {
+        self.tally.failed + self.failed_steps
+    }
+
+    fn total(&self) -> String {
+        let (passed, skipped) = (self.tally.passed, self.tally.skipped_count());
+        format!("total: {passed} passed, {} failed, {skipped} skipped", self.failures())
+    }
+
+    fn table(&self) -> Table {
+        let mut table = crate::table::new(["step", "seconds", "result"]);
+        for step in &self.steps {
+            let first_line = step.result.lines().next().unwrap_or_default();
+            table.add_row([&step.name, &format!("{:.1}", step.took.as_secs_f64()), first_line]);
+        }
+        table
+    }
+}
+
+fn begin(name: &str) -> Instant {
+    println!("== {name}");
+    Instant::now()
+}
+
+fn failure_of(end: Result<End>) -> Option<String> {
+    match end {
+        Ok(end) if end.success() => None,
+        Ok(end) => Some(end.to_string()),
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    /// The total after a shell script ran as a test program.
+    fn total(script: &str) -> String {
+        let mut session = Session::default();
+        let mut command = command::limited(LIMIT, "sh");
+        command.args(["-c", script]);
+        session.tests("program", "here", LIMIT, command);
+        session.total()
+    }
+
+    const GOOD: &str = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'";
+    const BAD: &str = "echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured'";
+
+    #[test]
+    fn results_are_the_total() {
+        assert_eq!(total(GOOD), "total: 3 passed, 0 failed, 1 skipped");
+        assert_eq!(total(&format!("{GOOD}; {GOOD}")), "total: 6 passed, 0 failed, 2 skipped");
+    }
+
+    #[test]
+    fn a_failed_test_is_counted_once() {
+        assert_eq!(total(&format!("{BAD}; exit 101")), "total: 2 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_crash_a_hang_and_silence_are_failures() {
+        assert_eq!(total(&format!("{GOOD}; exit 1")), "total: 3 passed, 1 failed, 1 skipped");
+        assert_eq!(total("sleep 30"), "total: 0 passed, 1 failed, 0 skipped");
+        assert_eq!(total(":"), "total: 0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_step_counts_only_when_it_fails() {
+        let mut session = Session::default();
+        assert!(session.act("good", || Ok(())));
+        assert!(!session.act("bad", || anyhow::bail!("no")));
+        assert_eq!(session.total(), "total: 0 passed, 1 failed, 0 skipped");
+    }
+}

@@ -1,0 +1,114 @@
+//! Runs containers through `hafen-oci`, each within a time.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::case::Case;
+use super::record::Record;
+use crate::command::{self, End, limited};
+
+/// Where `hafen-oci` keeps its state when nobody says otherwise.
+pub(crate) const STATE: &str = "/run/hafen-oci";
+
+/// For a container that takes three seconds.
+const RUN_LIMIT: Duration = Duration::from_secs(60);
+const CALL_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is known of a container after its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) end: End,
+    /// Of the container and of the runtime, both streams.
+    pub(crate) output: String,
+    pub(crate) record: Option<Record>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Runner {
+    program: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Runner {
+    pub(crate) fn new(program: PathBuf, scratch: &Path) -> Self {
+        Self { program, scratch: scratch.to_owned() }
+    }
+
+    /// Runs a container to its end, or ends it.
+    pub(crate) fn run(&self, case: &Case, rootfs: &Path) -> Result<Ended> {
+        let id = id(case);
+        let output = self.scratch.join(format!("{id}.output"));
+        let report = self.scratch.join(format!("{id}.json"));
+        let end = self.call_run(case, rootfs, &id, &output, &report)?;
+        if matches!(end, End::TimedOut(_)) {
+            self.remove(&id)?;
+        }
+        let text = fs::read(&output).with_context(|| format!("read {}", output.display()))?;
+        Ok(Ended {
+            end,
+            output: String::from_utf8_lossy(&text).into_owned(),
+            record: read_record(&report)?,
+        })
+    }
+
+    /// The output goes to a file: a pipe would stay open as long as anything of the container is left.
+    fn call_run(
+        &self,
+        case: &Case,
+        rootfs: &Path,
+        id: &str,
+        output: &Path,
+        report: &Path,
+    ) -> Result<End> {
+        let file = File::create(output).with_context(|| format!("create {}", output.display()))?;
+        let mut command = limited(RUN_LIMIT, &self.program);
+        command.args(["run", "--id", id, "--rootfs"]).arg(rootfs).arg("--report").arg(report);
+        command.args(&case.limits).arg("--").args(&case.command);
+        command.stdout(file.try_clone().context("dup")?).stderr(file);
+        command::run(RUN_LIMIT, &mut command)
+    }
+
+    /// `run` was stopped at its time limit: its container goes too.
+    fn remove(&self, id: &str) -> Result<()> {
+        let mut command = limited(CALL_LIMIT, &self.program);
+        let end = command::run(CALL_LIMIT, command.args(["delete", "--force", id]))?;
+        if !end.success() {
+            eprintln!("hafen-oci delete --force {id}: {end}");
+        }
+        Ok(())
+    }
+
+    /// Our containers that the runtime still knows.
+    pub(crate) fn left_behind(&self) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
+        let mut command = limited(CALL_LIMIT, &self.program);
+        let end = command::read(CALL_LIMIT, command.args(["list", "-q"]), |line| {
+            if line.starts_with(&prefix()) {
+                ids.push(line.to_owned());
+            }
+        })?;
+        anyhow::ensure!(end.success(), "hafen-oci list: {end}");
+        Ok(ids)
+    }
+}
+
+/// Another `up` may run at the same time.
+fn prefix() -> String {
+    format!("up-{}-", std::process::id())
+}
+
+fn id(case: &Case) -> String {
+    prefix() + &case.name.replace(' ', "-")
+}
+
+/// The report, if the runtime came that far.
+fn read_record(path: &Path) -> Result<Option<Record>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).map(Some).with_context(|| format!("parse {}", path.display()))
+}

@@ -1,0 +1,222 @@
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::io;
+use std::path::Path;
+
+use cgroups_rs::fs::blkio::BlkIoController;
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::cpuset::CpuSetController;
+use cgroups_rs::fs::devices::DevicesController;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{Controller, error};
+use hafen_sys::{CallError, Context};
+use nix::errno::Errno;
+
+use super::folder::Folder;
+use super::processes::{self, names_of};
+
+/// Another container's release may remove an empty folder above ours at any moment; then all is begun again. One that
+/// does so this often in a row is no coincidence.
+const ATTEMPTS: u32 = 64;
+
+/// Make a folder in the cgroup2 tree with all that is missing above it.
+pub(super) fn cgroup(
+    tree: &Path,
+    path: &Path,
+    controllers: &[String],
+    accounting: &[String],
+) -> Result<(), CallError> {
+    let call = || format!("make cgroup {}", path.display());
+    let (Ok(way), Some(name)) = (path.strip_prefix(tree), path.file_name().map(Path::new)) else {
+        return Err(CallError::errno(call(), Errno::EINVAL));
+    };
+    let wanted = Wanted { controllers, accounting };
+    let above = way.parent().unwrap_or(Path::new(""));
+    for _ in 0..ATTEMPTS {
+        match attempt(tree, above, name, &wanted) {
+            Err(e) if is_gone(&e) && tree.exists() => {}
+            Err(e) if e.is(Errno::EEXIST) => return take_over(path),
+            result => return result,
+        }
+    }
+    let why = format!("{} (a folder above it kept vanishing)", call());
+    Err(CallError::errno(why, Errno::ENOENT))
+}
+
+/// ENODEV is the answer of a file whose folder was removed while it was open.
+fn is_gone(e: &CallError) -> bool {
+    e.is(Errno::ENOENT) || e.is(Errno::ENODEV)
+}
+
+fn attempt(tree: &Path, above: &Path, name: &Path, wanted: &Wanted<'_>) -> Result<(), CallError> {
+    let parent = match ready(&tree.join(above), wanted) {
+        Some(parent) => parent,
+        None => prepare(tree, above, wanted)?,
+    };
+    parent.make(name).call(|| format!("make cgroup {}", parent.path.join(name).display()))
+}
+
+/// The usual case after the first container: everything above is there, with all its controllers. What a folder
+/// enables for those below it, the folders above it enable too.
+fn ready(parent: &Path, wanted: &Wanted<'_>) -> Option<Folder> {
+    let parent = Folder::open(parent).ok()?;
+    let enabled = parent.read("cgroup.subtree_control").ok()?;
+    wanted.missing_from(&enabled).is_empty().then_some(parent)
+}
+
+/// From the root down: enable, make, step in.
+fn prepare(tree: &Path, above: &Path, wanted: &Wanted<'_>) -> Result<Folder, CallError> {
+    let mut here = Folder::open(tree).call(|| format!("open {}", tree.display()))?;
+    for name in above {
+        wanted.enable(&here)?;
+        let name = Path::new(name);
+        match here.make(name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e).call(|| format!("make cgroup {}", here.path.join(name).display())),
+        }
+        here = here.enter(name).call(|| format!("open {}", here.path.join(name).display()))?;
+    }
+    wanted.enable(&here)?;
+    Ok(here)
+}
+
+struct Wanted<'a> {
+    controllers: &'a [String],
+    accounting: &'a [String],
+}
+
+impl Wanted<'_> {
+    fn missing_from(&self, enabled: &str) -> Vec<&str> {
+        let enabled: BTreeSet<&str> = enabled.split_whitespace().collect();
+        let all = self.controllers.iter().chain(self.accounting);
+        all.map(String::as_str).filter(|c| !enabled.contains(c)).collect()
+    }
+
+    /// Have the controllers in the folders below this one. All at once, and one by one only if that fails: then those
+    /// that merely count may be left out.
+    fn enable(&self, folder: &Folder) -> Result<(), CallError> {
+        const FILE: &str = "cgroup.subtree_control";
+        let file = || folder.path.join(FILE).display().to_string();
+        let enabled = folder.read(FILE).call(|| format!("read {}", file()))?;
+        let missing = self.missing_from(&enabled);
+        if missing.is_empty() || folder.write(FILE, &add(&missing)).is_ok() {
+            return Ok(());
+        }
+        for controller in missing {
+            match folder.write(FILE, &add(&[controller])) {
+                Err(e) if self.controllers.iter().any(|c| c == controller) => {
+                    return Err(explain(e, folder, controller));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add(controllers: &[&str]) -> String {
+    let signed: Vec<String> = controllers.iter().map(|c| format!("+{c}")).collect();
+    signed.join(" ")
+}
+
+/// Who holds it up: the kernel's answer alone tells nobody what to do.
+fn explain(e: CallError, folder: &Folder, controller: &str) -> CallError {
+    let path = folder.path.display();
+    let why = match Errno::from_raw(e.raw()) {
+        Errno::EBUSY => {
+            let pids = processes::names_of(&processes::own(folder).unwrap_or_default());
+            format!(
+                "{pids} in {path} itself, and a cgroup that holds processes cannot pass controllers on to those below it"
+            )
+        }
+        Errno::ENOENT if folder.path.exists() => {
+            format!("{path} has no {controller} controller, see its cgroup.controllers")
+        }
+        Errno::EOPNOTSUPP => format!("{path} is a threaded cgroup"),
+        _ => return e,
+    };
+    CallError::new(format!("{} ({why})", e.call), e.source)
+}
+
+/// A client may have made the folder for us. One with processes is in use by somebody else.
+fn take_over(path: &Path) -> Result<(), CallError> {
+    let call = || format!("make cgroup {}", path.display());
+    let folder = Folder::open(path).call(call)?;
+    let events = folder.read("cgroup.events").call(|| format!("read {}/cgroup.events", path.display()))?;
+    if events.lines().any(|l| l == "frozen 1") {
+        // Whatever is born in it would never run its first instruction.
+        return Err(CallError::errno(format!("{} (it is there already, and frozen)", call()), Errno::EEXIST));
+    }
+    if events.lines().any(|l| l == "populated 0") { Ok(()) } else { Err(in_use(path)) }
+}
+
+fn in_use(path: &Path) -> CallError {
+    let pids = processes::processes(path).unwrap_or_default();
+    let call = format!("make cgroup {} (in use by {})", path.display(), names_of(&pids));
+    CallError::errno(call, Errno::EEXIST)
+}
+
+/// Is the folder somebody else's? A file that a folder of this kind has not means that there is none.
+pub(super) fn check_free(path: &Path) -> Result<(), CallError> {
+    match processes::processes(path) {
+        Ok(pids) if !pids.is_empty() => Err(in_use(path)),
+        Err(e) if !is_gone(&e) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Make a folder in a v1 hierarchy with all that is missing above it. A new cpuset is useless until it has CPUs and
+/// memory nodes: cgroups-rs copies them from above, also into new folders on the way.
+pub(super) fn legacy(controllers: &str, path: &Path) -> Result<(), CallError> {
+    let controller = controller(controllers, path);
+    if controller.exists() {
+        return check_free(path);
+    }
+    let call = || format!("make v1 cgroup {}", path.display());
+    let mut result = Ok(());
+    for _ in 0..ATTEMPTS {
+        result = controller.create().map_err(|e| CallError::new(call(), cause(e)));
+        match &result {
+            Err(e) if is_gone(e) => {}
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Move a process; the kernel takes one pid per write.
+pub(super) fn enter(path: &Path, pid: i32) -> Result<(), CallError> {
+    let call = || format!("write \"{pid}\" to {}/cgroup.procs", path.display());
+    let Ok(number) = u64::try_from(pid) else {
+        return Err(CallError::errno(call(), Errno::ESRCH));
+    };
+    let entered = controller("", path).add_task_by_tgid(&number.into());
+    entered.map_err(|e| CallError::new(call(), cause(e)))
+}
+
+/// The view of cgroups-rs on a folder. Co-mounted controllers share one; of them only cpuset asks for more than
+/// a folder.
+fn controller(controllers: &str, path: &Path) -> Box<dyn Controller> {
+    let has = |name: &str| controllers.split(',').any(|c| c == name);
+    let (path, root) = (path.to_owned(), Path::new("/").to_owned());
+    if has("cpuset") {
+        Box::new(CpuSetController::new(path, root, false))
+    } else if has("cpu") {
+        Box::new(CpuController::new(path, root, false))
+    } else if has("memory") {
+        Box::new(MemController::new(path, root, false))
+    } else if has("devices") {
+        Box::new(DevicesController::new(path, root))
+    } else if has("blkio") {
+        Box::new(BlkIoController::new(path, root, false))
+    } else {
+        Box::new(PidController::new(path, root, false))
+    }
+}
+
+/// cgroups-rs names the file but not its folder, and keeps the kernel's answer inside: only that is taken.
+fn cause(e: error::Error) -> io::Error {
+    let answer = e.source().and_then(|s| s.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    answer.map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error)
+}

@@ -1,0 +1,74 @@
+//! Control groups: what a container may take of the machine, and how much of it it took.
+//!
+//! Processes live in one folder of the cgroup2 tree, and so do the limits of every controller of that tree. A
+//! controller that this host still binds to a v1 hierarchy gets a folder of the same relative name there, for its
+//! limits only. [`share`] says all that beforehand, [`perform`] does it, [`observe`] reads the kernel's numbers,
+//! [`release`] removes everything again.
+
+mod folder;
+mod knobs;
+mod layout;
+mod make;
+mod processes;
+mod release;
+mod share;
+mod usage;
+
+use std::io;
+
+use hafen_spec::plan::HostStep;
+use hafen_sys::{CallError, Context, file};
+use nix::errno::Errno;
+
+pub use knobs::{Setting, knobs, weight_from_shares};
+pub use layout::discover;
+pub use processes::{kill, processes, wait_empty};
+pub use release::release;
+pub use share::{Share, check_free, missing_parents, share};
+pub use usage::{Usage, observe};
+
+/// Carry out one step of [`Share::before`] or [`Share::beside`]; the latter need the pid of the process.
+///
+/// A folder that is there already is taken over if no process is in it; otherwise the error is EEXIST, and the folder
+/// must not be released: it belongs to somebody else.
+///
+/// # Errors
+/// Names the call, the value and the file, and who is in the way.
+pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
+    match step {
+        HostStep::MakeCgroup { tree, path, controllers, accounting } => {
+            make::cgroup(tree, path, controllers, accounting)
+        }
+        HostStep::MakeLegacyCgroup { controller, path } => make::legacy(controller, path),
+        HostStep::Knob(knob) => write(knob),
+        HostStep::DeviceProgram { cgroup, rules } => crate::device::confine(cgroup, rules),
+        HostStep::Enter { cgroup } => match pid {
+            Some(pid) => make::enter(cgroup, pid),
+            None => Err(misplaced(step, "there is no process yet")),
+        },
+        HostStep::MakeScratch { .. } => Err(misplaced(step, "not a step of the isolator")),
+    }
+}
+
+fn misplaced(step: &HostStep, why: &str) -> CallError {
+    CallError::new(step.to_string(), io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()))
+}
+
+/// A file that is not there limits nothing, so lifting its limit is done already.
+fn write(knob: &hafen_spec::plan::Knob) -> Result<(), CallError> {
+    match file::write_knob(&knob.file, &knob.value) {
+        Err(e) if e.is(Errno::ENOENT) && matches!(knob.value.as_str(), "max" | "-1") => Ok(()),
+        Err(e) if e.is(Errno::ENOENT) => Err(e.source).call(|| format!("{}{}", e.call, lack(knob))),
+        result => result,
+    }
+}
+
+/// Why the kernel may lack a file of an enabled controller.
+fn lack(knob: &hafen_spec::plan::Knob) -> &'static str {
+    match knob.file.file_name().and_then(|n| n.to_str()) {
+        Some("memory.swap.max" | "memory.memsw.limit_in_bytes") => {
+            " (this kernel does not account for swap, so linux.resources.memory.swap cannot hold)"
+        }
+        _ => "",
+    }
+}

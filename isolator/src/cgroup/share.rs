@@ -1,0 +1,214 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use hafen_spec::facts::{CgroupLayout, Home};
+use hafen_spec::plan::{Claim, HostStep, Knob};
+use hafen_spec::{HostFacts, Problems, Resolved};
+use hafen_sys::CallError;
+
+use super::knobs::{Setting, knobs};
+use super::make;
+use crate::device::{self, Confinement};
+
+/// The cgroups' part of a launch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Share {
+    /// In the order of making, which is not that of need: the folder with the processes comes last, so that a release in
+    /// reverse order kills first.
+    pub claims: Vec<Claim>,
+    /// Before the process exists.
+    pub before: Vec<HostStep>,
+    /// While it exists and waits.
+    pub beside: Vec<HostStep>,
+    /// The folder that the process is to be born in (`CLONE_INTO_CGROUP`); without it [`Share::beside`] moves it there.
+    pub born_in: Option<PathBuf>,
+}
+
+/// Enabled where the host has them, limits or not: they tell what a container took.
+const ACCOUNTING: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// The top folder of all containers that did not ask for another place. Whoever is last takes it away.
+const OWN_TOP: &str = "hafen";
+
+/// Which of the folders above the container's do not exist yet? They go away with it. Looks, changes nothing.
+#[must_use]
+pub fn missing_parents(resolved: &Resolved, facts: &HostFacts) -> BTreeSet<PathBuf> {
+    let mut missing = BTreeSet::new();
+    for folder in folders(resolved, facts) {
+        // From the top down: below a missing folder nothing needs to be looked up.
+        missing.extend(folder.above().into_iter().rev().skip_while(|f| f.exists()));
+    }
+    missing
+}
+
+/// Is one of the folders in use by somebody else? To be asked before the plan is saved: from then on its claims are
+/// released with all that is in them. Looks, changes nothing.
+///
+/// # Errors
+/// EEXIST names the folder and the processes in it.
+pub fn check_free(resolved: &Resolved, facts: &HostFacts, missing: &BTreeSet<PathBuf>) -> Result<(), CallError> {
+    for folder in folders(resolved, facts) {
+        let path = folder.path();
+        if !path.parent().is_some_and(|p| missing.contains(p)) && path.exists() {
+            make::check_free(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the limits of a container need, without looking at the machine.
+///
+/// # Errors
+/// Each limit that this host cannot enforce, with its field; or the one sentence that there is no cgroup2 tree.
+pub fn share(resolved: &Resolved, facts: &HostFacts, missing: &BTreeSet<PathBuf>) -> Result<Share, Problems> {
+    let mut problems = Problems::default();
+    let Some(tree) = &facts.cgroup.tree else {
+        problems.add("linux.cgroupsPath", NO_TREE);
+        return Err(problems);
+    };
+    let mut settings = knobs(&resolved.limits, &facts.cgroup)?;
+    let confinement = match device::confinement(&resolved.device_rules, facts) {
+        Ok(confinement) => confinement,
+        Err(why) => {
+            problems.add("linux.resources.devices", why);
+            return Err(problems);
+        }
+    };
+    let rules = match confinement {
+        Confinement::None => None,
+        Confinement::Program(rules) => Some(rules),
+        Confinement::Legacy(files) => {
+            settings.extend(files);
+            None
+        }
+    };
+
+    let name = resolved.cgroup.as_str();
+    let mut share = Share::default();
+    share.unified(&Place { hierarchy: tree, name }, facts, &settings, rules, missing);
+    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings) {
+        share.legacy(&Place { hierarchy, name }, &controllers, &settings, missing);
+    }
+    share.claims.reverse();
+    Ok(share)
+}
+
+const NO_TREE: &str = "this host has no cgroup2 file system mounted, which a container's processes live in: \
+    mount one, for example with \"mount -t cgroup2 none /sys/fs/cgroup/unified\"";
+
+impl Share {
+    fn unified(
+        &mut self,
+        place: &Place<'_>,
+        facts: &HostFacts,
+        settings: &[Setting],
+        rules: Option<Vec<hafen_spec::resolved::DeviceRule>>,
+        missing: &BTreeSet<PathBuf>,
+    ) {
+        let path = place.path();
+        let controllers = limited(settings, Home::Unified);
+        let counts = |c: &&str| facts.cgroup.home(c) == Home::Unified && !controllers.iter().any(|l| l == c);
+        let accounting = ACCOUNTING.into_iter().filter(counts).map(str::to_owned).collect();
+        self.claims.push(Claim::Cgroup { path: path.clone(), parents: place.parents(missing) });
+        let tree = place.hierarchy.to_owned();
+        self.before.push(HostStep::MakeCgroup { tree, path: path.clone(), controllers, accounting });
+        let own = settings.iter().filter(|s| s.home == Home::Unified);
+        self.before.extend(own.map(|s| knob(&path, s)));
+        if let Some(rules) = rules {
+            self.before.push(HostStep::DeviceProgram { cgroup: path.clone(), rules });
+        }
+        if facts.lacks("clone3") || facts.lacks("clone_into_cgroup") {
+            self.beside.push(HostStep::Enter { cgroup: path });
+        } else {
+            self.born_in = Some(path);
+        }
+    }
+
+    fn legacy(
+        &mut self,
+        place: &Place<'_>,
+        controllers: &[&str],
+        settings: &[Setting],
+        missing: &BTreeSet<PathBuf>,
+    ) {
+        let (path, controller) = (place.path(), controllers.join(","));
+        let parents = place.parents(missing);
+        self.claims.push(Claim::LegacyCgroup { controller: controller.clone(), path: path.clone(), parents });
+        self.before.push(HostStep::MakeLegacyCgroup { controller, path: path.clone() });
+        let here = |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
+        self.before.extend(settings.iter().filter(here).map(|s| knob(&path, s)));
+        self.beside.push(HostStep::Enter { cgroup: path });
+    }
+}
+
+fn knob(folder: &Path, setting: &Setting) -> HostStep {
+    HostStep::Knob(Knob { file: folder.join(&setting.file), value: setting.value.clone() })
+}
+
+/// Controllers with something to write, each once. Files named `cgroup.*` need none.
+fn limited(settings: &[Setting], home: Home) -> Vec<String> {
+    let mut controllers: Vec<String> = Vec::new();
+    for setting in settings.iter().filter(|s| s.home == home && s.controller != "cgroup") {
+        if !controllers.contains(&setting.controller) {
+            controllers.push(setting.controller.clone());
+        }
+    }
+    controllers
+}
+
+/// The v1 hierarchies with something to write, and their controllers. A cpuset that is co-mounted with one of them
+/// comes along: nothing can enter its folder before it has CPUs and memory nodes.
+fn legacy_groups<'a>(layout: &'a CgroupLayout, settings: &[Setting]) -> Vec<(&'a Path, Vec<&'a str>)> {
+    let limited = limited(settings, Home::Legacy);
+    let is_limited = |c: &str| limited.iter().any(|l| l == c);
+    let mut groups: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
+    for (controller, hierarchy) in &layout.legacy {
+        groups.entry(hierarchy).or_default().push(controller);
+    }
+    groups.retain(|_, controllers| controllers.iter().any(|c| is_limited(c)));
+    for controllers in groups.values_mut() {
+        controllers.retain(|c| is_limited(c) || *c == "cpuset");
+    }
+    groups.into_iter().collect()
+}
+
+/// A container's folder in one hierarchy.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    hierarchy: &'a Path,
+    /// Relative, without `..`.
+    name: &'a str,
+}
+
+impl Place<'_> {
+    fn path(&self) -> PathBuf {
+        self.hierarchy.join(self.name)
+    }
+
+    /// The folders between it and the top of the hierarchy, nearest first.
+    fn above(&self) -> Vec<PathBuf> {
+        let names = Path::new(self.name).ancestors().skip(1).filter(|n| !n.as_os_str().is_empty());
+        names.map(|n| self.hierarchy.join(n)).collect()
+    }
+
+    /// Those of them that go when the container goes.
+    fn parents(&self, missing: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+        let own = self.hierarchy.join(OWN_TOP);
+        self.above().into_iter().filter(|f| *f == own || missing.contains(f)).collect()
+    }
+}
+
+/// Every folder that [`share`] will claim.
+fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
+    // What cannot be enforced is told by `share`.
+    let mut settings = knobs(&resolved.limits, &facts.cgroup).unwrap_or_default();
+    if let Ok(Confinement::Legacy(files)) = device::confinement(&resolved.device_rules, facts) {
+        settings.extend(files);
+    }
+    let legacy = legacy_groups(&facts.cgroup, &settings).into_iter().map(|(hierarchy, _)| hierarchy);
+    let all = facts.cgroup.tree.iter().map(PathBuf::as_path).chain(legacy);
+    all.map(|hierarchy| Place { hierarchy, name: &resolved.cgroup }).collect()
+}
+
+#[cfg(test)]
+mod tests;

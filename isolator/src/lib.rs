@@ -1,0 +1,5 @@
+//! What a container may not see or take.
+
+pub mod cgroup;
+pub mod device;
+pub mod seccomp;

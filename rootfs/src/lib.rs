@@ -1,0 +1,12 @@
+//! What a container stands on.
+//!
+//! [`share`] turns a resolved container into its root file system, mounts, devices and links, as
+//! data: claims, and steps for the first process. [`source`] opens what those steps refer to on the
+//! host, once, before anything of the container's exists. [`release`] gives a claimed folder back.
+
+mod devices;
+pub mod release;
+mod share;
+pub mod source;
+
+pub use share::{CgroupView, Share, share};

@@ -1,0 +1,99 @@
+use std::path::{Path, PathBuf};
+
+use hafen_spec::plan::{ChildStep, Claim, HostStep};
+use hafen_spec::resolve::attr;
+use hafen_spec::resolved::{Attrs, Mount, MountKind, Resolved};
+
+use crate::devices;
+
+/// What the root file system adds to a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Share {
+    pub claims: Vec<Claim>,
+    pub before: Vec<HostStep>,
+    pub child: Vec<ChildStep>,
+}
+
+/// The folders that a `cgroup` mount shows: the container's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CgroupView {
+    pub tree: PathBuf,
+    /// v1 controllers with a folder of the container's own.
+    pub legacy: Vec<(String, PathBuf)>,
+    /// Some controller of this host is bound to a v1 hierarchy.
+    pub hybrid: bool,
+}
+
+/// The root file system and everything in it, in the order of the bundle. Pure.
+///
+/// `scratch` is the folder for the upper layer of an overlay, `scratch_inside` says that it lies inside the lower layer.
+#[must_use]
+pub fn share(
+    resolved: &Resolved,
+    cgroup: &CgroupView,
+    scratch: &Path,
+    scratch_inside: bool,
+) -> Share {
+    let mut share = Share::default();
+    if resolved.root.overlay {
+        share.claims.push(Claim::Scratch { path: scratch.to_owned() });
+        share.before.push(HostStep::MakeScratch { path: scratch.to_owned() });
+        share.child.push(ChildStep::RootOverlay {
+            lower: resolved.root.path.clone(),
+            scratch: scratch.to_owned(),
+            tmpfs: scratch_inside,
+        });
+    } else {
+        share.child.push(ChildStep::RootBind { path: resolved.root.path.clone() });
+    }
+    for mount in &resolved.mounts {
+        match mount.kind {
+            MountKind::Cgroup => share.child.extend(cgroup_mounts(mount, cgroup)),
+            _ => share.child.push(ChildStep::Mount(mount.clone())),
+        }
+    }
+    share.child.extend(devices::steps(resolved));
+    share
+}
+
+/// On a unified host the container sees its own folder of the one tree; on a hybrid one a tmpfs with its folder of
+/// each hierarchy in which it has one. Folders of others, and of the host, are never shown.
+fn cgroup_mounts(mount: &Mount, view: &CgroupView) -> Vec<ChildStep> {
+    let show = |source: &Path, destination: String| {
+        ChildStep::Mount(Mount {
+            destination,
+            kind: MountKind::Bind { source: source.to_owned(), recursive: false },
+            ..mount.clone()
+        })
+    };
+    if !view.hybrid {
+        return vec![show(&view.tree, mount.destination.clone())];
+    }
+    let mut steps = vec![hierarchy_folder(mount)];
+    for (controller, folder) in &view.legacy {
+        steps.push(show(folder, format!("{}/{controller}", mount.destination)));
+    }
+    steps.push(show(&view.tree, format!("{}/unified", mount.destination)));
+    if mount.attrs.set & attr::RDONLY != 0 {
+        steps.push(ChildStep::SetAttributes {
+            path: mount.destination.clone(),
+            attrs: Attrs { set: attr::RDONLY, clear: 0 },
+        });
+    }
+    steps
+}
+
+/// Writable until the mount points in it are made.
+fn hierarchy_folder(mount: &Mount) -> ChildStep {
+    ChildStep::Mount(Mount {
+        destination: mount.destination.clone(),
+        kind: MountKind::New {
+            fstype: "tmpfs".to_owned(),
+            source: "tmpfs".to_owned(),
+            options: vec![("mode".to_owned(), Some("755".to_owned()))],
+        },
+        attrs: Attrs { set: mount.attrs.set & !attr::RDONLY, clear: mount.attrs.clear },
+        recursive_attrs: Attrs::default(),
+        propagation: mount.propagation.clone(),
+    })
+}

@@ -1,0 +1,75 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// What a resolution may know of the machine. Gathered once by the program, read-only after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct HostFacts {
+    pub cgroup: CgroupLayout,
+    /// Effective user id of the runtime.
+    pub euid: u32,
+    /// Capability bits of the bounding set: nothing outside it can be given.
+    pub bounding: u64,
+    /// Effective capability bits of the runtime itself.
+    pub effective: u64,
+    /// The highest capability that the kernel knows (`/proc/sys/kernel/cap_last_cap`).
+    pub last_cap: u32,
+    /// `oom_score_adj` of the runtime: without CAP_SYS_RESOURCE it cannot be lowered (proc(5)).
+    pub oom_score_adj: i32,
+    /// Hard limits of the runtime by resource name: without CAP_SYS_RESOURCE they cannot be raised (getrlimit(2)).
+    pub hard_limits: BTreeMap<String, u64>,
+    /// Calls of the kernel interface that are missing here; see the feature table of `hafen-sys`.
+    pub missing_calls: Vec<String>,
+    /// File systems that the kernel can mount (`/proc/filesystems`).
+    pub filesystems: Vec<String>,
+}
+
+impl HostFacts {
+    #[must_use]
+    pub fn lacks(&self, call: &str) -> bool {
+        self.missing_calls.iter().any(|c| c == call)
+    }
+
+    #[must_use]
+    pub fn has_capability(&self, cap: caps::Capability) -> bool {
+        self.effective & cap.bitmask() != 0
+    }
+}
+
+/// Where each cgroup controller lives on this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CgroupLayout {
+    /// Mount point of the one cgroup2 tree that carries every process.
+    pub tree: Option<PathBuf>,
+    /// Controllers that the root of that tree offers.
+    pub unified: Vec<String>,
+    /// Controllers bound to a v1 hierarchy, with the mount point of that hierarchy.
+    pub legacy: BTreeMap<String, PathBuf>,
+    /// Named v1 hierarchies without a controller (`name=systemd`).
+    pub named: BTreeMap<String, PathBuf>,
+}
+
+/// Where one controller's files are to be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// In the cgroup2 tree, beside the processes.
+    Unified,
+    /// In a v1 hierarchy of its own.
+    Legacy,
+    /// Nowhere: the kernel lacks it, or it is mounted nowhere.
+    Absent,
+}
+
+impl CgroupLayout {
+    #[must_use]
+    pub fn home(&self, controller: &str) -> Home {
+        if self.unified.iter().any(|c| c == controller) {
+            Home::Unified
+        } else if self.legacy.contains_key(controller) {
+            Home::Legacy
+        } else {
+            Home::Absent
+        }
+    }
+}

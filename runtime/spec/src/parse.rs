@@ -1,0 +1,149 @@
+//! `config.json` bytes to `oci_spec` types, naming *every* field of a wrong type.
+
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+
+use crate::Problems;
+
+/// More wrong fields than this are not a slip of the pen.
+const MOST_PROBLEMS: usize = 64;
+
+/// Read a runtime specification.
+///
+/// # Errors
+/// Names the line and column of broken JSON, or each field that does not fit the schema of runtime-spec 1.x.
+pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
+    if let Ok(spec) = serde_json::from_slice(bytes) {
+        return Ok(spec);
+    }
+    let mut problems = Problems::default();
+    match serde_json::from_slice(bytes) {
+        Ok(value) => collect(value, &mut problems),
+        Err(e) => problems.add("config.json", format!("not JSON: {e}")),
+    }
+    Err(problems)
+}
+
+/// Deserialise again and again, each time without the part that was wrong before.
+fn collect(mut value: Value, problems: &mut Problems) {
+    for _ in 0..MOST_PROBLEMS {
+        let error = match serde_path_to_error::deserialize::<_, Spec>(&value) {
+            Ok(_) => return,
+            Err(e) => e,
+        };
+        let path = error.path().to_string();
+        let reason = error.into_inner().to_string();
+        if !is_consequence(&path, problems) {
+            problems.add(name(&path, &reason), reason);
+        }
+        if !cut(&mut value, &path) {
+            return;
+        }
+    }
+}
+
+/// A missing field is reported at its parent: name the field itself.
+fn name(path: &str, reason: &str) -> String {
+    let missing = reason.strip_prefix("missing field `").and_then(|r| r.split('`').next());
+    match (path, missing) {
+        (".", Some(field)) => field.to_owned(),
+        (".", None) => "config.json".to_owned(),
+        (_, Some(field)) => format!("{path}.{field}"),
+        (_, None) => path.to_owned(),
+    }
+}
+
+/// Cutting a wrong required field makes its parent incomplete: that is no news.
+fn is_consequence(path: &str, problems: &Problems) -> bool {
+    problems.0.iter().any(|p| {
+        p.field
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.') || rest.starts_with('['))
+    })
+}
+
+/// Remove the node at `path`; false where nothing smaller than the document could go.
+fn cut(value: &mut Value, path: &str) -> bool {
+    if path == "." {
+        return supply_version(value);
+    }
+    let keys = split(path);
+    let Some((last, parents)) = keys.split_last() else { return false };
+    let mut node = value;
+    for key in parents {
+        let next = match key.parse::<usize>() {
+            Ok(i) if node.is_array() => node.get_mut(i),
+            _ => node.get_mut(key.as_str()),
+        };
+        match next {
+            Some(n) => node = n,
+            None => return false,
+        }
+    }
+    match node {
+        Value::Object(map) => map.remove(last.as_str()).is_some(),
+        Value::Array(list) => match last.parse::<usize>() {
+            // Replacing would need a valid element; a null keeps the numbering only for
+            // arrays of options, so the rest of a wrong list is judged once it is mended.
+            Ok(i) if i < list.len() => {
+                list.truncate(i);
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// The only required field of the document itself is `ociVersion`.
+fn supply_version(value: &mut Value) -> bool {
+    let Value::Object(map) = value else { return false };
+    map.insert("ociVersion".to_owned(), Value::from("1.0.0")).is_none()
+}
+
+fn split(path: &str) -> Vec<String> {
+    path.split(['.', '[', ']']).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str) -> Vec<String> {
+        parse(json.as_bytes()).unwrap_err().0.into_iter().map(|p| p.field).collect()
+    }
+
+    #[test]
+    fn every_wrong_field_is_named_once() {
+        let found = fields(
+            r#"{"ociVersion":"1.0.2","hostname":5,
+                "process":{"cwd":7,"user":{"uid":"root","gid":0},"args":["true"]},
+                "linux":{"namespaces":[{"type":"mount"},{"type":"moon"}]}}"#,
+        );
+        for field in ["hostname", "process.cwd", "process.user.uid", "linux.namespaces[1].type"] {
+            assert_eq!(found.iter().filter(|f| *f == field).count(), 1, "{field} in {found:?}");
+        }
+        assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        assert_eq!(fields("{}"), ["ociVersion"]);
+        assert_eq!(
+            fields(r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0}}}"#),
+            ["process.cwd"]
+        );
+    }
+
+    #[test]
+    fn broken_json_has_a_place() {
+        let problems = parse(b"{\n \"ociVersion\": \"1.0.2\",\n").unwrap_err();
+        assert_eq!(problems.0[0].field, "config.json");
+        assert!(problems.0[0].reason.contains("line 3"), "{problems}");
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        assert!(parse(br#"{"ociVersion":"1.3.0","newThing":{"a":1}}"#).is_ok());
+    }
+}

@@ -1,0 +1,397 @@
+//! The plan: what will exist ([`Claim`]), what the runtime does ([`HostStep`]), what the
+//! container's first process does before it becomes the user's program ([`ChildStep`]).
+//!
+//! Claims are saved before the first effect, so that clean-up needs nothing held in memory.
+//! Steps are for running and for reading: `explain` prints them, nothing decides by them later.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::resolved::{
+    Attrs, Capabilities, Device, DeviceRule, Mount, MountKind, Namespace, Propagation, Rlimit,
+};
+
+/// Something of the host's that exists because of this container, named before it exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Claim {
+    /// The folder in the cgroup2 tree that carries the processes. Released by killing what is
+    /// inside and removing the folder with all below it.
+    #[serde(rename_all = "camelCase")]
+    Cgroup {
+        /// Absolute path of the folder.
+        path: PathBuf,
+        /// Folders above it, nearest first, that are removed with it if they are empty by then.
+        parents: Vec<PathBuf>,
+    },
+    /// The folder of one controller in a v1 hierarchy. Released by removing it and all below it,
+    /// after the processes are gone.
+    #[serde(rename_all = "camelCase")]
+    LegacyCgroup { controller: String, path: PathBuf, parents: Vec<PathBuf> },
+    /// Upper layer and work folder of an overlay. Released by removing the tree, never through a mount point.
+    Scratch { path: PathBuf },
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cgroup { path, .. } => write!(f, "cgroup {}", path.display()),
+            Self::LegacyCgroup { controller, path, .. } => {
+                write!(f, "v1 cgroup {} ({controller})", path.display())
+            }
+            Self::Scratch { path } => write!(f, "scratch folder {}", path.display()),
+        }
+    }
+}
+
+/// A step of the runtime itself, on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "do")]
+pub enum HostStep {
+    /// Make a folder in the cgroup2 tree and have its controllers enabled from the root down.
+    MakeCgroup {
+        tree: PathBuf,
+        path: PathBuf,
+        /// Those with limits: the launch fails without them.
+        controllers: Vec<String>,
+        /// Those that only count: enabled where the folders above allow it.
+        accounting: Vec<String>,
+    },
+    /// Make a folder in a v1 hierarchy.
+    MakeLegacyCgroup {
+        controller: String,
+        path: PathBuf,
+    },
+    /// Write a value to a file of the kernel.
+    Knob(Knob),
+    /// Load the device rules as an eBPF program and attach it to the cgroup (cgroup v2).
+    DeviceProgram {
+        cgroup: PathBuf,
+        rules: Vec<DeviceRule>,
+    },
+    MakeScratch {
+        path: PathBuf,
+    },
+    /// Put the new process into a cgroup by writing its pid to `cgroup.procs`.
+    Enter {
+        cgroup: PathBuf,
+    },
+}
+
+/// A kernel file and the value it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Knob {
+    pub file: PathBuf,
+    pub value: String,
+}
+
+impl fmt::Display for HostStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MakeCgroup { path, controllers, accounting, .. } => {
+                write!(f, "make cgroup {}", path.display())?;
+                if !controllers.is_empty() {
+                    write!(f, " with controllers {}", controllers.join(" "))?;
+                }
+                if !accounting.is_empty() {
+                    write!(f, ", counting {}", accounting.join(" "))?;
+                }
+                Ok(())
+            }
+            Self::MakeLegacyCgroup { controller, path } => {
+                write!(f, "make v1 cgroup {} ({controller})", path.display())
+            }
+            Self::Knob(knob) => write!(f, "write {:?} to {}", knob.value, knob.file.display()),
+            Self::DeviceProgram { cgroup, rules } => {
+                write!(
+                    f,
+                    "attach a device program of {} rules to {}",
+                    rules.len(),
+                    cgroup.display()
+                )
+            }
+            Self::MakeScratch { path } => {
+                write!(f, "make folder {} with upper and work", path.display())
+            }
+            Self::Enter { cgroup } => {
+                write!(f, "write the pid to {}/cgroup.procs", cgroup.display())
+            }
+        }
+    }
+}
+
+/// How the first process is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spawn {
+    /// Namespaces that clone3(2) makes. The cgroup namespace is not among them: it is unshared
+    /// once the process stands in its cgroup.
+    pub namespaces: Vec<Namespace>,
+    /// Folder of the cgroup2 tree that the process is born in (CLONE_INTO_CGROUP, Linux 5.7).
+    pub cgroup: Option<PathBuf>,
+}
+
+impl fmt::Display for Spawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.namespaces.iter().map(|n| n.file()).collect();
+        write!(f, "clone a process with new namespaces [{}]", names.join(" "))?;
+        match &self.cgroup {
+            Some(cgroup) => write!(f, ", born in {}", cgroup.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A step of the container's first process, in its own namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "do")]
+pub enum ChildStep {
+    /// Default action for every signal, nothing blocked.
+    ResetSignals,
+    /// A session of its own (setsid(2)).
+    NewSession,
+    /// A session keyring of its own (keyrings(7)).
+    NewKeyring {
+        name: String,
+    },
+    OomScoreAdj {
+        value: i32,
+    },
+    Join {
+        namespace: Namespace,
+        path: PathBuf,
+    },
+    /// Set the propagation of every mount that the new namespace inherited.
+    HostPropagation {
+        propagation: Propagation,
+    },
+    /// Make a bind mount of the root file system, so that it can become `/`.
+    RootBind {
+        path: PathBuf,
+    },
+    /// Stand on an overlay: `lower` read-only below, changes in `scratch`.
+    RootOverlay {
+        lower: PathBuf,
+        scratch: PathBuf,
+        /// The scratch folder lies inside the lower layer: a private tmpfs is mounted over it.
+        tmpfs: bool,
+    },
+    Mount(Mount),
+    /// Change the attributes of the mount at `path`.
+    SetAttributes {
+        path: String,
+        attrs: Attrs,
+    },
+    Device(Device),
+    Symlink {
+        path: String,
+        target: String,
+    },
+    /// Make a folder inside the root if it is missing.
+    Folder {
+        path: String,
+    },
+    /// Hide a file behind /dev/null, a folder behind an empty read-only tmpfs.
+    Mask {
+        path: String,
+    },
+    ReadonlyPath {
+        path: String,
+    },
+    Sysctl {
+        key: String,
+        value: String,
+    },
+    Hostname {
+        name: String,
+    },
+    Domainname {
+        name: String,
+    },
+    /// Wait until the runtime has finished everything on its side; end of file means abort.
+    AwaitGo,
+    UnshareCgroup,
+    /// Make the root file system `/` and let go of the host's.
+    ChangeRoot {
+        how: ChangeRoot,
+    },
+    RootPropagation {
+        propagation: Propagation,
+    },
+    RootReadonly,
+    Umask {
+        mask: u32,
+    },
+    Rlimit(Rlimit),
+    NoNewPrivileges,
+    /// Drop from the bounding set everything that is not kept.
+    BoundingSet {
+        keep: u64,
+    },
+    Ids {
+        uid: u32,
+        gid: u32,
+        additional_gids: Vec<u32>,
+    },
+    Capabilities(Capabilities),
+    WorkingDirectory {
+        path: String,
+    },
+    /// Close every descriptor but the standard three, `preserved` after them, and the launch's own pipes.
+    CloseDescriptors {
+        preserved: u32,
+    },
+    /// Find the program in the container, with the rights of its user.
+    FindProgram {
+        candidates: Vec<String>,
+    },
+    Seccomp {
+        instructions: usize,
+    },
+    /// `create` ends here; wait for `start`.
+    AwaitStart,
+    Execute {
+        program: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeRoot {
+    /// pivot_root(2), and the old root is unmounted.
+    Pivot,
+    /// Move the root mount over `/` and chroot(2) into it (`--no-pivot`).
+    Move,
+    /// chroot(2) only: there is no mount namespace of the container's own.
+    Chroot,
+}
+
+impl fmt::Display for ChildStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ResetSignals => f.write_str("reset signals"),
+            Self::NewSession => f.write_str("start a session"),
+            Self::NewKeyring { name } => write!(f, "join a new session keyring {name}"),
+            Self::OomScoreAdj { value } => {
+                write!(f, "write \"{value}\" to /proc/self/oom_score_adj")
+            }
+            Self::Join { namespace, path } => {
+                write!(f, "join {} namespace {}", namespace.file(), path.display())
+            }
+            Self::HostPropagation { propagation } => {
+                write!(f, "make every inherited mount {propagation:?}")
+            }
+            Self::RootBind { path } => write!(f, "bind root file system {}", path.display()),
+            Self::RootOverlay { lower, scratch, tmpfs } => {
+                let medium = if *tmpfs { " (tmpfs)" } else { "" };
+                write!(
+                    f,
+                    "mount overlay on \"/\" (lower {}, upper in {}{medium})",
+                    lower.display(),
+                    scratch.display()
+                )
+            }
+            Self::Mount(mount) => write_mount(mount, f),
+            Self::SetAttributes { path, attrs } => {
+                write!(f, "set {:#x} clear {:#x} on the mount at {path:?}", attrs.set, attrs.clear)
+            }
+            Self::Device(d) => write!(
+                f,
+                "make device {} ({:?} {}:{}, mode {:o})",
+                d.path, d.kind, d.major, d.minor, d.mode
+            ),
+            Self::Symlink { path, target } => write!(f, "make symlink {path} -> {target}"),
+            Self::Folder { path } => write!(f, "make folder {path} if it is missing"),
+            Self::Mask { path } => write!(f, "mask {path}"),
+            Self::ReadonlyPath { path } => write!(f, "make {path} read-only"),
+            Self::Sysctl { key, value } => write!(f, "write {value:?} to /proc/sys/{key}"),
+            Self::Hostname { name } => write!(f, "set hostname {name:?}"),
+            Self::Domainname { name } => write!(f, "set domainname {name:?}"),
+            Self::AwaitGo => f.write_str("wait for the runtime's part"),
+            Self::UnshareCgroup => f.write_str("unshare the cgroup namespace"),
+            Self::ChangeRoot { how: ChangeRoot::Pivot } => {
+                f.write_str("pivot_root and unmount the host's root")
+            }
+            Self::ChangeRoot { how: ChangeRoot::Move } => {
+                f.write_str("move the root mount to / and chroot")
+            }
+            Self::ChangeRoot { how: ChangeRoot::Chroot } => {
+                f.write_str("chroot into the root file system")
+            }
+            Self::RootPropagation { propagation } => write!(f, "make \"/\" {propagation:?}"),
+            Self::RootReadonly => f.write_str("make \"/\" read-only"),
+            Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
+            Self::Rlimit(l) => write!(f, "set {} soft {} hard {}", l.name, l.soft, l.hard),
+            Self::NoNewPrivileges => f.write_str("set no_new_privs"),
+            Self::BoundingSet { keep } => {
+                write!(f, "drop all capabilities but {keep:#x} from the bounding set")
+            }
+            Self::Ids { uid, gid, additional_gids } => {
+                write!(f, "become uid {uid} gid {gid} groups {additional_gids:?}")
+            }
+            Self::Capabilities(c) => write!(
+                f,
+                "set capabilities effective {:#x} permitted {:#x} inheritable {:#x} ambient {:#x}",
+                c.effective, c.permitted, c.inheritable, c.ambient
+            ),
+            Self::WorkingDirectory { path } => write!(f, "chdir to cwd {path:?}"),
+            Self::CloseDescriptors { preserved } => {
+                write!(f, "close all descriptors from {}", 3 + preserved)
+            }
+            Self::FindProgram { candidates } => {
+                write!(f, "find program {}", candidates.join(" or "))
+            }
+            Self::Seccomp { instructions } => {
+                write!(f, "install a seccomp filter of {instructions} instructions")
+            }
+            Self::AwaitStart => f.write_str("wait for start"),
+            Self::Execute { program } => write!(f, "exec {program:?}"),
+        }
+    }
+}
+
+fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let to = &mount.destination;
+    match &mount.kind {
+        MountKind::New { fstype, options, .. } => {
+            write!(f, "mount {fstype} on {to:?}")?;
+            for (i, (key, value)) in options.iter().enumerate() {
+                let separator = if i == 0 { " (" } else { "," };
+                write!(f, "{separator}{key}")?;
+                if let Some(value) = value {
+                    write!(f, "={value}")?;
+                }
+            }
+            if !options.is_empty() {
+                f.write_str(")")?;
+            }
+        }
+        MountKind::Bind { source, recursive } => {
+            let kind = if *recursive { "rbind" } else { "bind" };
+            write!(f, "{kind} {} on {to:?}", source.display())?;
+        }
+        MountKind::Cgroup => write!(f, "mount cgroup on {to:?}")?,
+    }
+    if !mount.attrs.is_empty() {
+        write!(f, " set {:#x} clear {:#x}", mount.attrs.set, mount.attrs.clear)?;
+    }
+    for (propagation, recursive) in &mount.propagation {
+        write!(f, " {}{propagation:?}", if *recursive { "recursively " } else { "" })?;
+    }
+    Ok(())
+}
+
+/// Everything about one launch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    pub claims: Vec<Claim>,
+    /// Before the process exists.
+    pub before: Vec<HostStep>,
+    pub spawn: Spawn,
+    /// While the process exists and waits at [`ChildStep::AwaitGo`] at the latest.
+    pub beside: Vec<HostStep>,
+    pub child: Vec<ChildStep>,
+}

@@ -1,0 +1,169 @@
+//! Spec and host facts to a [`Resolved`] container: defaults, validation, all problems at once.
+
+mod limits;
+mod linux;
+mod mounts;
+mod options;
+mod process;
+mod unsupported;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+
+use crate::resolved::{Namespace, Resolved, Root};
+use crate::{HostFacts, Problems};
+
+pub use linux::sysctl_path;
+pub use options::{FLAG_OPTIONS, MountOptions, attr};
+pub use process::RLIMITS;
+
+/// Longest name of a container: it becomes a file name (NAME_MAX) with a suffix.
+const LONGEST_ID: usize = 200;
+
+/// What the command line adds to the bundle.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub id: String,
+    /// Absolute path of the bundle.
+    pub bundle: PathBuf,
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
+    pub preserve_fds: u32,
+    /// Stand on an overlay whose lower layer is `root.path`.
+    pub overlay: bool,
+}
+
+/// Resolve a specification for this host.
+///
+/// # Errors
+/// Every problem found, each with its field.
+pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Resolved, Problems> {
+    let mut problems = Problems::default();
+    let mut warnings = Vec::new();
+    check_id(&options.id, &mut problems);
+    check_version(spec.version(), &mut problems);
+    unsupported::check(spec, &mut problems);
+
+    let namespaces = linux::namespaces(spec, &mut problems);
+    let process = process::process(spec, facts, options, &mut problems, &mut warnings);
+    let limits = limits::limits(spec, facts, &mut problems);
+    let resolved = Resolved {
+        id: options.id.clone(),
+        bundle: options.bundle.clone(),
+        oci_version: spec.version().clone(),
+        annotations: annotations(spec, &mut problems),
+        root: root(spec, options, &mut problems),
+        mounts: mounts::mounts(spec, options, &mut problems),
+        devices: linux::devices(spec, &mut problems),
+        masked_paths: linux::paths(spec, "maskedPaths", &mut problems),
+        readonly_paths: linux::paths(spec, "readonlyPaths", &mut problems),
+        hostname: linux::uts_name(spec.hostname(), "hostname", &namespaces, &mut problems),
+        domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
+        sysctl: linux::sysctl(spec, &namespaces, &mut problems),
+        cgroup: linux::cgroup(spec, &options.id, &mut problems),
+        device_rules: linux::device_rules(spec, &mut problems),
+        seccomp: linux::seccomp(spec, &mut problems),
+        process,
+        namespaces,
+        limits,
+        warnings,
+    };
+    check_mount_namespace(&resolved, &mut problems);
+    problems.into_result(resolved)
+}
+
+/// Is this a name that a container may have?
+///
+/// # Errors
+/// One sentence that says which names are allowed.
+pub fn valid_id(id: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > LONGEST_ID || !id.chars().all(allowed) || id == "." || id == ".."
+    {
+        return Err(format!(
+            "invalid container ID {id:?}: 1 to {LONGEST_ID} letters, digits, '_', '+', '-' and '.' are allowed"
+        ));
+    }
+    Ok(())
+}
+
+fn check_id(id: &str, problems: &mut Problems) {
+    if let Err(reason) = valid_id(id) {
+        problems.add("id", reason);
+    }
+}
+
+fn check_version(version: &str, problems: &mut Problems) {
+    let numbers: Vec<&str> =
+        version.split(['-', '+']).next().unwrap_or_default().split('.').collect();
+    let well_formed = numbers.len() == 3 && numbers.iter().all(|n| n.parse::<u32>().is_ok());
+    if !well_formed {
+        problems.add("ociVersion", format!("{version:?} is not a version as 1.2.0"));
+    } else if numbers[0] != "1" {
+        problems.add("ociVersion", format!("{version:?} is not supported: any 1.x is"));
+    }
+}
+
+fn annotations(spec: &Spec, problems: &mut Problems) -> BTreeMap<String, String> {
+    let all: BTreeMap<String, String> =
+        spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    if all.contains_key("") {
+        problems.add("annotations", "a key must not be empty");
+    }
+    all
+}
+
+fn root(spec: &Spec, options: &Options, problems: &mut Problems) -> Root {
+    let mut resolved = Root {
+        path: PathBuf::new(),
+        readonly: false,
+        propagation: None,
+        overlay: options.overlay,
+        pivot: !options.no_pivot,
+    };
+    match spec.root() {
+        None => problems.add("root", "is missing: a container needs a root file system"),
+        Some(root) if root.path().as_os_str().is_empty() => {
+            problems.add("root.path", "must not be empty")
+        }
+        Some(root) => {
+            resolved.path.clone_from(root.path());
+            resolved.readonly = root.readonly().unwrap_or(false);
+        }
+    }
+    resolved.propagation = linux::rootfs_propagation(spec, problems);
+    check_nul(&resolved.path.to_string_lossy(), "root.path", problems);
+    resolved
+}
+
+/// Mounts belong into a mount namespace that the runtime makes; anywhere else they would be somebody else's.
+fn check_mount_namespace(resolved: &Resolved, problems: &mut Problems) {
+    if resolved.namespaces.is_new(Namespace::Mount) {
+        return;
+    }
+    let where_to =
+        if resolved.namespaces.is_joined(Namespace::Mount) { "a joined" } else { "the host's" };
+    let wants = [
+        ("mounts", !resolved.mounts.is_empty()),
+        ("linux.maskedPaths", !resolved.masked_paths.is_empty()),
+        ("linux.readonlyPaths", !resolved.readonly_paths.is_empty()),
+        ("linux.rootfsPropagation", resolved.root.propagation.is_some()),
+        ("root.readonly", resolved.root.readonly),
+        ("root.path", resolved.root.overlay),
+    ];
+    for (field, _) in wants.iter().filter(|(_, wanted)| *wanted) {
+        problems.add(
+            *field,
+            format!("would change {where_to} mount namespace: add a new one to linux.namespaces"),
+        );
+    }
+}
+
+/// The kernel takes C strings.
+fn check_nul(text: &str, field: &str, problems: &mut Problems) {
+    if text.contains('\0') {
+        problems.add(field, "must not contain a NUL byte");
+    }
+}

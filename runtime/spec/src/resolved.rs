@@ -1,0 +1,278 @@
+//! The container as plain data: every default applied, every path absolute or relative
+//! to a named root, every name turned into what the kernel takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Resolved {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub oci_version: String,
+    pub annotations: BTreeMap<String, String>,
+    pub root: Root,
+    pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
+    pub masked_paths: Vec<String>,
+    pub readonly_paths: Vec<String>,
+    pub process: Process,
+    pub namespaces: Namespaces,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    pub sysctl: BTreeMap<String, String>,
+    /// Folder name in the cgroup trees, relative to their roots, without a leading slash.
+    pub cgroup: String,
+    pub limits: Limits,
+    pub device_rules: Vec<DeviceRule>,
+    pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// What was clamped to what this host allows, in words.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Root {
+    /// Absolute path on the host of the root file system, or of the lower layer of `overlay`.
+    pub path: PathBuf,
+    pub readonly: bool,
+    /// Propagation of the container's own `/`, if the bundle names one.
+    pub propagation: Option<Propagation>,
+    /// Mount an overlay whose only lower layer is `path`.
+    pub overlay: bool,
+    /// Use pivot_root(2); without it the root is moved and changed with chroot(2) (`--no-pivot`).
+    pub pivot: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    Shared,
+    Slave,
+    Private,
+    Unbindable,
+}
+
+/// Mount attributes of mount_setattr(2): bits to set and to clear.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attrs {
+    pub set: u64,
+    pub clear: u64,
+}
+
+impl Attrs {
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.set == 0 && self.clear == 0
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mount {
+    /// Path inside the container, absolute.
+    pub destination: String,
+    pub kind: MountKind,
+    pub attrs: Attrs,
+    /// The same for the whole tree below a bind (`rro`, `rnosuid`, ...).
+    pub recursive_attrs: Attrs,
+    /// Propagation and whether it holds for the whole tree.
+    pub propagation: Vec<(Propagation, bool)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum MountKind {
+    /// A file system of its own: `options` are its parameters as fsconfig(2) takes them.
+    New { fstype: String, source: String, options: Vec<(String, Option<String>)> },
+    /// A folder or file of the host.
+    Bind { source: PathBuf, recursive: bool },
+    /// The container's own view of the cgroup trees.
+    Cgroup,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceType {
+    Block,
+    Char,
+    Fifo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Device {
+    pub path: String,
+    pub kind: DeviceType,
+    pub major: u32,
+    pub minor: u32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Process {
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub additional_gids: Vec<u32>,
+    pub umask: u32,
+    pub capabilities: Capabilities,
+    pub rlimits: Vec<Rlimit>,
+    pub no_new_privileges: bool,
+    pub oom_score_adj: Option<i32>,
+    /// Join a session keyring of the container's own (keyrings(7)).
+    pub new_keyring: bool,
+    /// Descriptors after the three standard ones that the container keeps.
+    pub preserve_fds: u32,
+}
+
+/// Capability sets as bit masks (capabilities(7)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub bounding: u64,
+    pub effective: u64,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub ambient: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rlimit {
+    /// As `RLIMIT_NOFILE`.
+    pub name: String,
+    /// The kernel's number of it, generic ABI.
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Namespace {
+    Ipc,
+    Uts,
+    Network,
+    Pid,
+    Mount,
+    Cgroup,
+}
+
+impl Namespace {
+    /// The `CLONE_NEW*` flag (namespaces(7)).
+    #[must_use]
+    pub const fn flag(self) -> u64 {
+        match self {
+            Self::Mount => 0x0002_0000,
+            Self::Cgroup => 0x0200_0000,
+            Self::Uts => 0x0400_0000,
+            Self::Ipc => 0x0800_0000,
+            Self::Pid => 0x2000_0000,
+            Self::Network => 0x4000_0000,
+        }
+    }
+
+    /// The name of its file in `/proc/PID/ns`.
+    #[must_use]
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Mount => "mnt",
+            Self::Cgroup => "cgroup",
+            Self::Uts => "uts",
+            Self::Ipc => "ipc",
+            Self::Pid => "pid",
+            Self::Network => "net",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Namespaces {
+    pub new: Vec<Namespace>,
+    pub joined: Vec<(Namespace, PathBuf)>,
+}
+
+impl Namespaces {
+    #[must_use]
+    pub fn is_new(&self, ns: Namespace) -> bool {
+        self.new.contains(&ns)
+    }
+
+    #[must_use]
+    pub fn is_joined(&self, ns: Namespace) -> bool {
+        self.joined.iter().any(|(n, _)| *n == ns)
+    }
+
+    #[must_use]
+    pub fn is_private(&self, ns: Namespace) -> bool {
+        self.is_new(ns) || self.is_joined(ns)
+    }
+}
+
+/// Limits as the kernel means them. `None` is "not asked for", which is not the same as "no limit".
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    pub cpu: CpuLimits,
+    pub memory: MemoryLimits,
+    pub pids: Option<Amount>,
+    /// cgroup2 files verbatim, in the order of their names.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// A number of bytes or of processes, or no bound at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Amount {
+    Max,
+    Of(u64),
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Max => f.write_str("max"),
+            Self::Of(n) => n.fmt(f),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CpuLimits {
+    /// v1 shares, 2 to 262144.
+    pub shares: Option<u64>,
+    /// Microseconds of CPU time per period.
+    pub quota: Option<Amount>,
+    /// Microseconds.
+    pub period: Option<u64>,
+    /// Microseconds that may be saved up.
+    pub burst: Option<u64>,
+    pub idle: Option<bool>,
+    /// Lists as `0-3,7` (cpuset(7)).
+    pub cpus: Option<String>,
+    pub mems: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryLimits {
+    /// Bytes; beyond it the OOM killer acts.
+    pub limit: Option<Amount>,
+    /// Bytes that reclaim spares while others have more to give.
+    pub reservation: Option<Amount>,
+    /// Bytes of memory *and* swap together, as the runtime spec counts.
+    pub swap: Option<Amount>,
+    /// 0 to 100; v1 only.
+    pub swappiness: Option<u64>,
+    /// v1 only.
+    pub disable_oom_killer: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRule {
+    pub allow: bool,
+    /// `None` matches every type.
+    pub kind: Option<DeviceType>,
+    pub major: Option<u32>,
+    pub minor: Option<u32>,
+    pub read: bool,
+    pub write: bool,
+    pub mknod: bool,
+}

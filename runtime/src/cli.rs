@@ -1,0 +1,234 @@
+//! What a person or client may type. Only what was typed: everything else is found out later.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Run containers from OCI bundles, with limits that hold.
+#[derive(Debug, Parser)]
+#[command(name = "hafen-oci", version = VERSION, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Folder for the state of containers.
+    #[arg(long, value_name = "DIR", default_value = "/run/hafen-oci")]
+    pub root: PathBuf,
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Refused for now: cgroups are made directly, without systemd.
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// true is refused for now: user namespaces come with the complete OCI runtime.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub rootless: Option<Rootless>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Clients read the first line, `commit:` and `spec:`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: unknown\nspec: 1.2.1");
+
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Append errors and warnings to this file.
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Show warnings on stderr.
+    #[arg(long)]
+    pub debug: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rootless {
+    True,
+    False,
+    Auto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TextFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a container from a bundle; its program waits for `start`.
+    Create(CreateArgs),
+    /// Start the program of a created container.
+    Start { id: String },
+    /// Make a container, run it in the foreground, remove it; the exit code is its program's.
+    Run(RunArgs),
+    /// Print the state of a container as the OCI runtime spec defines it.
+    State { id: String },
+    /// Send a signal to a container's first process.
+    Kill(KillArgs),
+    /// Remove a stopped container.
+    Delete(DeleteArgs),
+    /// List containers.
+    List(ListArgs),
+    /// List the processes of a container by their pids on the host.
+    Ps(PsArgs),
+    /// Write a default config.json.
+    Spec(SpecArgs),
+    /// Print what this runtime can do, as JSON of the OCI runtime spec.
+    Features,
+    /// Print every step and every kernel file of a launch, and run nothing.
+    Explain(ExplainArgs),
+    /// Print what this host can enforce, and how to get the rest.
+    Doctor {
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: TextFormat,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Folder of the bundle.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Write the pid of the container's first process to this file.
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Refused for now: terminals come with the complete OCI runtime.
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Descriptors after the three standard ones that the container keeps.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Use chroot(2) on a moved mount instead of pivot_root(2), for roots in an initramfs.
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Keep the session keyring of the caller.
+    #[arg(long)]
+    pub no_new_keyring: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Write how the container ended, with the kernel's numbers, to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Name of a container from `--rootfs`; made up if it is not given.
+    #[arg(long = "id", value_name = "ID", requires = "rootfs")]
+    pub named: Option<String>,
+    /// Name of a container from a bundle.
+    #[arg(required_unless_present = "rootfs", conflicts_with = "rootfs")]
+    pub id: Option<String>,
+    #[command(flatten)]
+    pub quick: QuickArgs,
+}
+
+/// A container without a bundle: a command on an overlay over a folder.
+#[derive(Debug, Clone, Args)]
+pub struct QuickArgs {
+    /// Root file system: a folder, or `host` for this machine's own `/`. It is only read.
+    #[arg(long, value_name = "DIR|host")]
+    pub rootfs: Option<String>,
+    /// Bytes, or with K, M, G, T (powers of 1024).
+    #[arg(long, value_name = "SIZE", requires = "rootfs")]
+    pub memory: Option<String>,
+    /// Memory and swap together, or -1 for no bound on swap.
+    #[arg(long, value_name = "SIZE", requires = "memory", allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// CPUs, as 0.5.
+    #[arg(long, value_name = "N", requires = "rootfs")]
+    pub cpus: Option<f64>,
+    /// Share of CPU time against others, 2 to 262144, 1024 being usual.
+    #[arg(long, value_name = "N", requires = "rootfs")]
+    pub cpu_shares: Option<u64>,
+    /// CPUs it may run on, as 0-3,7.
+    #[arg(long, value_name = "LIST", requires = "rootfs")]
+    pub cpuset_cpus: Option<String>,
+    /// Processes and threads.
+    #[arg(long, value_name = "N", requires = "rootfs")]
+    pub pids: Option<i64>,
+    #[arg(short, long, value_name = "NAME=VALUE", requires = "rootfs")]
+    pub env: Vec<String>,
+    #[arg(long, value_name = "DIR", requires = "rootfs")]
+    pub cwd: Option<String>,
+    #[arg(long, value_name = "NAME", requires = "rootfs")]
+    pub hostname: Option<String>,
+    /// Numbers, as 1000 or 1000:1000.
+    #[arg(short, long, value_name = "UID[:GID]", requires = "rootfs")]
+    pub user: Option<String>,
+    /// Make the root file system read-only.
+    #[arg(long, requires = "rootfs")]
+    pub read_only: bool,
+    #[arg(last = true, value_name = "COMMAND", requires = "rootfs")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// Send the signal to every process of the container.
+    #[arg(short, long)]
+    pub all: bool,
+    pub id: String,
+    /// Name or number, with or without SIG.
+    #[arg(default_value = "TERM")]
+    pub signal: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Kill it first if it runs; a container that does not exist is no error.
+    #[arg(short, long)]
+    pub force: bool,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
+    /// Names only.
+    #[arg(short, long, action = ArgAction::SetTrue)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SpecArgs {
+    /// Folder to write config.json to.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub format: TextFormat,
+    /// Folder of the bundle.
+    #[arg(default_value = ".", conflicts_with = "rootfs")]
+    pub bundle: PathBuf,
+    #[command(flatten)]
+    pub quick: QuickArgs,
+}

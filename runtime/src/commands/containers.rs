@@ -1,0 +1,68 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::print_json;
+use crate::cli::{Cli, DeleteArgs};
+use crate::journal::{Entry, Record, Status};
+use crate::{Error, release};
+
+/// The state of a container (runtime-spec, runtime, "State").
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct State {
+    pub(super) oci_version: String,
+    pub(super) id: String,
+    pub(super) status: &'static str,
+    /// Present while there is a process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pid: Option<i32>,
+    pub(super) bundle: PathBuf,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+/// Everything known about a container.
+pub(super) fn look(entry: &Entry) -> Result<(Record, State), Error> {
+    let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
+    let status = entry.status(Some(&record))?;
+    let alive = matches!(status, Status::Created | Status::Running);
+    let pid = if alive { entry.process()?.map(|p| p.pid) } else { None };
+    let state = State {
+        oci_version: record.oci_version.clone(),
+        id: entry.id.clone(),
+        status: status.name(),
+        pid,
+        bundle: record.bundle.clone(),
+        annotations: record.annotations.clone(),
+    };
+    Ok((record, state))
+}
+
+pub(super) fn state(cli: &Cli, id: &str) -> Result<u8, Error> {
+    let entry = Entry::find(&cli.root, id)?;
+    print_json(&look(&entry)?.1)?;
+    Ok(0)
+}
+
+pub(super) fn delete(cli: &Cli, args: &DeleteArgs) -> Result<u8, Error> {
+    let mut entry = match Entry::find(&cli.root, &args.id) {
+        Err(Error::Unknown(_)) if args.force => return Ok(0),
+        answer => answer?,
+    };
+    entry.lock()?;
+    let record = match entry.record() {
+        // A document is torn only by a crash of the whole machine, after which nothing is left that it claimed
+        // but this folder.
+        Err(Error::Record { .. }) if args.force => None,
+        answer => answer?,
+    };
+    let status = entry.status(record.as_ref())?;
+    // With the lock in our hands nobody is creating it: whoever began has died.
+    if !args.force && matches!(status, Status::Created | Status::Running) {
+        return Err(Error::NotStopped { id: args.id.clone(), status: status.name() });
+    }
+    release::release(entry, record.as_ref())?;
+    Ok(0)
+}

@@ -1,0 +1,115 @@
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use comfy_table::{Table, presets};
+use hafen_isolator::cgroup;
+use serde::Serialize;
+
+use super::containers::look;
+use super::{print, print_json};
+use crate::Error;
+use crate::cli::{Cli, Format, ListArgs, PsArgs};
+use crate::journal::{Entry, Record};
+
+/// A row as runc's `list --format json` has it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    oci_version: String,
+    id: String,
+    pid: i32,
+    status: &'static str,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    created: String,
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    annotations: std::collections::BTreeMap<String, String>,
+    owner: &'static str,
+}
+
+pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<u8, Error> {
+    let mut rows = Vec::new();
+    for entry in Entry::all(&cli.root)? {
+        match look(&entry) {
+            Ok((record, state)) => rows.push(row(record, state)),
+            // Gone or being made while we look; and one bad record hides no other container.
+            Err(Error::Busy(_) | Error::Unknown(_)) => {}
+            Err(e) => eprintln!("hafen-oci: {}", e.chain()),
+        }
+    }
+    match (args.quiet, args.format) {
+        (true, _) => rows.iter().for_each(|row| print(&row.id)),
+        (false, Format::Json) => print_json(&rows)?,
+        (false, Format::Table) => print(&table(&rows)),
+    }
+    Ok(0)
+}
+
+fn row(record: Record, state: super::containers::State) -> Row {
+    Row {
+        oci_version: state.oci_version,
+        id: state.id,
+        pid: state.pid.unwrap_or(0),
+        status: state.status,
+        bundle: state.bundle,
+        rootfs: record.rootfs,
+        created: record.created,
+        annotations: state.annotations,
+        owner: "root",
+    }
+}
+
+fn plain(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    table
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = plain(&["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+    for row in rows {
+        let bundle = row.bundle.display().to_string();
+        table.add_row([
+            &row.id,
+            &row.pid.to_string(),
+            row.status,
+            &bundle,
+            &row.created,
+            row.owner,
+        ]);
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
+    let entry = Entry::find(&cli.root, &args.id)?;
+    let record = entry.record()?.ok_or_else(|| Error::Busy(args.id.clone()))?;
+    let pids = match record.tree().filter(|tree| tree.exists()) {
+        Some(tree) => cgroup::processes(tree)?,
+        None => Vec::new(),
+    };
+    if args.format == Format::Json {
+        print_json(&pids)?;
+        return Ok(0);
+    }
+    let mut table = plain(&["UID", "PID", "CMD"]);
+    for pid in pids {
+        table.add_row([owner(pid), pid.to_string(), command(pid)]);
+    }
+    print(&table.trim_fmt());
+    Ok(0)
+}
+
+fn owner(pid: i32) -> String {
+    fs::metadata(format!("/proc/{pid}")).map_or_else(|_| "?".to_owned(), |m| m.uid().to_string())
+}
+
+fn command(pid: i32) -> String {
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if line.is_empty() {
+        return fs::read_to_string(format!("/proc/{pid}/comm"))
+            .map_or_else(|_| "?".to_owned(), |c| format!("[{}]", c.trim()));
+    }
+    line.trim_end_matches('\0').replace('\0', " ")
+}

@@ -1,0 +1,63 @@
+//! One module per verb: what was typed in, a result or one error out.
+
+mod containers;
+mod doctor;
+mod explain;
+mod features;
+mod kill;
+mod launch;
+mod list;
+mod quick;
+mod spec;
+
+use crate::Error;
+use crate::cli::{Cli, Command, Rootless};
+
+/// Do what was asked for. The answer is the exit code.
+///
+/// # Errors
+/// One failure, for the caller to report.
+pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
+    refuse_what_is_not_here(cli)?;
+    match &cli.command {
+        Command::Create(args) => launch::create(cli, args),
+        Command::Start { id } => launch::start(cli, id),
+        Command::Run(args) => launch::run(cli, args),
+        Command::State { id } => containers::state(cli, id),
+        Command::Kill(args) => kill::kill(cli, args),
+        Command::Delete(args) => containers::delete(cli, args),
+        Command::List(args) => list::list(cli, args),
+        Command::Ps(args) => list::ps(cli, args),
+        Command::Spec(args) => spec::spec(args),
+        Command::Features => features::features(),
+        Command::Explain(args) => explain::explain(cli, args),
+        Command::Doctor { format } => doctor::doctor(*format),
+    }
+}
+
+fn refuse_what_is_not_here(cli: &Cli) -> Result<(), Error> {
+    if cli.systemd_cgroup {
+        return Err(Error::Refused(
+            "--systemd-cgroup is not supported yet: cgroups are made directly; leave the option out".to_owned(),
+        ));
+    }
+    if cli.rootless == Some(Rootless::True) {
+        return Err(Error::Refused(
+            "--rootless=true is not supported yet: user namespaces come with the complete OCI runtime".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Print to stdout; a reader that has gone away is not our failure.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::Refused(format!("output: {e}")))?;
+    print(&text);
+    Ok(())
+}

@@ -1,0 +1,587 @@
+//! Steps for people to operations for the machine between clone and exec.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use hafen_isolator::seccomp::Filter;
+use hafen_rootfs::source::{self, Source};
+use hafen_spec::plan::{ChangeRoot, ChildStep};
+use hafen_spec::resolve::attr;
+use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process};
+use hafen_spec::{HostFacts, Resolved};
+use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings};
+use hafen_sys::mount::MountAttr;
+use hafen_sys::{CallError, Context};
+
+/// The mount that becomes `/`.
+const ROOT: At = At::Slot(ROOT_SLOT);
+const ROOT_SLOT: Slot = Slot(0);
+/// A mount on its way, and the place it goes to.
+const MOUNT: Slot = Slot(1);
+const TARGET: Slot = Slot(2);
+/// The empty tmpfs over masked folders.
+const EMPTY: Slot = Slot(3);
+
+const MS_REC: u64 = libc::MS_REC;
+
+/// What the steps refer to, opened by the parent.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// The root file system as a detached tree.
+    pub(crate) root: Option<OwnedFd>,
+    /// For each bind mount, in the order of the steps.
+    pub(crate) binds: Vec<Source>,
+    pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
+    /// The fifos of a container that waits for `start`.
+    pub(crate) fifos: Option<[OwnedFd; 2]>,
+    /// A descriptor that the child must let go of at once.
+    pub(crate) lock: Option<i32>,
+}
+
+/// Operations, and for each the step that it came from.
+#[derive(Debug, Default)]
+pub(crate) struct Encoded {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) origins: Vec<usize>,
+}
+
+pub(crate) struct Encoder<'a> {
+    sources: &'a Sources,
+    facts: &'a HostFacts,
+    process: &'a Process,
+    root: &'a Path,
+    filter: Option<&'a Filter>,
+    binds: std::slice::Iter<'a, Source>,
+    ops: Vec<Op>,
+}
+
+/// Which kind of mount calls this host has.
+pub(crate) fn mount_calls(facts: &HostFacts) -> MountCalls {
+    let needed = ["fsopen", "open_tree", "move_mount", "mount_setattr"];
+    if needed.iter().any(|call| facts.lacks(call)) { MountCalls::Classic } else { MountCalls::New }
+}
+
+impl<'a> Encoder<'a> {
+    pub(crate) fn new(
+        sources: &'a Sources,
+        facts: &'a HostFacts,
+        resolved: &'a Resolved,
+        filter: Option<&'a Filter>,
+    ) -> Self {
+        let (process, root) = (&resolved.process, resolved.root.path.as_path());
+        Self { sources, facts, process, root, filter, binds: sources.binds.iter(), ops: Vec::new() }
+    }
+
+    /// # Errors
+    /// A string that is no C string, or a path that leads out of its root.
+    pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
+        let mut encoded = Encoded::default();
+        self.ops.extend(self.sources.lock.map(Op::Close));
+        // Modes below are exact; the container's own mask is set at the end.
+        self.ops.push(Op::Umask { mask: 0 });
+        for (index, step) in steps.iter().enumerate() {
+            self.step(step).call(|| step.to_string())?;
+            encoded.origins.resize(self.ops.len(), index);
+        }
+        encoded.ops = self.ops;
+        Ok(encoded)
+    }
+
+    fn step(&mut self, step: &ChildStep) -> io::Result<()> {
+        match step {
+            ChildStep::HostPropagation { .. }
+            | ChildStep::RootBind { .. }
+            | ChildStep::RootOverlay { .. }
+            | ChildStep::Mount(_)
+            | ChildStep::SetAttributes { .. }
+            | ChildStep::ChangeRoot { .. }
+            | ChildStep::RootPropagation { .. }
+            | ChildStep::RootReadonly => self.mount_step(step),
+            ChildStep::Device(_)
+            | ChildStep::Symlink { .. }
+            | ChildStep::Folder { .. }
+            | ChildStep::Mask { .. }
+            | ChildStep::ReadonlyPath { .. } => self.path_step(step),
+            _ => self.process_step(step),
+        }
+    }
+
+    fn process_step(&mut self, step: &ChildStep) -> io::Result<()> {
+        let op = match step {
+            ChildStep::ResetSignals => Op::ResetSignals,
+            ChildStep::NewSession => Op::NewSession,
+            ChildStep::NewKeyring { name } => Op::JoinKeyring { name: c(name)? },
+            ChildStep::OomScoreAdj { value } => {
+                write_file("/proc/self/oom_score_adj", &value.to_string())?
+            }
+            ChildStep::Sysctl { key, value } => write_file(&format!("/proc/sys/{key}"), value)?,
+            ChildStep::Join { namespace, .. } => self.join(*namespace),
+            ChildStep::Hostname { name } => Op::Hostname { name: name.clone().into_bytes() },
+            ChildStep::Domainname { name } => Op::Domainname { name: name.clone().into_bytes() },
+            ChildStep::AwaitGo => Op::AwaitGo,
+            ChildStep::UnshareCgroup => Op::Unshare { flags: Namespace::Cgroup.flag() },
+            ChildStep::Umask { mask } => Op::Umask { mask: *mask },
+            ChildStep::Rlimit(l) => Op::Rlimit { resource: l.resource, soft: l.soft, hard: l.hard },
+            ChildStep::NoNewPrivileges => {
+                Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] }
+            }
+            ChildStep::BoundingSet { keep } => {
+                Op::BoundingSet { keep: *keep, last: self.facts.last_cap }
+            }
+            ChildStep::Ids { uid, gid, additional_gids } => {
+                return self.ids(*uid, *gid, additional_gids);
+            }
+            ChildStep::Capabilities(sets) => {
+                self.ops.push(Op::SetCapabilities {
+                    effective: sets.effective,
+                    permitted: sets.permitted,
+                    inheritable: sets.inheritable,
+                });
+                Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
+            }
+            ChildStep::WorkingDirectory { path } => Op::Chdir { path: c(path)?, lenient: false },
+            ChildStep::CloseDescriptors { preserved } => self.close(*preserved),
+            ChildStep::FindProgram { candidates } => {
+                Op::FindProgram { candidates: all(candidates)? }
+            }
+            ChildStep::Seccomp { .. } => self.seccomp(),
+            ChildStep::AwaitStart => {
+                let [start, report] = self.fifos();
+                Op::AwaitStart { start, report }
+            }
+            _ => self.execute()?,
+        };
+        self.ops.push(op);
+        Ok(())
+    }
+
+    fn join(&self, namespace: Namespace) -> Op {
+        let fd = self
+            .sources
+            .namespaces
+            .iter()
+            .find(|(n, _)| *n == namespace)
+            .map_or(-1, |(_, fd)| fd.as_raw_fd());
+        Op::Setns { fd, flag: i32::try_from(namespace.flag()).unwrap_or(0) }
+    }
+
+    /// Capabilities survive the change of the user, so that the exact sets can be given afterwards (PR_SET_KEEPCAPS).
+    fn ids(&mut self, uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+        // As root first: the folder may be closed to the user, or (later) to root without its capabilities.
+        self.ops.push(Op::Chdir { path: c(&self.process.cwd)?, lenient: true });
+        self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [1, 0, 0, 0] });
+        self.ops.push(Op::Ids { uid, gid, groups: groups.to_vec() });
+        self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [0, 0, 0, 0] });
+        if self.filter.is_some() && uid != 0 {
+            // The effective set was cleared with the user; installing the filter may need it.
+            let kept = self.facts.effective;
+            self.ops.push(Op::SetCapabilities { effective: kept, permitted: kept, inheritable: 0 });
+        }
+        Ok(())
+    }
+
+    fn fifos(&self) -> [i32; 2] {
+        self.sources
+            .fifos
+            .as_ref()
+            .map_or([-1, -1], |[start, report]| [start.as_raw_fd(), report.as_raw_fd()])
+    }
+
+    fn close(&self, preserved: u32) -> Op {
+        Op::CloseFrom {
+            from: i32::try_from(preserved).map_or(i32::MAX, |p| p.saturating_add(3)),
+            keep: self.fifos(),
+        }
+    }
+
+    fn seccomp(&self) -> Op {
+        let Some(filter) = self.filter else {
+            return Op::Seccomp { program: Vec::new(), flags: 0 };
+        };
+        let program = filter.instructions.iter().map(|(code, jt, jf, k)| libc::sock_filter {
+            code: *code,
+            jt: *jt,
+            jf: *jf,
+            k: *k,
+        });
+        Op::Seccomp { program: program.collect(), flags: filter.flags }
+    }
+
+    fn execute(&self) -> io::Result<Op> {
+        let candidates = self.ops.iter().find_map(|op| match op {
+            Op::FindProgram { candidates } => Some(candidates.clone()),
+            _ => None,
+        });
+        Ok(Op::Execute {
+            candidates: candidates.unwrap_or_default(),
+            arguments: Strings::new(all(&self.process.args)?),
+            environment: Strings::new(all(&self.process.env)?),
+        })
+    }
+
+    fn path_step(&mut self, step: &ChildStep) -> io::Result<()> {
+        let calls = mount_calls(self.facts);
+        let op = match step {
+            ChildStep::Device(device) => make_node(device)?,
+            ChildStep::Symlink { path, target } => {
+                let (folder, name) = Chain::split(path)?;
+                Op::MakeSymlink { root: ROOT, folder, name, target: c(target)? }
+            }
+            ChildStep::Mask { path } => {
+                Op::Mask { root: ROOT, chain: Chain::new(path)?, empty: EMPTY, calls }
+            }
+            ChildStep::ReadonlyPath { path } => {
+                Op::ReadonlyPath { root: ROOT, chain: Chain::new(path)?, calls }
+            }
+            ChildStep::Folder { path } => {
+                // The spec lets a working directory be written with "..", which ends at the root.
+                Op::Resolve {
+                    root: ROOT,
+                    chain: Chain::new(&clean(path))?,
+                    make: Make::Folder,
+                    into: TARGET,
+                }
+            }
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        self.ops.push(op);
+        Ok(())
+    }
+
+    fn mount_step(&mut self, step: &ChildStep) -> io::Result<()> {
+        match step {
+            ChildStep::HostPropagation { propagation } => {
+                let flags = source::number(*propagation) | MS_REC;
+                self.ops.push(Op::MountPath {
+                    source: None,
+                    target: c("/")?,
+                    fstype: None,
+                    flags,
+                    data: None,
+                });
+            }
+            ChildStep::RootBind { path } => self.root_bind(path)?,
+            ChildStep::RootOverlay { lower, scratch, tmpfs } => {
+                self.root_overlay(lower, scratch, *tmpfs)?
+            }
+            ChildStep::Mount(mount) => self.mount(mount)?,
+            ChildStep::SetAttributes { path, attrs } => {
+                self.resolve(path, Make::Nothing)?;
+                self.set_attributes(At::Slot(TARGET), *attrs);
+            }
+            ChildStep::ChangeRoot { how } => self.change_root(*how)?,
+            ChildStep::RootPropagation { propagation } => {
+                let flags = source::number(*propagation);
+                self.ops.push(Op::MountPath {
+                    source: None,
+                    target: c("/")?,
+                    fstype: None,
+                    flags,
+                    data: None,
+                });
+            }
+            _ => self.set_attributes(ROOT, Attrs { set: attr::RDONLY, clear: 0 }),
+        }
+        Ok(())
+    }
+
+    fn root_bind(&mut self, path: &Path) -> io::Result<()> {
+        let path = c_path(path)?;
+        if let Some(tree) = &self.sources.root {
+            self.ops.push(Op::MoveMountTo { from: At::Fd(tree.as_raw_fd()), path: path.clone() });
+        } else {
+            let flags = libc::MS_BIND | MS_REC;
+            self.ops.push(Op::MountPath {
+                source: Some(path.clone()),
+                target: path.clone(),
+                fstype: None,
+                flags,
+                data: None,
+            });
+        }
+        self.ops.push(Op::OpenTree { path, clone: false, recursive: false, into: ROOT_SLOT });
+        Ok(())
+    }
+
+    /// Mounted over the scratch folder's `merged`, in the container's own mount namespace only.
+    fn root_overlay(&mut self, lower: &Path, scratch: &Path, tmpfs: bool) -> io::Result<()> {
+        /// fsconfig(2) takes no longer string.
+        const LONGEST_PARAMETER: usize = 255;
+        if tmpfs {
+            let target = c_path(scratch)?;
+            let (fstype, data) = (Some(c("tmpfs")?), Some(c("mode=700")?));
+            self.ops.push(Op::MountPath {
+                source: Some(c("tmpfs")?),
+                target,
+                fstype,
+                flags: 0,
+                data,
+            });
+            for name in ["upper", "work", "merged"] {
+                self.ops
+                    .push(Op::MakeFolderPath { path: c_path(&scratch.join(name))?, mode: 0o755 });
+            }
+        }
+        let merged = c_path(&scratch.join("merged"))?;
+        let layers = [
+            ("lowerdir", escape(lower)),
+            ("upperdir", escape(&scratch.join("upper"))),
+            ("workdir", escape(&scratch.join("work"))),
+        ];
+        let short = layers.iter().all(|(_, value)| value.len() <= LONGEST_PARAMETER);
+        if short && mount_calls(self.facts) == MountCalls::New {
+            let options = layers.iter().map(|(key, value)| Ok((c(key)?, Some(c(value)?))));
+            self.ops.push(Op::NewMount {
+                fstype: c("overlay")?,
+                source: c("overlay")?,
+                options: options.collect::<io::Result<_>>()?,
+                attributes: 0,
+                into: MOUNT,
+            });
+            self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
+        } else {
+            let data: Vec<String> = layers
+                .iter()
+                .map(|(key, value)| format!("{key}={}", value.replace(',', "\\,")))
+                .collect();
+            self.ops.push(Op::MountPath {
+                source: Some(c("overlay")?),
+                target: merged.clone(),
+                fstype: Some(c("overlay")?),
+                flags: 0,
+                data: Some(c(&data.join(","))?),
+            });
+        }
+        self.ops.push(Op::OpenTree {
+            path: merged,
+            clone: false,
+            recursive: false,
+            into: ROOT_SLOT,
+        });
+        Ok(())
+    }
+
+    fn change_root(&mut self, how: ChangeRoot) -> io::Result<()> {
+        let op = match (how, &self.sources.root) {
+            (ChangeRoot::Pivot, _) => Op::PivotRoot { root: ROOT },
+            (ChangeRoot::Move, _) => Op::MoveRoot { root: ROOT, calls: mount_calls(self.facts) },
+            (ChangeRoot::Chroot, Some(folder)) => Op::Chroot { root: At::Fd(folder.as_raw_fd()) },
+            // In a joined mount namespace the path means what it means there.
+            (ChangeRoot::Chroot, None) => {
+                let path = c_path(self.root)?;
+                self.ops.push(Op::OpenTree {
+                    path,
+                    clone: false,
+                    recursive: false,
+                    into: ROOT_SLOT,
+                });
+                Op::Chroot { root: ROOT }
+            }
+        };
+        self.ops.push(op);
+        Ok(())
+    }
+
+    fn mount(&mut self, mount: &Mount) -> io::Result<()> {
+        match (&mount.kind, mount_calls(self.facts)) {
+            (MountKind::New { fstype, source, options }, MountCalls::New) => {
+                self.ops.push(Op::NewMount {
+                    fstype: c(fstype)?,
+                    source: c(source)?,
+                    options: parameters(options)?,
+                    attributes: mount.attrs.set,
+                    into: MOUNT,
+                });
+                self.resolve(&mount.destination, Make::Folder)?;
+                self.ops.push(Op::MoveMount { from: At::Slot(MOUNT), to: At::Slot(TARGET) });
+                for (propagation, recursive) in &mount.propagation {
+                    let attributes = MountAttr {
+                        propagation: source::number(*propagation),
+                        ..MountAttr::default()
+                    };
+                    self.ops.push(Op::SetAttributes {
+                        mount: At::Slot(MOUNT),
+                        attributes,
+                        recursive: *recursive,
+                    });
+                }
+            }
+            (MountKind::New { fstype, source, options }, MountCalls::Classic) => {
+                self.resolve(&mount.destination, Make::Folder)?;
+                let data =
+                    options.iter().filter(|(key, _)| key != "ro").map(|(key, value)| match value {
+                        Some(value) => format!("{key}={value}"),
+                        None => key.clone(),
+                    });
+                let data: Vec<String> = data.collect();
+                self.ops.push(Op::MountOn {
+                    source: Some(c(source)?),
+                    target: At::Slot(TARGET),
+                    fstype: Some(c(fstype)?),
+                    flags: classic_flags(mount.attrs.set),
+                    data: Some(c(&data.join(","))?),
+                });
+                self.classic_propagation(mount)?;
+            }
+            (MountKind::Bind { .. }, MountCalls::New) => {
+                let bind = self.next_bind()?;
+                let (tree, make) = (bind.tree.as_raw_fd(), target_kind(bind));
+                self.resolve(&mount.destination, make)?;
+                self.ops.push(Op::MoveMount { from: At::Fd(tree), to: At::Slot(TARGET) });
+            }
+            (MountKind::Bind { source, recursive }, MountCalls::Classic) => {
+                let make = target_kind(self.next_bind()?);
+                self.classic_bind(mount, source, *recursive, make)?;
+            }
+            (MountKind::Cgroup, _) => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        Ok(())
+    }
+
+    fn next_bind(&mut self) -> io::Result<&'a Source> {
+        self.binds.next().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn classic_bind(
+        &mut self,
+        mount: &Mount,
+        source: &Path,
+        recursive: bool,
+        make: Make,
+    ) -> io::Result<()> {
+        if !mount.recursive_attrs.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "recursive attributes need mount_setattr (Linux 5.12)",
+            ));
+        }
+        self.resolve(&mount.destination, make)?;
+        let tree = if recursive { MS_REC } else { 0 };
+        self.ops.push(Op::MountOn {
+            source: Some(c_path(source)?),
+            target: At::Slot(TARGET),
+            fstype: None,
+            flags: libc::MS_BIND | tree,
+            data: None,
+        });
+        if !mount.attrs.is_empty() {
+            // Looked up again: the old descriptor stands for what is below the new mount.
+            self.resolve(&mount.destination, Make::Nothing)?;
+            self.set_attributes(At::Slot(TARGET), mount.attrs);
+        }
+        self.classic_propagation(mount)
+    }
+
+    fn classic_propagation(&mut self, mount: &Mount) -> io::Result<()> {
+        for (propagation, recursive) in &mount.propagation {
+            self.resolve(&mount.destination, Make::Nothing)?;
+            let flags = source::number(*propagation) | if *recursive { MS_REC } else { 0 };
+            self.ops.push(Op::MountOn {
+                source: None,
+                target: At::Slot(TARGET),
+                fstype: None,
+                flags,
+                data: None,
+            });
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, path: &str, make: Make) -> io::Result<()> {
+        self.ops.push(Op::Resolve { root: ROOT, chain: Chain::new(path)?, make, into: TARGET });
+        Ok(())
+    }
+
+    fn set_attributes(&mut self, mount: At, attrs: Attrs) {
+        self.ops.push(match mount_calls(self.facts) {
+            MountCalls::New => {
+                let attributes =
+                    MountAttr { set: attrs.set, clear: attrs.clear, ..MountAttr::default() };
+                Op::SetAttributes { mount, attributes, recursive: false }
+            }
+            MountCalls::Classic => Op::RemountOn {
+                target: mount,
+                set: classic_flags(attrs.set),
+                clear: classic_flags(attrs.clear),
+            },
+        });
+    }
+}
+
+fn target_kind(source: &Source) -> Make {
+    if source.is_folder { Make::Folder } else { Make::File }
+}
+
+/// MOUNT_ATTR_* to MS_* (mount(2)).
+fn classic_flags(attrs: u64) -> u64 {
+    const MAP: [(u64, u64); 8] = [
+        (attr::RDONLY, libc::MS_RDONLY),
+        (attr::NOSUID, libc::MS_NOSUID),
+        (attr::NODEV, libc::MS_NODEV),
+        (attr::NOEXEC, libc::MS_NOEXEC),
+        (attr::NOATIME, libc::MS_NOATIME),
+        (attr::STRICTATIME, libc::MS_STRICTATIME),
+        (attr::NODIRATIME, libc::MS_NODIRATIME),
+        (attr::NOSYMFOLLOW, 256),
+    ];
+    MAP.iter().filter(|(new, _)| attrs & new != 0).fold(0, |flags, (_, classic)| flags | classic)
+}
+
+fn make_node(device: &Device) -> io::Result<Op> {
+    let (folder, name) = Chain::split(&device.path)?;
+    let kind = match device.kind {
+        DeviceType::Block => libc::S_IFBLK,
+        DeviceType::Char => libc::S_IFCHR,
+        DeviceType::Fifo => libc::S_IFIFO,
+    };
+    let number =
+        if device.kind == DeviceType::Fifo { 0 } else { libc::makedev(device.major, device.minor) };
+    Ok(Op::MakeNode {
+        root: ROOT,
+        folder,
+        name,
+        mode: kind | device.mode,
+        device: number,
+        uid: device.uid,
+        gid: device.gid,
+    })
+}
+
+fn write_file(path: &str, data: &str) -> io::Result<Op> {
+    Ok(Op::WriteFile { path: c(path)?, data: data.as_bytes().to_vec() })
+}
+
+fn parameters(options: &[(String, Option<String>)]) -> io::Result<Vec<(CString, Option<CString>)>> {
+    options.iter().map(|(key, value)| Ok((c(key)?, value.as_deref().map(c).transpose()?))).collect()
+}
+
+/// Overlay reads `:` as a separator of layers and `\` as an escape.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
+}
+
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn c(text: &str) -> io::Result<CString> {
+    Ok(CString::new(text)?)
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+fn all(strings: &[String]) -> io::Result<Vec<CString>> {
+    strings.iter().map(|s| c(s)).collect()
+}

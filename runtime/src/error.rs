@@ -1,0 +1,70 @@
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use hafen_spec::Problems;
+use hafen_sys::CallError;
+
+/// Why a command did not do what it was asked to.
+///
+/// The words of the variants about states follow runc where clients match them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", path.display())]
+    Bundle { path: PathBuf, source: Problems },
+    #[error("options")]
+    Options(#[source] Problems),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A step of the plan failed in the container's first process.
+    #[error("step {number}: {step}")]
+    Step { number: usize, step: String, source: CallError },
+    /// The same, worded as clients expect to read it.
+    #[error("step {number}: exec: {program:?}: {reason}")]
+    Program { number: usize, program: String, reason: String },
+    #[error("the container's first process was killed before it became {program:?}{hint}")]
+    Vanished { program: String, hint: String },
+    #[error("container with given ID already exists: {0}")]
+    Exists(String),
+    #[error("container {0:?} does not exist")]
+    Unknown(String),
+    #[error("container {0:?} is being created or deleted by another process")]
+    Busy(String),
+    #[error("cannot start a container that has stopped")]
+    StartStopped,
+    #[error("cannot start an already running container")]
+    StartRunning,
+    #[error("container not running")]
+    NotRunning,
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: &'static str },
+    #[error("record of container {id:?} cannot be read: {reason}")]
+    Record { id: String, reason: String },
+    /// The first failure, after which the clean-up failed as well.
+    #[error("{first} (and clean-up failed, `delete --force` tries again: {second})")]
+    CleanUp { first: String, second: String },
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// The whole story on one line: what failed, and what the kernel or the parser said.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            let words = plain(&cause.to_string());
+            text = if text.is_empty() { words } else { format!("{text}: {words}") };
+            source = cause.source();
+        }
+        text.replace('\n', " ")
+    }
+}
+
+/// "Invalid argument (os error 22)" says nothing more than "Invalid argument".
+fn plain(text: &str) -> String {
+    match text.rsplit_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,79 @@
+//! What this machine is like, asked once.
+
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use hafen_isolator::cgroup;
+use hafen_spec::HostFacts;
+use hafen_spec::resolve::RLIMITS;
+use hafen_sys::file::read_text;
+use hafen_sys::{CallError, feature};
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::Error;
+
+/// # Errors
+/// Names what could not be read, or the kernel call without which nothing goes.
+pub(crate) fn gather() -> Result<HostFacts, Error> {
+    let missing_calls = feature::missing_calls();
+    if let Some(feature) = feature::indispensable(&missing_calls) {
+        return Err(Error::Refused(format!(
+            "this kernel, or a seccomp filter around this process, lacks {} (Linux {}), needed for {}",
+            feature.name, feature.since, feature.used_for
+        )));
+    }
+    let effective = mask(CapSet::Effective);
+    let may_raise = effective & Capability::CAP_SYS_RESOURCE.bitmask() != 0;
+    Ok(HostFacts {
+        cgroup: cgroup::discover()?,
+        euid: nix::unistd::geteuid().as_raw(),
+        bounding: mask(CapSet::Bounding),
+        effective,
+        last_cap: last_capability(),
+        // Asked for only where they bind us.
+        oom_score_adj: if may_raise { -1000 } else { own_oom_score_adj()? },
+        hard_limits: if may_raise { std::collections::BTreeMap::new() } else { hard_limits() },
+        missing_calls,
+        filesystems: Vec::new(),
+    })
+}
+
+fn mask(set: CapSet) -> u64 {
+    caps::read(None, set)
+        .map(|all| all.iter().fold(0, |mask, cap| mask | cap.bitmask()))
+        .unwrap_or(0)
+}
+
+fn last_capability() -> u32 {
+    caps::runtime::thread_all_supported().iter().map(|c| u32::from(c.index())).max().unwrap_or(0)
+}
+
+fn own_oom_score_adj() -> Result<i32, CallError> {
+    let text = read_text(Path::new("/proc/self/oom_score_adj"))?;
+    Ok(text.trim().parse().unwrap_or(0))
+}
+
+fn hard_limits() -> std::collections::BTreeMap<String, u64> {
+    const ALL: [Resource; 16] = [
+        Resource::RLIMIT_CPU,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_DATA,
+        Resource::RLIMIT_STACK,
+        Resource::RLIMIT_CORE,
+        Resource::RLIMIT_RSS,
+        Resource::RLIMIT_NPROC,
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_MEMLOCK,
+        Resource::RLIMIT_AS,
+        Resource::RLIMIT_LOCKS,
+        Resource::RLIMIT_SIGPENDING,
+        Resource::RLIMIT_MSGQUEUE,
+        Resource::RLIMIT_NICE,
+        Resource::RLIMIT_RTPRIO,
+        Resource::RLIMIT_RTTIME,
+    ];
+    let read = |(resource, (name, _)): (Resource, (&str, u32))| {
+        getrlimit(resource).ok().map(|(_, hard)| (name.to_owned(), hard))
+    };
+    ALL.into_iter().zip(RLIMITS).filter_map(read).collect()
+}

@@ -1,0 +1,340 @@
+//! Carrying out a plan.
+//!
+//! ```text
+//!   runtime                                        first process
+//!   ------------------------------------------     --------------------------------------------
+//!   save the plan                         (1)
+//!   steps before: cgroups, limits, scratch
+//!   open root, bind sources, namespaces
+//!   clone3 ------------------------------------->  born in its cgroup and namespaces
+//!   steps beside: v1 cgroups                       mounts, devices, sysctl, masks
+//!   save pid and start time
+//!   "g" -------------- go pipe ----------------->  AwaitGo; end of file here: exit       (2)
+//!                                                  pivot_root, rlimits, ids, capabilities
+//!                                                  close descriptors, find the program
+//!   create: <---------- "created" --------------   AwaitStart: read the fifo `start`
+//!           return 0; `start` writes the fifo -->  seccomp
+//!   run:    <---------- "executing" ------------   execve
+//!           <--- end of file: it worked ---------  (the pipe closes on exec)
+//!           <---------- "failed op 14 EINVAL" ---  exit                                  (3)
+//! ```
+//!
+//! (1) From here on a crash at any instruction leaves what `delete --force` finds and releases.
+//! (2) Nothing runs unconfined, and nothing stays, when the runtime dies.
+//! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::SystemTime;
+
+use hafen_isolator::cgroup;
+use hafen_rootfs::source::{self, Source};
+use hafen_spec::plan::{ChildStep, HostStep};
+use hafen_spec::resolved::{Mount, MountKind, Namespace, Propagation};
+use hafen_sys::child::{MountCalls, Report, Script};
+use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
+use hafen_sys::{CallError, Context};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::Mode;
+
+use crate::encode::{Encoded, Encoder, Sources, mount_calls};
+use crate::fault;
+use crate::journal::{Entry, Record, boot_id};
+use crate::prepare::Prepared;
+use crate::process::Identity;
+use crate::{Error, release};
+
+/// A container whose first process has done its part.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) entry: Entry,
+    pub(crate) record: Record,
+    pub(crate) process: Launched,
+    pub(crate) started: SystemTime,
+}
+
+/// Launch. After a failure everything that was claimed is released, and the first failure is told.
+///
+/// # Errors
+/// The step that failed.
+pub(crate) fn launch(root: &Path, prepared: &Prepared, waits: bool) -> Result<Running, Error> {
+    fault::point();
+    let entry = Entry::claim(root, &prepared.resolved.id)?;
+    fault::point();
+    let record = match record(prepared).and_then(|r| entry.save_plan(&r).map(|()| r)) {
+        Ok(record) => record,
+        // Nothing but the folder exists, and it holds no plan.
+        Err(first) => return Err(release::after_failure(entry, None, first)),
+    };
+    fault::point();
+    match carry_out(&entry, prepared, waits) {
+        Ok((process, started)) => Ok(Running { entry, record, process, started }),
+        Err(first) => Err(release::after_failure(entry, Some(&record), first)),
+    }
+}
+
+fn record(prepared: &Prepared) -> Result<Record, Error> {
+    let resolved = &prepared.resolved;
+    Ok(Record {
+        format: Record::format(),
+        id: resolved.id.clone(),
+        boot_id: boot_id()?,
+        oci_version: resolved.oci_version.clone(),
+        bundle: resolved.bundle.clone(),
+        rootfs: resolved.root.path.clone(),
+        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+        annotations: resolved.annotations.clone(),
+        claims: prepared.plan.claims.clone(),
+    })
+}
+
+fn carry_out(
+    entry: &Entry,
+    prepared: &Prepared,
+    waits: bool,
+) -> Result<(Launched, SystemTime), Error> {
+    for step in &prepared.plan.before {
+        perform(step, None)?;
+        fault::point();
+    }
+    let sources = open_sources(entry, prepared, waits)?;
+    let encoder =
+        Encoder::new(&sources, &prepared.facts, &prepared.resolved, prepared.filter.as_ref());
+    let Encoded { ops, origins } = encoder.encode(&prepared.plan.child)?;
+    let script = Script { ops, die_before: fault::child() };
+    fault::point();
+    let started = SystemTime::now();
+    let mut process = clone(prepared, &script)?;
+    fault::point();
+    let outcome = accompany(entry, prepared, &mut process).and_then(|()| Ok(process.outcome()?));
+    match judge(outcome, prepared, &origins) {
+        Ok(()) => Ok((process, started)),
+        Err(failure) => {
+            end(&process)?;
+            Err(failure)
+        }
+    }
+}
+
+/// Do the runtime's part while the first process does its own.
+fn accompany(entry: &Entry, prepared: &Prepared, process: &mut Launched) -> Result<(), Error> {
+    for step in &prepared.plan.beside {
+        perform(step, Some(process.pid))?;
+        fault::point();
+    }
+    entry.save_process(Identity::of(process.pid)?)?;
+    fault::point();
+    // A process that is gone already has said why in its report.
+    let _ = process.go();
+    fault::point();
+    Ok(())
+}
+
+/// After a failure the first process must be gone before anything is released.
+fn end(process: &Launched) -> Result<(), CallError> {
+    match hafen_sys::pidfd::send_signal(&process.pidfd, libc::SIGKILL) {
+        Err(e) if !e.is(Errno::ESRCH) => return Err(e),
+        _ => {}
+    }
+    hafen_sys::pidfd::wait(process.pid, true).map(|_| ())
+}
+
+fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
+    match step {
+        HostStep::MakeScratch { path } => make_scratch(path),
+        _ => cgroup::perform(step, pid),
+    }
+}
+
+fn make_scratch(path: &Path) -> Result<(), CallError> {
+    for folder in [path.to_owned(), path.join("upper"), path.join("work"), path.join("merged")] {
+        std::fs::create_dir(&folder).call(|| format!("mkdir {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn open_sources(entry: &Entry, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
+    Ok(Sources {
+        root: open_root(prepared)?,
+        binds: open_binds(prepared)?,
+        namespaces: open_namespaces(prepared)?,
+        fifos: if waits { Some(entry.make_fifos()?) } else { None },
+        lock: entry.lock_fd(),
+    })
+}
+
+/// A detached copy of the root's mounts to attach in the new namespace; the folder itself where there is none.
+fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
+    let Some(folder) = &prepared.root else { return Ok(None) };
+    let resolved = &prepared.resolved;
+    if !resolved.namespaces.is_new(Namespace::Mount) {
+        return folder.try_clone().map(Some).call(|| "dup the root file system".to_owned());
+    }
+    if resolved.root.overlay || mount_calls(&prepared.facts) == MountCalls::Classic {
+        return Ok(None);
+    }
+    let propagation = match resolved.root.propagation {
+        Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
+        _ => Propagation::Slave,
+    };
+    let tree = source::copy_of(folder, &resolved.root.path, propagation)?;
+    Ok(Some(tree))
+}
+
+fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
+    let classic = mount_calls(&prepared.facts) == MountCalls::Classic;
+    let mut opened = Vec::new();
+    for step in &prepared.plan.child {
+        let ChildStep::Mount(mount) = step else { continue };
+        let MountKind::Bind { source, recursive } = &mount.kind else { continue };
+        let bind = if classic {
+            source::look(source)
+        } else {
+            source::bind(source, *recursive, mount.attrs, mount.recursive_attrs, &mount.propagation)
+        };
+        let named = |e: CallError| {
+            CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source)
+        };
+        opened.push(bind.map_err(named)?);
+    }
+    Ok(opened)
+}
+
+fn open_namespaces(prepared: &Prepared) -> Result<Vec<(Namespace, OwnedFd)>, CallError> {
+    let open = |(namespace, path): &(Namespace, std::path::PathBuf)| {
+        let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file =
+            file.call(|| format!("open {} namespace {}", namespace.file(), path.display()))?;
+        check_namespace(&file, *namespace, path)?;
+        Ok((*namespace, file))
+    };
+    prepared.resolved.namespaces.joined.iter().map(open).collect()
+}
+
+/// setns(2) would say no more than EINVAL.
+fn check_namespace(file: &OwnedFd, namespace: Namespace, path: &Path) -> Result<(), CallError> {
+    let kind = hafen_sys::spawn::namespace_type(file);
+    if kind == Some(namespace.flag()) {
+        return Ok(());
+    }
+    let call = format!("join {} namespace {}", namespace.file(), path.display());
+    Err(CallError::new(call, std::io::Error::other("is not a namespace of that type")))
+}
+
+fn clone(prepared: &Prepared, script: &Script) -> Result<Launched, CallError> {
+    let plan = &prepared.plan;
+    let join_pid = prepared.resolved.namespaces.joined.iter().find(|(n, _)| *n == Namespace::Pid);
+    if let Some((_, path)) = join_pid {
+        // For our children only (pid_namespaces(7)); we ourselves stay where we are.
+        let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = file.call(|| format!("open pid namespace {}", path.display()))?;
+        setns(file, CloneFlags::CLONE_NEWPID)
+            .call(|| format!("setns pid namespace {}", path.display()))?;
+    }
+    let cgroup = plan.spawn.cgroup.as_deref().map(open_cgroup).transpose()?;
+    let birth = Birth {
+        namespaces: plan.spawn.namespaces.iter().fold(0, |flags, n| flags | n.flag()),
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        classic: prepared.facts.lacks("clone3"),
+    };
+    spawn(script, birth)
+        .map_err(|e| CallError::new(format!("{}: {}", plan.spawn, e.call), e.source))
+}
+
+fn open_cgroup(path: &Path) -> Result<OwnedFd, CallError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).call(|| format!("open {}", path.display()))
+}
+
+/// Turn what the first process said into what a person reads.
+fn judge(
+    outcome: Result<Outcome, Error>,
+    prepared: &Prepared,
+    origins: &[usize],
+) -> Result<(), Error> {
+    match outcome? {
+        Outcome::Created | Outcome::Executed => Ok(()),
+        Outcome::Failed(report) => {
+            Err(explain(&report, &prepared.plan.child, origins, program(prepared)))
+        }
+        Outcome::Vanished => Err(vanished(prepared)),
+    }
+}
+
+fn program(prepared: &Prepared) -> &str {
+    prepared.resolved.process.args.first().map_or("", String::as_str)
+}
+
+fn vanished(prepared: &Prepared) -> Error {
+    let usage = cgroup::observe(&prepared.plan.claims);
+    let hint = match usage.oom_kills {
+        Some(kills) if kills > 0 => {
+            " by the OOM killer: its memory limit is too low to start it".to_owned()
+        }
+        _ => String::new(),
+    };
+    Error::Vanished { program: program(prepared).to_owned(), hint }
+}
+
+/// The sentence about a failed operation: its step, and the kernel's words.
+pub(crate) fn explain(
+    report: &Report,
+    steps: &[ChildStep],
+    origins: &[usize],
+    program: &str,
+) -> Error {
+    let index = origins.get(report.op as usize).copied().unwrap_or(0);
+    let errno = Errno::from_raw(report.errno);
+    let number = index + 1;
+    let Some(step) = steps.get(index) else {
+        return CallError::errno(format!("operation {} of the first process", report.op), errno)
+            .into();
+    };
+    match step {
+        ChildStep::FindProgram { .. } | ChildStep::Execute { .. } => Error::Program {
+            number,
+            program: program.to_owned(),
+            reason: program_reason(program, errno),
+        },
+        _ => {
+            let words = report.words().or_else(|| hint(step, report));
+            let step = match words {
+                Some(words) => format!("{step} ({words})"),
+                None => step.to_string(),
+            };
+            Error::Step { number, step, source: CallError::errno("", errno) }
+        }
+    }
+}
+
+/// Clients tell exit codes 126 and 127 apart by these words of runc's.
+fn program_reason(program: &str, errno: Errno) -> String {
+    match errno {
+        Errno::ENOENT if program.contains('/') => {
+            format!("stat {program}: no such file or directory")
+        }
+        Errno::ENOENT => "executable file not found in $PATH".to_owned(),
+        Errno::EACCES | Errno::EPERM => "permission denied".to_owned(),
+        Errno::EISDIR => "is a directory".to_owned(),
+        Errno::ENOEXEC => "exec format error".to_owned(),
+        other => other.desc().to_lowercase(),
+    }
+}
+
+fn hint(step: &ChildStep, report: &Report) -> Option<String> {
+    match step {
+        ChildStep::WorkingDirectory { .. } if report.detail == 1 => {
+            Some("leads out of the root file system".to_owned())
+        }
+        ChildStep::Mount(Mount { kind: MountKind::New { options, .. }, .. })
+            if report.detail > 0 =>
+        {
+            let (key, value) = options.get(report.detail as usize - 1)?;
+            let value = value.as_deref().map_or_else(String::new, |v| format!("={v}"));
+            Some(format!("option {key}{value}"))
+        }
+        _ => None,
+    }
+}

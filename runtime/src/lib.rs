@@ -1,0 +1,27 @@
+//! One launch, from the bundle to nothing left behind.
+//!
+//! ```text
+//! bundle --parse, resolve--> Resolved --plan--> Plan --journal--> disk
+//!        --launch--> Running --supervise--> ExitRecord --release--> nothing
+//! ```
+//!
+//! [`plan`] is the only place where order lives; [`launch`] carries a plan out and holds the
+//! drawing of the handshake; [`journal`] is what survives our death; [`release`] is the one
+//! clean-up path, for failures, ends and crashes alike.
+
+pub mod cli;
+pub mod commands;
+mod encode;
+mod error;
+mod facts;
+mod fault;
+mod journal;
+mod launch;
+pub mod log;
+mod plan;
+mod prepare;
+mod process;
+mod release;
+mod supervise;
+
+pub use error::Error;

@@ -1,0 +1,39 @@
+//! `hafen-oci`: the command line of runc and crun.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use hafen_oci::cli::Cli;
+use hafen_oci::{commands, log};
+
+/// Bad usage has the exit code of every other refusal: clients know 1 only.
+const FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => {
+            eprintln!("hafen-oci: {}", one_line(&e));
+            return ExitCode::from(FAILURE);
+        }
+        Err(help_or_version) => {
+            let _ = help_or_version.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    match commands::dispatch(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log::report(&cli.log, &error.chain());
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// What is wrong with the command line, without the usage that follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
+    let words: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}

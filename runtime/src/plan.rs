@@ -1,0 +1,232 @@
+//! The order of a launch. This is the only place where it is decided.
+
+use hafen_isolator::cgroup;
+use hafen_rootfs as rootfs;
+use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, Plan, Spawn};
+use hafen_spec::resolved::{Namespace, Process, Propagation, Resolved};
+
+/// Needed to install a seccomp filter without no_new_privs (seccomp(2)).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// Order the shares of every room into one plan. Pure.
+pub(crate) fn order(
+    resolved: &Resolved,
+    cgroup: cgroup::Share,
+    rootfs: rootfs::Share,
+    filter: Option<usize>,
+    waits: bool,
+) -> Plan {
+    let child = [
+        identity(resolved),
+        namespaces(resolved),
+        if resolved.namespaces.is_new(Namespace::Mount) { rootfs.child } else { Vec::new() },
+        inside(resolved),
+        // Everything on the runtime's side (v1 cgroups above all) is done before the container's
+        // own view of the cgroups is fixed and before anything is given up.
+        vec![ChildStep::AwaitGo],
+        new_root(resolved),
+        rights(&resolved.process, filter, waits),
+    ];
+    let mut claims: Vec<Claim> = rootfs.claims.into_iter().chain(cgroup.claims).collect();
+    // Claims are released in reverse, and the tree that carries the processes must go first: that ends them.
+    claims.sort_by_key(|claim| matches!(claim, Claim::Cgroup { .. }));
+    Plan {
+        claims,
+        before: cgroup.before.into_iter().chain(rootfs.before).collect(),
+        spawn: Spawn {
+            namespaces: resolved
+                .namespaces
+                .new
+                .iter()
+                .copied()
+                .filter(|n| *n != Namespace::Cgroup)
+                .collect(),
+            cgroup: cgroup.born_in,
+        },
+        beside: cgroup.beside,
+        child: child.into_iter().flatten().collect(),
+    }
+}
+
+fn identity(resolved: &Resolved) -> Vec<ChildStep> {
+    let mut steps = vec![ChildStep::ResetSignals, ChildStep::NewSession];
+    if resolved.process.new_keyring {
+        steps.push(ChildStep::NewKeyring { name: format!("_ses.{}", resolved.id) });
+    }
+    if let Some(value) = resolved.process.oom_score_adj {
+        steps.push(ChildStep::OomScoreAdj { value });
+    }
+    steps
+}
+
+/// The pid namespace is joined by the runtime, for its children; the mount namespace last, because the others
+/// are named by paths of the host.
+fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
+    let mut joined: Vec<_> =
+        resolved.namespaces.joined.iter().filter(|(n, _)| *n != Namespace::Pid).collect();
+    joined.sort_by_key(|(namespace, _)| *namespace == Namespace::Mount);
+    let mut steps: Vec<ChildStep> = joined
+        .into_iter()
+        .map(|(namespace, path)| ChildStep::Join { namespace: *namespace, path: path.clone() })
+        .collect();
+    if resolved.namespaces.is_new(Namespace::Mount) {
+        // Never shared: what the container mounts must not appear on the host.
+        let propagation = match resolved.root.propagation {
+            Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
+            _ => Propagation::Slave,
+        };
+        steps.push(ChildStep::HostPropagation { propagation });
+    }
+    steps
+}
+
+/// What is done inside the root file system while the host's is still in sight.
+fn inside(resolved: &Resolved) -> Vec<ChildStep> {
+    let mut steps = Vec::new();
+    if resolved.namespaces.is_new(Namespace::Mount) {
+        steps.push(ChildStep::Folder { path: resolved.process.cwd.clone() });
+    }
+    for (key, value) in &resolved.sysctl {
+        steps.push(ChildStep::Sysctl {
+            key: hafen_spec::resolve::sysctl_path(key),
+            value: value.clone(),
+        });
+    }
+    steps.extend(
+        resolved.readonly_paths.iter().map(|path| ChildStep::ReadonlyPath { path: path.clone() }),
+    );
+    steps.extend(resolved.masked_paths.iter().map(|path| ChildStep::Mask { path: path.clone() }));
+    steps.extend(resolved.hostname.iter().map(|name| ChildStep::Hostname { name: name.clone() }));
+    steps.extend(
+        resolved.domainname.iter().map(|name| ChildStep::Domainname { name: name.clone() }),
+    );
+    steps
+}
+
+fn new_root(resolved: &Resolved) -> Vec<ChildStep> {
+    let mut steps = Vec::new();
+    if resolved.namespaces.is_new(Namespace::Cgroup) {
+        steps.push(ChildStep::UnshareCgroup);
+    }
+    let how = match (resolved.namespaces.is_new(Namespace::Mount), resolved.root.pivot) {
+        (false, _) => ChangeRoot::Chroot,
+        (true, true) => ChangeRoot::Pivot,
+        (true, false) => ChangeRoot::Move,
+    };
+    steps.push(ChildStep::ChangeRoot { how });
+    steps.extend(
+        resolved.root.propagation.map(|propagation| ChildStep::RootPropagation { propagation }),
+    );
+    if resolved.root.readonly {
+        steps.push(ChildStep::RootReadonly);
+    }
+    steps
+}
+
+/// Rights are given up in an order in which each step still has what it needs.
+fn rights(process: &Process, filter: Option<usize>, waits: bool) -> Vec<ChildStep> {
+    let mut steps: Vec<ChildStep> =
+        process.rlimits.iter().cloned().map(ChildStep::Rlimit).collect();
+    if process.no_new_privileges {
+        steps.push(ChildStep::NoNewPrivileges);
+    }
+    steps.push(ChildStep::BoundingSet { keep: process.capabilities.bounding });
+    steps.push(ChildStep::Ids {
+        uid: process.uid,
+        gid: process.gid,
+        additional_gids: process.additional_gids.clone(),
+    });
+    // Without no_new_privs the filter needs CAP_SYS_ADMIN: where the container will not have it,
+    // the filter goes in just before the last capabilities go.
+    let filter_first = filter.is_some()
+        && !process.no_new_privileges
+        && process.capabilities.effective & CAP_SYS_ADMIN == 0;
+    let capabilities = ChildStep::Capabilities(process.capabilities);
+    let seccomp = filter.map(|instructions| ChildStep::Seccomp { instructions });
+    if !filter_first {
+        steps.push(capabilities.clone());
+    }
+    steps.push(ChildStep::WorkingDirectory { path: process.cwd.clone() });
+    steps.push(ChildStep::Umask { mask: process.umask });
+    steps.push(ChildStep::CloseDescriptors { preserved: process.preserve_fds });
+    steps.push(ChildStep::FindProgram { candidates: candidates(process) });
+    if waits {
+        steps.push(ChildStep::AwaitStart);
+    }
+    steps.extend(seccomp);
+    if filter_first {
+        steps.push(capabilities);
+    }
+    steps.push(ChildStep::Execute { program: process.args.first().cloned().unwrap_or_default() });
+    steps
+}
+
+/// As execvp(3): a name with a slash is a path, any other is looked for in the container's own PATH.
+fn candidates(process: &Process) -> Vec<String> {
+    const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let Some(program) = process.args.first() else { return Vec::new() };
+    if program.contains('/') {
+        return vec![program.clone()];
+    }
+    let path =
+        process.env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let folder = |name: &str| {
+        if name.is_empty() { ".".to_owned() } else { name.trim_end_matches('/').to_owned() }
+    };
+    path.split(':').map(|name| format!("{}/{program}", folder(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> Process {
+        Process {
+            args: vec!["sh".into()],
+            env: vec!["PATH=/bin:/usr/bin/".into()],
+            cwd: "/".into(),
+            uid: 1000,
+            gid: 1000,
+            additional_gids: Vec::new(),
+            umask: 0o022,
+            capabilities: hafen_spec::resolved::Capabilities::default(),
+            rlimits: Vec::new(),
+            no_new_privileges: false,
+            oom_score_adj: None,
+            new_keyring: true,
+            preserve_fds: 0,
+        }
+    }
+
+    fn position(steps: &[ChildStep], wanted: fn(&ChildStep) -> bool) -> usize {
+        steps.iter().position(wanted).unwrap()
+    }
+
+    const SECCOMP: fn(&ChildStep) -> bool = |s| matches!(s, ChildStep::Seccomp { .. });
+    const CAPABILITIES: fn(&ChildStep) -> bool = |s| matches!(s, ChildStep::Capabilities(_));
+    const IDS: fn(&ChildStep) -> bool = |s| matches!(s, ChildStep::Ids { .. });
+
+    #[test]
+    fn the_filter_is_the_last_thing_before_the_program() {
+        let mut process = process();
+        process.no_new_privileges = true;
+        let steps = rights(&process, Some(10), true);
+        assert_eq!(position(&steps, SECCOMP), steps.len() - 2);
+        assert!(position(&steps, CAPABILITIES) < position(&steps, SECCOMP));
+        assert!(position(&steps, IDS) < position(&steps, CAPABILITIES));
+    }
+
+    #[test]
+    fn without_no_new_privs_the_filter_goes_in_before_the_right_to_install_it_goes() {
+        let steps = rights(&process(), Some(10), false);
+        assert_eq!(position(&steps, SECCOMP) + 1, position(&steps, CAPABILITIES));
+        assert_eq!(position(&steps, CAPABILITIES), steps.len() - 2);
+    }
+
+    #[test]
+    fn programs_are_looked_for_as_execvp_does() {
+        assert_eq!(candidates(&process()), ["/bin/sh", "/usr/bin/sh"]);
+        let path = Process { args: vec!["./run".into()], ..process() };
+        assert_eq!(candidates(&path), ["./run"]);
+    }
+}

@@ -1,0 +1,111 @@
+//! From a bundle to a plan, without an effect on the machine. `explain` stops here.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use hafen_isolator::{cgroup, seccomp};
+use hafen_rootfs::{CgroupView, source};
+use hafen_spec::facts::Home;
+use hafen_spec::plan::{Claim, Plan};
+use hafen_spec::resolve::{Options, resolve};
+use hafen_spec::{HostFacts, Resolved, parse};
+use hafen_sys::{CallError, Context};
+use nix::sys::stat::stat;
+use oci_spec::runtime::Spec;
+
+use crate::{Error, facts, plan};
+
+/// Everything that is decided before the first effect.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) resolved: Resolved,
+    pub(crate) facts: HostFacts,
+    pub(crate) plan: Plan,
+    pub(crate) filter: Option<seccomp::Filter>,
+    /// The root file system, seen and opened.
+    pub(crate) root: Option<std::os::fd::OwnedFd>,
+}
+
+/// What the caller adds to the specification.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    pub(crate) options: Options,
+    /// The state folder of the container, for its scratch layer.
+    pub(crate) scratch: PathBuf,
+    /// The container waits for `start`.
+    pub(crate) waits: bool,
+}
+
+/// Read `config.json` of a bundle.
+///
+/// # Errors
+/// Names the file, or every field that is wrong.
+pub(crate) fn read_bundle(bundle: &Path) -> Result<(PathBuf, Spec), Error> {
+    let bundle = fs::canonicalize(bundle).call(|| format!("open bundle {}", bundle.display()))?;
+    let path = bundle.join("config.json");
+    let bytes = match fs::read(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let words = "JSON specification file config.json not found";
+            return Err(CallError::new(format!("{words}: open {}", path.display()), e).into());
+        }
+        answer => answer.call(|| format!("read {}", path.display()))?,
+    };
+    let spec = parse::parse(&bytes).map_err(|source| Error::Bundle { path, source })?;
+    Ok((bundle, spec))
+}
+
+/// Resolve and plan. Only looks: nothing on the machine is changed.
+///
+/// # Errors
+/// Every problem of the bundle, or the call that failed.
+pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error> {
+    let facts = facts::gather()?;
+    let at = || request.options.bundle.join("config.json");
+    let wrong = |source| Error::Bundle { path: at(), source };
+    let mut resolved = resolve(spec, &facts, &request.options).map_err(wrong)?;
+    let root = open_root(&mut resolved)?;
+    let missing = cgroup::missing_parents(&resolved, &facts);
+    cgroup::check_free(&resolved, &facts, &missing)?;
+    let cgroup = cgroup::share(&resolved, &facts, &missing).map_err(wrong)?;
+    let view = cgroup_view(&facts, &resolved, &cgroup.claims);
+    let inside = resolved.root.overlay && lies_inside(&request.scratch, &resolved.root.path)?;
+    let rootfs = hafen_rootfs::share(&resolved, &view, &request.scratch, inside);
+    let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
+    let instructions = filter.as_ref().map(seccomp::Filter::len);
+    let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
+    Ok(Prepared { resolved, facts, plan, filter, root })
+}
+
+/// Where the bundle's root stands now. In a joined mount namespace it is looked up there, later.
+fn open_root(resolved: &mut Resolved) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+    if resolved.namespaces.is_joined(hafen_spec::resolved::Namespace::Mount) {
+        resolved.root.path = resolved.bundle.join(&resolved.root.path);
+        return Ok(None);
+    }
+    let (path, folder) = source::root_folder(&resolved.bundle, &resolved.root.path)?;
+    resolved.root.path = path;
+    Ok(Some(folder))
+}
+
+fn cgroup_view(facts: &HostFacts, resolved: &Resolved, claims: &[Claim]) -> CgroupView {
+    const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
+    let tree = facts.cgroup.tree.clone().unwrap_or_default().join(&resolved.cgroup);
+    let legacy = claims.iter().filter_map(|claim| match claim {
+        Claim::LegacyCgroup { controller, path, .. } => Some((controller.clone(), path.clone())),
+        _ => None,
+    });
+    let hybrid = USUAL.iter().any(|c| facts.cgroup.home(c) == Home::Legacy);
+    CgroupView { tree, legacy: legacy.collect(), hybrid }
+}
+
+/// An overlay refuses an upper layer below its lower one on the same file system (ELOOP).
+fn lies_inside(scratch: &Path, lower: &Path) -> Result<bool, CallError> {
+    if !scratch.starts_with(lower) {
+        return Ok(false);
+    }
+    let existing = scratch.ancestors().find(|a| a.exists()).unwrap_or(lower);
+    let device =
+        |path: &Path| stat(path).map(|s| s.st_dev).call(|| format!("stat {}", path.display()));
+    Ok(device(existing)? == device(lower)?)
+}

@@ -1,0 +1,83 @@
+//! A process that we started once, told from another one that got its pid later.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use hafen_sys::{CallError, Context, pidfd};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// A pid with the time at which its process started (proc_pid_stat(5), field 22): together they are never used twice
+/// within one boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Identity {
+    pub(crate) pid: i32,
+    /// Clock ticks since boot.
+    pub(crate) start_time: u64,
+}
+
+struct Stat {
+    state: u8,
+    start_time: u64,
+}
+
+impl Identity {
+    /// # Errors
+    /// Names the file in `/proc`.
+    pub(crate) fn of(pid: i32) -> Result<Self, CallError> {
+        let stat = stat(pid)?;
+        let gone = || CallError::errno(format!("stat process {pid}"), Errno::ESRCH);
+        Ok(Self { pid, start_time: stat.ok_or_else(gone)?.start_time })
+    }
+
+    /// Does it still run? A zombie does not.
+    pub(crate) fn alive(&self) -> Result<bool, CallError> {
+        Ok(stat(self.pid)?
+            .is_some_and(|s| s.start_time == self.start_time && !b"ZXx".contains(&s.state)))
+    }
+
+    /// A handle on it; `None` if it has ended.
+    pub(crate) fn open(&self) -> Result<Option<OwnedFd>, CallError> {
+        let handle = match pidfd::open(self.pid) {
+            Err(e) if e.is(Errno::ESRCH) => return Ok(None),
+            answer => answer?,
+        };
+        // Compared after the handle was opened: from here on the pid cannot change hands.
+        Ok(self.alive()?.then_some(handle))
+    }
+}
+
+fn stat(pid: i32) -> Result<Option<Stat>, CallError> {
+    let path = format!("/proc/{pid}/stat");
+    let text = match std::fs::read_to_string(Path::new(&path)) {
+        Err(e)
+            if e.raw_os_error() == Some(Errno::ESRCH as i32)
+                || e.kind() == std::io::ErrorKind::NotFound =>
+        {
+            return Ok(None);
+        }
+        answer => answer.call(|| format!("read {path}"))?,
+    };
+    // The name in parentheses may hold anything, also parentheses and blanks.
+    let mut fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    let state = fields.next().and_then(|s| s.bytes().next()).unwrap_or(b'X');
+    let start_time = fields.nth(18).and_then(|t| t.parse().ok()).unwrap_or(0);
+    Ok(Some(Stat { state, start_time }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_process_is_alive_and_another_start_time_is_another_process() {
+        let me = Identity::of(std::process::id().cast_signed()).unwrap();
+        assert!(me.start_time > 0);
+        assert!(me.alive().unwrap());
+        assert!(me.open().unwrap().is_some());
+        let other = Identity { start_time: me.start_time + 1, ..me };
+        assert!(!other.alive().unwrap());
+        assert!(other.open().unwrap().is_none());
+    }
+}

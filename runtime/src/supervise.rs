@@ -1,0 +1,145 @@
+//! Waiting for a container in the foreground, as `run` does: signals go through, the end is recorded.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use hafen_isolator::cgroup::{self, Usage};
+use hafen_sys::file::replace;
+use hafen_sys::pidfd::{self, Ended};
+use hafen_sys::{CallError, Context};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use serde::Serialize;
+
+use crate::Error;
+use crate::launch::Running;
+
+/// Shells report a death by signal as 128 and its number.
+const SIGNAL_BASE: i32 = 128;
+
+/// How a container ended, with the kernel's own numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ExitRecord {
+    pub(crate) id: String,
+    pub(crate) pid: i32,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    /// RFC 3339.
+    pub(crate) started_at: String,
+    pub(crate) wall_usec: u64,
+    pub(crate) usage: Numbers,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Numbers {
+    /// Of the first process and all it waited for.
+    pub(crate) user_usec: u64,
+    pub(crate) system_usec: u64,
+    pub(crate) max_rss_bytes: u64,
+    /// Of the whole cgroup.
+    #[serde(flatten)]
+    pub(crate) cgroup: Usage,
+}
+
+/// Signals that are ours to pass on. Blocked before the launch, so that none is lost on the way.
+#[derive(Debug)]
+pub(crate) struct Signals(SignalFd);
+
+impl Signals {
+    /// # Errors
+    /// Names the call.
+    pub(crate) fn block() -> Result<Self, CallError> {
+        let mut set = SigSet::all();
+        // Faults of our own must still end us, and children are noticed through their pidfd.
+        let own = [
+            Signal::SIGSEGV,
+            Signal::SIGBUS,
+            Signal::SIGILL,
+            Signal::SIGFPE,
+            Signal::SIGABRT,
+            Signal::SIGCHLD,
+        ];
+        for signal in own {
+            set.remove(signal);
+        }
+        set.thread_block().call(|| "sigprocmask".to_owned())?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        SignalFd::with_flags(&set, flags).map(Self).call(|| "signalfd".to_owned())
+    }
+}
+
+/// Wait for the end of a container.
+///
+/// # Errors
+/// Names the call.
+pub(crate) fn wait(running: &Running, signals: &Signals) -> Result<ExitRecord, Error> {
+    let process = &running.process;
+    while !ended(process.pidfd.as_fd(), signals.0.as_fd())? {
+        forward(signals, process.pidfd.as_fd())?;
+    }
+    let end = pidfd::wait(process.pid, true)?;
+    let end =
+        end.ok_or_else(|| CallError::errno(format!("wait4 {}", process.pid), Errno::ECHILD))?;
+    Ok(record(running, &end))
+}
+
+/// A pidfd becomes readable when its process ends (pidfd_open(2)).
+fn ended(
+    process: std::os::fd::BorrowedFd<'_>,
+    signals: std::os::fd::BorrowedFd<'_>,
+) -> Result<bool, CallError> {
+    let mut fds =
+        [PollFd::new(process, PollFlags::POLLIN), PollFd::new(signals, PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Err(Errno::EINTR) => Ok(false),
+        Err(e) => Err(CallError::errno("poll", e)),
+        Ok(_) => Ok(fds[0].any().unwrap_or(false)),
+    }
+}
+
+fn forward(signals: &Signals, process: std::os::fd::BorrowedFd<'_>) -> Result<(), CallError> {
+    while let Some(info) = signals.0.read_signal().call(|| "read signalfd".to_owned())? {
+        let signal = info.ssi_signo.cast_signed();
+        match pidfd::send_signal(process, signal) {
+            Err(e) if !e.is(Errno::ESRCH) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn record(running: &Running, end: &Ended) -> ExitRecord {
+    let wall = SystemTime::now().duration_since(running.started).unwrap_or(Duration::ZERO);
+    ExitRecord {
+        id: running.record.id.clone(),
+        pid: running.process.pid,
+        exit_code: end.code,
+        signal: end.signal,
+        started_at: humantime::format_rfc3339_nanos(running.started).to_string(),
+        wall_usec: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
+        usage: Numbers {
+            user_usec: end.user_usec,
+            system_usec: end.system_usec,
+            max_rss_bytes: end.max_rss_bytes,
+            cgroup: cgroup::observe(&running.record.claims),
+        },
+    }
+}
+
+impl ExitRecord {
+    pub(crate) fn code(&self) -> u8 {
+        let code = self.exit_code.or_else(|| self.signal.map(|s| SIGNAL_BASE + s)).unwrap_or(1);
+        u8::try_from(code).unwrap_or(1)
+    }
+
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {
+        let bytes = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::Refused(format!("exit record: {e}")))?;
+        Ok(replace(path, &bytes, true)?)
+    }
+}

@@ -1,0 +1,847 @@
+use std::ffi::CStr;
+
+use super::{At, Chain, Event, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS};
+use crate::file::{OpenHow, resolve};
+use crate::mount::{
+    AT_EMPTY_PATH, AT_RECURSIVE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
+    FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC, MOVE_BETWEEN_DESCRIPTORS, MountAttr, OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE, raw_set_attributes,
+};
+use crate::raw::{self, Answer, at, call, plain, reg};
+
+const FOLDER_MODE: usize = 0o755;
+const SIGKILL_STATUS: i32 = 137;
+const LAST_SIGNAL: i32 = 64;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Descriptors of the launch itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pipes {
+    pub(crate) report: i32,
+    pub(crate) go: i32,
+}
+
+/// Failure of a part of an operation.
+struct Fault {
+    detail: u32,
+    errno: i32,
+    /// A file-system context whose message log may say more.
+    log: Option<i32>,
+}
+
+impl From<i32> for Fault {
+    fn from(errno: i32) -> Self {
+        Self { detail: 0, errno, log: None }
+    }
+}
+
+struct Machine {
+    slots: [i32; SLOTS],
+    pipes: Pipes,
+    /// Answer of `FindProgram`.
+    program: usize,
+}
+
+/// Run the script; never returns.
+pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
+    let mut machine = Machine { slots: [-1; SLOTS], pipes, program: 0 };
+    let mut index: u32 = 0;
+    for op in &script.ops {
+        if cfg!(feature = "fault-points") && script.die_before == Some(index as usize) {
+            raw::exit(SIGKILL_STATUS);
+        }
+        if matches!(op, Op::Execute { .. }) {
+            machine.send(&Report::new(Event::Executing, index));
+        }
+        if let Err(fault) = machine.step(op, index) {
+            machine.fail(index, &fault);
+        }
+        index = index.wrapping_add(1);
+    }
+    raw::exit(0)
+}
+
+impl Machine {
+    fn send(&self, report: &Report) {
+        let bytes = report.encode();
+        // SAFETY: the buffer lives across the call and has the size given.
+        let _ = unsafe {
+            call(
+                libc::SYS_write,
+                [reg(self.pipes.report), bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
+            )
+        };
+    }
+
+    fn fail(&self, op: u32, fault: &Fault) -> ! {
+        let mut report = Report::new(Event::Failed, op);
+        report.detail = fault.detail;
+        report.errno = fault.errno;
+        if let Some(log) = fault.log {
+            let buffer = report.words.as_mut_ptr() as usize;
+            // SAFETY: the buffer has WORDS bytes, of which the last stays 0.
+            let _ = unsafe { call(libc::SYS_read, [reg(log), buffer, WORDS - 1, 0, 0, 0]) };
+        }
+        self.send(&report);
+        raw::exit(1)
+    }
+
+    fn fd(&self, at: At) -> i32 {
+        match at {
+            At::Fd(fd) => fd,
+            At::Slot(slot) => self.slots.get(slot.0 as usize).copied().unwrap_or(-1),
+        }
+    }
+
+    fn put(&mut self, slot: Slot, fd: i32) {
+        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
+            if *place >= 0 {
+                let _ = raw::close(*place);
+            }
+            *place = fd;
+        }
+    }
+
+    fn step(&mut self, op: &Op, index: u32) -> Result<(), Fault> {
+        match op {
+            Op::NewMount { fstype, source, options, attributes, into } => {
+                let mount = new_mount(fstype, source, options, *attributes)?;
+                self.put(*into, mount);
+            }
+            Op::OpenTree { path, clone, recursive, into } => {
+                let tree = open_tree(libc::AT_FDCWD, path, *clone, *recursive)?;
+                self.put(*into, tree);
+            }
+            Op::Resolve { root, chain, make, into } => {
+                let found = resolve_chain(self.fd(*root), chain, *make)?;
+                self.put(*into, found);
+            }
+            Op::Mask { root, chain, empty, calls } => self.mask(*root, chain, *empty, *calls)?,
+            Op::AwaitGo => self.await_go()?,
+            Op::AwaitStart { start, report } => self.await_start(*start, *report, index)?,
+            Op::FindProgram { candidates } => self.program = find_program(candidates)?,
+            Op::Execute { candidates, arguments, environment } => {
+                let program = candidates.get(self.program).ok_or(libc::ENOENT)?;
+                let arguments = [at(program), arguments.pointer(), environment.pointer(), 0, 0, 0];
+                // SAFETY: three null-terminated arrays prepared by `Strings`, alive in this address space.
+                unsafe { call(libc::SYS_execve, arguments) }?;
+            }
+            Op::CloseFrom { from, keep } => self.close_from(*from, *keep)?,
+            _ => self.step_on_descriptors(op)?,
+        }
+        Ok(())
+    }
+
+    /// Operations that use descriptors but keep nothing.
+    fn step_on_descriptors(&self, op: &Op) -> Result<(), Fault> {
+        match op {
+            Op::MountOn { source, target, fstype, flags, data } => {
+                let path = FdPath::new(self.fd(*target));
+                mount(
+                    source.as_deref(),
+                    path.as_c_str(),
+                    fstype.as_deref(),
+                    *flags,
+                    data.as_deref(),
+                )?;
+            }
+            Op::RemountOn { target, set, clear } => remount(self.fd(*target), *set, *clear)?,
+            Op::SetAttributes { mount, attributes, recursive } => {
+                raw_set_attributes(self.fd(*mount), attributes, *recursive)?;
+            }
+            Op::MoveMount { from, to } => {
+                move_mount(self.fd(*from), self.fd(*to))?;
+            }
+            Op::MoveMountTo { from, path } => {
+                let target = open_path(libc::AT_FDCWD, path)?;
+                let moved = move_mount(self.fd(*from), target);
+                let _ = raw::close(target);
+                moved?;
+            }
+            Op::MakeNode { root, folder, name, mode, device, uid, gid } => {
+                let folder = resolve_chain(self.fd(*root), folder, Make::Folder)?;
+                let made = make_node(folder, name, *mode, *device, *uid, *gid);
+                let _ = raw::close(folder);
+                made?;
+            }
+            Op::MakeSymlink { root, folder, name, target } => {
+                let folder = resolve_chain(self.fd(*root), folder, Make::Folder)?;
+                let made = make_symlink(folder, name, target);
+                let _ = raw::close(folder);
+                made?;
+            }
+            Op::ReadonlyPath { root, chain, calls } => {
+                readonly_path(self.fd(*root), chain, *calls)?
+            }
+            Op::PivotRoot { root } => pivot_root(self.fd(*root))?,
+            Op::MoveRoot { root, calls } => move_root(self.fd(*root), *calls)?,
+            Op::Chroot { root } => {
+                plain(libc::SYS_fchdir, [reg(self.fd(*root)), 0, 0, 0, 0, 0])?;
+                chroot_here()?;
+            }
+            _ => simple_step(op)?,
+        }
+        Ok(())
+    }
+
+    fn mask(
+        &mut self,
+        root: At,
+        chain: &Chain,
+        empty: Slot,
+        calls: MountCalls,
+    ) -> Result<(), Fault> {
+        let Some(target) = existing(self.fd(root), chain)? else { return Ok(()) };
+        let masked = match (is_folder(target)?, calls) {
+            (false, MountCalls::New) => {
+                let null = open_tree(libc::AT_FDCWD, c"/dev/null", true, false)?;
+                let moved = move_mount(null, target);
+                let _ = raw::close(null);
+                moved
+            }
+            (true, MountCalls::New) => self.mask_folder(target, empty),
+            (false, MountCalls::Classic) => {
+                mount(Some(c"/dev/null"), FdPath::new(target).as_c_str(), None, libc::MS_BIND, None)
+            }
+            (true, MountCalls::Classic) => mount(
+                Some(c"tmpfs"),
+                FdPath::new(target).as_c_str(),
+                Some(c"tmpfs"),
+                libc::MS_RDONLY,
+                Some(c"size=0"),
+            ),
+        };
+        let _ = raw::close(target);
+        masked?;
+        Ok(())
+    }
+
+    /// One empty tmpfs serves all masked folders: the first mask attaches it, the others show copies.
+    fn mask_folder(&mut self, target: i32, empty: Slot) -> Answer {
+        let first = self.fd(At::Slot(empty));
+        if first >= 0 {
+            let copy = open_tree(first, c"", true, false)?;
+            let moved = move_mount(copy, target);
+            let _ = raw::close(copy);
+            return moved;
+        }
+        let context = fs_context(c"tmpfs")?;
+        set_parameter(context, c"ro", None)?;
+        let mounted = create_mount(context, RDONLY);
+        let _ = raw::close(context);
+        let fresh = mounted?;
+        let moved = move_mount(fresh, target)?;
+        self.put(empty, fresh);
+        Ok(moved)
+    }
+
+    fn await_go(&self) -> Result<(), Fault> {
+        wait_for_byte(self.pipes.go)
+    }
+
+    fn await_start(&mut self, start: i32, report: i32, index: u32) -> Result<(), Fault> {
+        self.send(&Report::new(Event::Created, index));
+        let _ = raw::close(self.pipes.report);
+        let _ = raw::close(self.pipes.go);
+        self.pipes = Pipes { report, go: -1 };
+        wait_for_byte(start)?;
+        let _ = raw::close(start);
+        Ok(())
+    }
+
+    /// Close everything from `from` on but the pipes (and fifos) that the launch still needs.
+    fn close_from(&mut self, from: i32, [start, report]: [i32; 2]) -> Result<(), Fault> {
+        self.slots = [-1; SLOTS];
+        let mut keep = [self.pipes.report, self.pipes.go, start, report];
+        keep.sort_unstable();
+        let mut first = from;
+        for fd in keep.into_iter().filter(|fd| *fd >= from) {
+            close_range(first, fd.wrapping_sub(1))?;
+            first = fd.wrapping_add(1);
+        }
+        close_range(first, i32::MAX)?;
+        Ok(())
+    }
+}
+
+const RDONLY: u64 = 1;
+
+/// The kernel's answer where only success matters.
+fn done(answer: Answer) -> Result<(), i32> {
+    answer.map(|_| ())
+}
+
+/// For calls whose refusal is no failure, as the place says.
+fn ignore(_answer: Answer) {}
+
+fn close_range(first: i32, last: i32) -> Answer {
+    if first > last {
+        return Ok(0);
+    }
+    plain(libc::SYS_close_range, [reg(first), reg(last), 0, 0, 0, 0])
+}
+
+/// Operations that need nothing but their own arguments.
+fn simple_step(op: &Op) -> Result<(), Fault> {
+    match op {
+        Op::Close(fd) => ignore(raw::close(*fd)),
+        Op::ResetSignals => reset_signals(),
+        // EPERM: we lead a process group already, which is as good.
+        Op::NewSession => ignore(plain(libc::SYS_setsid, [0; 6])),
+        Op::JoinKeyring { name } => join_keyring(name)?,
+        Op::Setns { fd, flag } => done(plain(libc::SYS_setns, [reg(*fd), reg(*flag), 0, 0, 0, 0]))?,
+        Op::Unshare { flags } => done(plain(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0, 0]))?,
+        Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
+        Op::WriteFile { path, data } => write_file(path, data)?,
+        // SAFETY: the name lives across the call and has the length given.
+        Op::Hostname { name } => done(unsafe {
+            call(libc::SYS_sethostname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0])
+        })?,
+        // SAFETY: as above.
+        Op::Domainname { name } => done(unsafe {
+            call(libc::SYS_setdomainname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0])
+        })?,
+        Op::MountPath { source, target, fstype, flags, data } => {
+            mount(source.as_deref(), target, fstype.as_deref(), *flags, data.as_deref())?;
+        }
+        Op::MakeFolderPath { path, mode } => make_folder(libc::AT_FDCWD, path, *mode as usize)?,
+        Op::Chdir { path, lenient } => change_folder(path, *lenient)?,
+        Op::Rlimit { resource, soft, hard } => set_rlimit(*resource, *soft, *hard)?,
+        Op::Prctl { option, arguments: a } => {
+            done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?
+        }
+        Op::BoundingSet { keep, last } => bounding_set(*keep, *last)?,
+        Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups)?,
+        Op::SetCapabilities { effective, permitted, inheritable } => {
+            set_capabilities(*effective, *permitted, *inheritable)?
+        }
+        Op::Ambient { raise, last } => ambient(*raise, *last)?,
+        Op::Seccomp { program, flags } => seccomp(program, *flags)?,
+        // Every other operation is carried out before this point: see `Machine::step`.
+        _ => return Err(libc::ENOSYS.into()),
+    }
+    Ok(())
+}
+
+/// `struct kernel_sigaction` with SIG_DFL is all zero.
+fn reset_signals() {
+    let default = [0_u64; 4];
+    let pointer = default.as_ptr() as usize;
+    let mut signal = 1;
+    while signal <= LAST_SIGNAL {
+        // SAFETY: 32 zero bytes are a valid sigaction of the kernel; SIGKILL and SIGSTOP are refused, which is fine.
+        let _ = unsafe { call(libc::SYS_rt_sigaction, [reg(signal), pointer, 0, 8, 0, 0]) };
+        signal = signal.wrapping_add(1);
+    }
+    // SAFETY: eight zero bytes are the empty signal set.
+    let _ = unsafe {
+        call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, pointer, 0, 8, 0, 0])
+    };
+}
+
+fn join_keyring(name: &CStr) -> Result<(), Fault> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    // SAFETY: the name is a C string that outlives the call.
+    match unsafe { call(libc::SYS_keyctl, [JOIN_SESSION_KEYRING, at(name), 0, 0, 0, 0]) } {
+        // A kernel without keyrings has none to leak.
+        Ok(_) | Err(libc::ENOSYS) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn write_file(path: &CStr, data: &[u8]) -> Result<(), Fault> {
+    let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe { call(libc::SYS_openat, [reg(libc::AT_FDCWD), at(path), flags, 0, 0, 0]) }?;
+    // SAFETY: the data lives across the call and has the length given.
+    let written =
+        unsafe { call(libc::SYS_write, [reg(fd), data.as_ptr() as usize, data.len(), 0, 0, 0]) };
+    let _ = raw::close(fd);
+    written.map_err(|errno| Fault { detail: 1, errno, log: None })?;
+    Ok(())
+}
+
+fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    fstype: Option<&CStr>,
+    flags: u64,
+    data: Option<&CStr>,
+) -> Answer {
+    let arguments = [
+        source.map_or(0, at),
+        at(target),
+        fstype.map_or(0, at),
+        flags as usize,
+        data.map_or(0, at),
+        0,
+    ];
+    // SAFETY: null or C strings that outlive the call.
+    unsafe { call(libc::SYS_mount, arguments) }
+}
+
+/// Flags that mount(2) would take away if they were not given again, by their number in statfs(2), where they are the same.
+const KEPT_FLAGS: u64 = libc::MS_RDONLY
+    | libc::MS_NOSUID
+    | libc::MS_NODEV
+    | libc::MS_NOEXEC
+    | libc::MS_NOATIME
+    | libc::MS_NODIRATIME;
+
+fn remount(fd: i32, set: u64, clear: u64) -> Result<(), Fault> {
+    // struct statfs of the 64-bit kernel ABI is fifteen words, of which f_flags is the eleventh.
+    let mut statfs = [0_u64; 15];
+    // SAFETY: the buffer is a whole struct statfs.
+    unsafe { call(libc::SYS_fstatfs, [reg(fd), statfs.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    let has = statfs[10] & KEPT_FLAGS;
+    let flags = (has & !clear) | set | libc::MS_BIND | libc::MS_REMOUNT;
+    mount(None, FdPath::new(fd).as_c_str(), None, flags, None)?;
+    Ok(())
+}
+
+/// `/proc/self/fd/N` without an allocation.
+struct FdPath([u8; 32]);
+
+impl FdPath {
+    fn new(fd: i32) -> Self {
+        let mut path = [0; 32];
+        let prefix = b"/proc/self/fd/";
+        let mut digits = [0; 10];
+        let mut count: usize = 0;
+        let mut rest = fd.unsigned_abs();
+        for digit in &mut digits {
+            *digit = b'0'.wrapping_add((rest % 10) as u8);
+            rest /= 10;
+            count = count.wrapping_add(1);
+            if rest == 0 {
+                break;
+            }
+        }
+        let text = prefix.iter().chain(digits.iter().take(count).rev());
+        for (to, from) in path.iter_mut().zip(text) {
+            *to = *from;
+        }
+        Self(path)
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
+    }
+}
+
+fn fs_context(fstype: &CStr) -> Answer {
+    // SAFETY: the name is a C string that outlives the call.
+    unsafe { call(libc::SYS_fsopen, [at(fstype), FSOPEN_CLOEXEC as usize, 0, 0, 0, 0]) }
+}
+
+fn set_parameter(context: i32, key: &CStr, value: Option<&CStr>) -> Answer {
+    let command = if value.is_some() { FSCONFIG_SET_STRING } else { FSCONFIG_SET_FLAG };
+    // SAFETY: null or C strings that outlive the call.
+    unsafe {
+        call(
+            libc::SYS_fsconfig,
+            [reg(context), command as usize, at(key), value.map_or(0, at), 0, 0],
+        )
+    }
+}
+
+fn create_mount(context: i32, attributes: u64) -> Answer {
+    plain(libc::SYS_fsconfig, [reg(context), FSCONFIG_CMD_CREATE as usize, 0, 0, 0, 0])?;
+    plain(libc::SYS_fsmount, [reg(context), FSMOUNT_CLOEXEC as usize, attributes as usize, 0, 0, 0])
+}
+
+fn new_mount(
+    fstype: &CStr,
+    source: &CStr,
+    options: &[(std::ffi::CString, Option<std::ffi::CString>)],
+    attributes: u64,
+) -> Result<i32, Fault> {
+    let context = fs_context(fstype)?;
+    let mut detail: u32 = 0;
+    // On failure the context stays open for its message log; the process ends then anyway.
+    let failed = |detail| move |errno| Fault { detail, errno, log: Some(context) };
+    if !source.is_empty() {
+        set_parameter(context, c"source", Some(source)).map_err(failed(detail))?;
+    }
+    for (key, value) in options {
+        detail = detail.wrapping_add(1);
+        set_parameter(context, key, value.as_deref()).map_err(failed(detail))?;
+    }
+    let mount = create_mount(context, attributes).map_err(failed(0))?;
+    let _ = raw::close(context);
+    Ok(mount)
+}
+
+fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> Answer {
+    let clone_flag = if clone { OPEN_TREE_CLONE } else { 0 };
+    let recursive_flag = if recursive { AT_RECURSIVE } else { 0 };
+    let flags = OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | clone_flag | recursive_flag;
+    // SAFETY: the path is a C string that outlives the call.
+    unsafe { call(libc::SYS_open_tree, [reg(dir), at(path), flags as usize, 0, 0, 0]) }
+}
+
+fn move_mount(from: i32, to: i32) -> Answer {
+    // SAFETY: two empty C strings.
+    unsafe {
+        call(
+            libc::SYS_move_mount,
+            [reg(from), at(c""), reg(to), at(c""), MOVE_BETWEEN_DESCRIPTORS as usize, 0],
+        )
+    }
+}
+
+fn open_path(dir: i32, path: &CStr) -> Answer {
+    let flags = (libc::O_PATH | libc::O_CLOEXEC) as usize;
+    // SAFETY: the path is a C string that outlives the call.
+    unsafe { call(libc::SYS_openat, [reg(dir), at(path), flags, 0, 0, 0]) }
+}
+
+fn open_in_root(root: i32, path: &CStr, flags: i32) -> Answer {
+    let how = OpenHow {
+        flags: (flags | libc::O_PATH | libc::O_CLOEXEC) as u64,
+        mode: 0,
+        resolve: resolve::IN_ROOT | resolve::NO_MAGICLINKS,
+    };
+    // openat2(2): a rename elsewhere may make a resolution in a root give up; it is to be repeated.
+    let mut tries = 0_u32;
+    loop {
+        match raw::open_how(root, path, &how) {
+            Err(libc::EAGAIN) if tries < 64 => tries = tries.wrapping_add(1),
+            answer => return answer,
+        }
+    }
+}
+
+/// `None` where nothing is at the path: there is nothing to hide or protect then.
+fn existing(root: i32, chain: &Chain) -> Result<Option<i32>, Fault> {
+    match open_in_root(root, &chain.full, 0) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(libc::ENOENT | libc::ENOTDIR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn resolve_chain(root: i32, chain: &Chain, make: Make) -> Result<i32, Fault> {
+    match open_in_root(root, &chain.full, 0) {
+        Err(libc::ENOENT) if make != Make::Nothing => {}
+        answer => return Ok(answer?),
+    }
+    let mut left = chain.parts.len();
+    let mut detail: u32 = 0;
+    for part in &chain.parts {
+        left = left.wrapping_sub(1);
+        let file = left == 0 && make == Make::File;
+        make_part(root, part, file).map_err(|errno| Fault { detail, errno, log: None })?;
+        detail = detail.wrapping_add(1);
+    }
+    Ok(open_in_root(root, &chain.full, 0)?)
+}
+
+fn make_part(root: i32, part: &super::paths::Part, file: bool) -> Result<(), i32> {
+    if let Ok(there) = open_in_root(root, &part.path, 0) {
+        let _ = raw::close(there);
+        return Ok(());
+    }
+    let folder = open_in_root(root, &part.folder, libc::O_DIRECTORY)?;
+    let made = if file {
+        make_file(folder, &part.name)
+    } else {
+        make_folder(folder, &part.name, FOLDER_MODE)
+    };
+    let _ = raw::close(folder);
+    made
+}
+
+fn make_folder(folder: i32, name: &CStr, mode: usize) -> Result<(), i32> {
+    // SAFETY: the name is a C string that outlives the call.
+    match unsafe { call(libc::SYS_mkdirat, [reg(folder), at(name), mode, 0, 0, 0]) } {
+        Ok(_) | Err(libc::EEXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn make_file(folder: i32, name: &CStr) -> Result<(), i32> {
+    const FILE_MODE: usize = 0o644;
+    let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY | libc::O_CLOEXEC)
+        as usize;
+    // SAFETY: the name is a C string that outlives the call.
+    match unsafe { call(libc::SYS_openat, [reg(folder), at(name), flags, FILE_MODE, 0, 0]) } {
+        Ok(fd) => {
+            let _ = raw::close(fd);
+            Ok(())
+        }
+        Err(libc::EEXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn stat(folder: i32, name: &CStr, flags: u32) -> Result<libc::stat, i32> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    let pointer = stat.as_mut_ptr() as usize;
+    // SAFETY: a C string and a whole struct stat, alive across the call.
+    unsafe { call(libc::SYS_newfstatat, [reg(folder), at(name), pointer, flags as usize, 0, 0]) }?;
+    // SAFETY: zeroed before and filled by the kernel: plain integers.
+    Ok(unsafe { stat.assume_init() })
+}
+
+fn is_folder(fd: i32) -> Result<bool, i32> {
+    Ok(stat(fd, c"", AT_EMPTY_PATH)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// A node that exists with the same type and number is kept, as images bring their own `/dev`.
+fn make_node(
+    folder: i32,
+    name: &CStr,
+    mode: u32,
+    device: u64,
+    uid: u32,
+    gid: u32,
+) -> Result<(), Fault> {
+    const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW as u32;
+    // SAFETY: the name is a C string that outlives the call.
+    match unsafe {
+        call(libc::SYS_mknodat, [reg(folder), at(name), mode as usize, device as usize, 0, 0])
+    } {
+        Ok(_) => {}
+        Err(libc::EEXIST) => {
+            let found = stat(folder, name, NOFOLLOW)?;
+            if found.st_mode & libc::S_IFMT != mode & libc::S_IFMT || found.st_rdev != device {
+                return Err(libc::EEXIST.into());
+            }
+        }
+        Err(e) => return Err(e.into()),
+    }
+    // mknod(2) obeys the umask, and an existing node has its own mode and owner. fchownat first: it clears set-id bits.
+    // SAFETY: as above.
+    unsafe {
+        call(
+            libc::SYS_fchownat,
+            [reg(folder), at(name), uid as usize, gid as usize, NOFOLLOW as usize, 0],
+        )
+    }?;
+    // SAFETY: as above; the node is ours or was just compared, and is no symlink.
+    unsafe {
+        call(libc::SYS_fchmodat, [reg(folder), at(name), (mode & 0o7777) as usize, 0, 0, 0])
+    }?;
+    Ok(())
+}
+
+fn make_symlink(folder: i32, name: &CStr, target: &CStr) -> Result<(), i32> {
+    // SAFETY: two C strings that outlive the call.
+    match unsafe { call(libc::SYS_symlinkat, [at(target), reg(folder), at(name), 0, 0, 0]) } {
+        Ok(_) | Err(libc::EEXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn readonly_path(root: i32, chain: &Chain, calls: MountCalls) -> Result<(), Fault> {
+    let Some(target) = existing(root, chain)? else { return Ok(()) };
+    match calls {
+        MountCalls::New => {
+            let tree = open_tree(target, c"", true, true)?;
+            raw_set_attributes(tree, &MountAttr { set: RDONLY, ..MountAttr::default() }, true)?;
+            move_mount(tree, target)?;
+            let _ = raw::close(tree);
+        }
+        MountCalls::Classic => {
+            let path = FdPath::new(target);
+            mount(
+                Some(path.as_c_str()),
+                path.as_c_str(),
+                None,
+                libc::MS_BIND | libc::MS_REC,
+                None,
+            )?;
+            // The old descriptor stands for what is below the new mount.
+            let upper = open_in_root(root, &chain.full, 0)?;
+            remount(upper, libc::MS_RDONLY, 0)?;
+            let _ = raw::close(upper);
+        }
+    }
+    let _ = raw::close(target);
+    Ok(())
+}
+
+/// pivot_root(".", ".") stacks the old root on the new one, which is then unmounted (pivot_root(2), NOTES).
+fn pivot_root(root: i32) -> Result<(), Fault> {
+    let stage = |detail| move |errno| Fault { detail, errno, log: None };
+    plain(libc::SYS_fchdir, [reg(root), 0, 0, 0, 0, 0])?;
+    // SAFETY: C strings.
+    unsafe { call(libc::SYS_pivot_root, [at(c"."), at(c"."), 0, 0, 0, 0]) }.map_err(stage(1))?;
+    // SAFETY: a C string.
+    unsafe { call(libc::SYS_umount2, [at(c"."), libc::MNT_DETACH as usize, 0, 0, 0, 0]) }
+        .map_err(stage(2))?;
+    // SAFETY: a C string.
+    unsafe { call(libc::SYS_chdir, [at(c"/"), 0, 0, 0, 0, 0]) }.map_err(stage(3))?;
+    Ok(())
+}
+
+/// For roots that cannot be pivoted (initramfs): the mount is moved over `/`.
+fn move_root(root: i32, calls: MountCalls) -> Result<(), Fault> {
+    plain(libc::SYS_fchdir, [reg(root), 0, 0, 0, 0, 0])?;
+    match calls {
+        MountCalls::New => {
+            let slash = open_path(libc::AT_FDCWD, c"/")?;
+            move_mount(root, slash)?;
+            let _ = raw::close(slash);
+        }
+        MountCalls::Classic => done(mount(Some(c"."), c"/", None, libc::MS_MOVE, None))?,
+    }
+    chroot_here()
+}
+
+fn chroot_here() -> Result<(), Fault> {
+    // SAFETY: a C string.
+    unsafe { call(libc::SYS_chroot, [at(c"."), 0, 0, 0, 0, 0]) }?;
+    // SAFETY: a C string.
+    unsafe { call(libc::SYS_chdir, [at(c"/"), 0, 0, 0, 0, 0]) }?;
+    Ok(())
+}
+
+fn change_folder(path: &CStr, lenient: bool) -> Result<(), Fault> {
+    // SAFETY: the path is a C string that outlives the call.
+    match unsafe { call(libc::SYS_chdir, [at(path), 0, 0, 0, 0, 0]) } {
+        Err(libc::EACCES) if lenient => return Ok(()),
+        answer => answer?,
+    };
+    // A path through a leaked descriptor of the host would leave us outside our root, where getcwd(2)
+    // answers "(unreachable)..." (CVE-2024-21626).
+    let mut buffer = [0_u8; 4096];
+    // SAFETY: the buffer has the length given.
+    match unsafe {
+        call(libc::SYS_getcwd, [buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0, 0])
+    } {
+        // Deeper than the buffer is not outside.
+        Err(libc::ERANGE) => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) if buffer.first() == Some(&b'/') => Ok(()),
+        Ok(_) => Err(Fault { detail: 1, errno: libc::EXDEV, log: None }),
+    }
+}
+
+fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), i32> {
+    let limit = [soft, hard];
+    // SAFETY: struct rlimit64 is two 64-bit numbers, soft first (prlimit(2)).
+    unsafe { call(libc::SYS_prlimit64, [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0]) }?;
+    Ok(())
+}
+
+fn bounding_set(keep: u64, last: u32) -> Result<(), Fault> {
+    let mut cap: u32 = 0;
+    while cap <= last {
+        let kept = keep.checked_shr(cap).unwrap_or(0) & 1 == 1;
+        if !kept
+            && plain(libc::SYS_prctl, [libc::PR_CAPBSET_READ as usize, cap as usize, 0, 0, 0, 0])
+                == Ok(1)
+        {
+            plain(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as usize, cap as usize, 0, 0, 0, 0])
+                .map_err(|errno| Fault { detail: cap, errno, log: None })?;
+        }
+        cap = cap.wrapping_add(1);
+    }
+    Ok(())
+}
+
+fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Fault> {
+    let stage = |detail| move |errno| Fault { detail, errno, log: None };
+    let (uid, gid) = (uid as usize, gid as usize);
+    // SAFETY: an array of the length given.
+    unsafe { call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0]) }
+        .map_err(stage(0))?;
+    plain(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0]).map_err(stage(1))?;
+    plain(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0]).map_err(stage(2))?;
+    Ok(())
+}
+
+fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), i32> {
+    let header = [CAPABILITY_VERSION_3, 0];
+    let low = |set: u64| set as u32;
+    let high = |set: u64| (set >> 32) as u32;
+    let data = [
+        low(effective),
+        low(permitted),
+        low(inheritable),
+        high(effective),
+        high(permitted),
+        high(inheritable),
+    ];
+    // SAFETY: header and data as capset(2) wants them for version 3, alive across the call.
+    unsafe {
+        call(libc::SYS_capset, [header.as_ptr() as usize, data.as_ptr() as usize, 0, 0, 0, 0])
+    }?;
+    Ok(())
+}
+
+fn ambient(raise: u64, last: u32) -> Result<(), Fault> {
+    const CLEAR_ALL: usize = 4;
+    const RAISE: usize = 2;
+    plain(libc::SYS_prctl, [libc::PR_CAP_AMBIENT as usize, CLEAR_ALL, 0, 0, 0, 0])?;
+    let mut cap: u32 = 0;
+    while cap <= last {
+        if raise.checked_shr(cap).unwrap_or(0) & 1 == 1 {
+            plain(libc::SYS_prctl, [libc::PR_CAP_AMBIENT as usize, RAISE, cap as usize, 0, 0, 0])
+                .map_err(|errno| Fault { detail: cap, errno, log: None })?;
+        }
+        cap = cap.wrapping_add(1);
+    }
+    Ok(())
+}
+
+/// `struct sock_fprog`.
+#[repr(C)]
+struct FilterProgram {
+    length: u16,
+    filter: *const libc::sock_filter,
+}
+
+fn seccomp(program: &[libc::sock_filter], flags: u32) -> Result<(), i32> {
+    const SET_MODE_FILTER: usize = 1;
+    let program = FilterProgram { length: program.len() as u16, filter: program.as_ptr() };
+    let pointer = std::ptr::from_ref(&program) as usize;
+    // SAFETY: the program and its instructions live across the call; its length was checked when it was compiled.
+    unsafe { call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, pointer, 0, 0, 0]) }?;
+    Ok(())
+}
+
+fn wait_for_byte(fd: i32) -> Result<(), Fault> {
+    let mut byte = [0_u8; 1];
+    loop {
+        // SAFETY: one byte of buffer for one byte.
+        match unsafe { call(libc::SYS_read, [reg(fd), byte.as_mut_ptr() as usize, 1, 0, 0, 0]) } {
+            Err(libc::EINTR) => {}
+            Err(e) => return Err(e.into()),
+            // Nobody is left to finish the launch or to hear about it.
+            Ok(0) => raw::exit(1),
+            Ok(_) => return Ok(()),
+        }
+    }
+}
+
+/// The first candidate that may be executed; otherwise the most telling refusal.
+fn find_program(candidates: &[std::ffi::CString]) -> Result<usize, Fault> {
+    let mut index: usize = 0;
+    let mut worst = Fault::from(libc::ENOENT);
+    for candidate in candidates {
+        match executable(candidate) {
+            Ok(()) => return Ok(index),
+            Err(libc::ENOENT | libc::ENOTDIR) => {}
+            Err(errno) => worst = Fault { detail: index as u32, errno, log: None },
+        }
+        index = index.wrapping_add(1);
+    }
+    Err(worst)
+}
+
+fn executable(path: &CStr) -> Result<(), i32> {
+    let found = stat(libc::AT_FDCWD, path, 0)?;
+    if found.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        return Err(libc::EISDIR);
+    }
+    let arguments =
+        [reg(libc::AT_FDCWD), at(path), libc::X_OK as usize, libc::AT_EACCESS as usize, 0, 0];
+    // SAFETY: the path is a C string that outlives the call.
+    match unsafe { call(libc::SYS_faccessat2, arguments) } {
+        Ok(_) | Err(libc::ENOSYS) => Ok(()),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,18 @@
+//! Every system call that `nix` does not cover safely, and the child script.
+//!
+//! The only crate in which `unsafe` is not forbidden. [`child`] is the machine that runs
+//! between clone and exec: it executes prepared [`child::Op`]s, allocates nothing, takes no
+//! lock and cannot panic. [`spawn`] makes the process that runs it and reads its reports.
+//! [`feature`] says which kernel calls are needed, since when they exist and what stands in.
+
+pub mod bpf;
+pub mod child;
+mod error;
+pub mod feature;
+pub mod file;
+pub mod mount;
+pub mod pidfd;
+mod raw;
+pub mod spawn;
+
+pub use error::{CallError, Context};

@@ -1,0 +1,103 @@
+//! The mount API of Linux 5.2 and later: numbers, structures and the calls that the runtime itself makes.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::{CallError, Context, raw};
+
+pub const OPEN_TREE_CLONE: u32 = 1;
+pub const AT_RECURSIVE: u32 = 0x8000;
+pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
+pub(crate) const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+/// MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+pub(crate) const MOVE_BETWEEN_DESCRIPTORS: u32 = 0x04 | 0x40;
+pub(crate) const FSOPEN_CLOEXEC: u32 = 1;
+pub(crate) const FSMOUNT_CLOEXEC: u32 = 1;
+pub(crate) const FSCONFIG_SET_FLAG: u32 = 0;
+pub(crate) const FSCONFIG_SET_STRING: u32 = 1;
+pub(crate) const FSCONFIG_CMD_CREATE: u32 = 6;
+
+/// `struct mount_attr` (mount_setattr(2), Linux 5.12).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountAttr {
+    pub set: u64,
+    pub clear: u64,
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE or 0.
+    pub propagation: u64,
+    pub userns_fd: u64,
+}
+
+impl MountAttr {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A detached copy of the mount at `path`, which only the holder of the descriptor can see (open_tree(2), Linux 5.2).
+///
+/// # Errors
+/// Names the path.
+pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, CallError> {
+    let call = || format!("open_tree {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).call(call)?;
+    open_tree(libc::AT_FDCWD, &name, recursive).call(call)
+}
+
+/// The same of what a descriptor stands for.
+///
+/// # Errors
+/// Names the call.
+pub fn clone_tree_at(place: impl AsFd, recursive: bool) -> Result<OwnedFd, CallError> {
+    open_tree(place.as_fd().as_raw_fd(), c"", recursive).call(|| "open_tree".to_owned())
+}
+
+fn open_tree(dir: i32, path: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
+    let tree = if recursive { AT_RECURSIVE } else { 0 };
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | tree;
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe {
+        raw::call(libc::SYS_open_tree, [raw::reg(dir), raw::at(path), flags as usize, 0, 0, 0])
+    };
+    let fd = fd.map_err(Errno::from_raw)?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Change attributes and propagation of the mount that a descriptor stands for.
+///
+/// # Errors
+/// Names the attributes.
+pub fn set_attributes(
+    mount: impl AsFd,
+    attributes: &MountAttr,
+    recursive: bool,
+) -> Result<(), CallError> {
+    raw_set_attributes(mount.as_fd().as_raw_fd(), attributes, recursive)
+        .map_err(Errno::from_raw)
+        .call(|| {
+        format!(
+            "mount_setattr set {:#x} clear {:#x} propagation {:#x}",
+            attributes.set, attributes.clear, attributes.propagation
+        )
+    })?;
+    Ok(())
+}
+
+pub(crate) fn raw_set_attributes(fd: i32, attributes: &MountAttr, recursive: bool) -> raw::Answer {
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let pointer = std::ptr::from_ref(attributes) as usize;
+    // SAFETY: an empty C string and a struct of the size given, both alive across the call.
+    unsafe {
+        raw::call(
+            libc::SYS_mount_setattr,
+            [raw::reg(fd), raw::at(c""), flags as usize, pointer, size_of::<MountAttr>(), 0],
+        )
+    }
+}

@@ -1,0 +1,84 @@
+//! Processes by descriptor: a pid may be somebody else's by now, a pidfd never is.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use crate::{CallError, Context};
+
+/// pidfd_open(2), Linux 5.3.
+///
+/// # Errors
+/// ESRCH where there is no such process (any more).
+pub fn open(pid: i32) -> Result<OwnedFd, CallError> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd).call(|| format!("pidfd_open {pid}"))?;
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_send_signal(2), Linux 5.1.
+///
+/// # Errors
+/// ESRCH once the process has been waited for.
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<(), CallError> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: a null siginfo is allowed; the other arguments are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(result).call(|| format!("pidfd_send_signal {signal}"))?;
+    Ok(())
+}
+
+/// How a process ended, and what it and the children it waited for used (wait4(2), getrusage(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit status, if it exited by itself.
+    pub code: Option<i32>,
+    /// Signal number, if a signal ended it.
+    pub signal: Option<i32>,
+    pub user_usec: u64,
+    pub system_usec: u64,
+    pub max_rss_bytes: u64,
+}
+
+/// Wait for a child of ours to end. Returns `None` if `block` is false and it still runs.
+///
+/// # Errors
+/// ECHILD where it is no child of ours.
+pub fn wait(pid: i32, block: bool) -> Result<Option<Ended>, CallError> {
+    let mut status = 0;
+    // SAFETY: rusage is plain integers; all zero is a value of it.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let flags = if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: both pointers are to locals that live across the call.
+        let result = unsafe { libc::wait4(pid, &raw mut status, flags, &raw mut usage) };
+        match Errno::result(result) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(CallError::errno(format!("wait4 {pid}"), e)),
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(ended(status, &usage))),
+        }
+    }
+}
+
+fn ended(status: i32, usage: &libc::rusage) -> Ended {
+    let micros = |t: libc::timeval| u64::try_from(t.tv_sec * 1_000_000 + t.tv_usec).unwrap_or(0);
+    Ended {
+        code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        user_usec: micros(usage.ru_utime),
+        system_usec: micros(usage.ru_stime),
+        max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+    }
+}

@@ -1,0 +1,250 @@
+//! Nothing is allocated between clone and exec: an allocator ends any process but the test's own that tries.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Script, Slot, Strings};
+use hafen_sys::pidfd;
+use hafen_sys::spawn::{Birth, Outcome, launch};
+
+const TRIPPED: i32 = 99;
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+struct Tripwire;
+
+// SAFETY: every request goes to the system's allocator unchanged; a foreign process never gets an answer.
+unsafe impl GlobalAlloc for Tripwire {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check();
+        // SAFETY: passed on as it came.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        check();
+        // SAFETY: passed on as it came.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Tripwire = Tripwire;
+
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+fn check() {
+    let owner = OWNER.load(Ordering::Relaxed);
+    if owner != 0 && owner != own_pid() {
+        // SAFETY: ends this process at once; nothing of it is used any more.
+        unsafe { libc::_exit(TRIPPED) };
+    }
+}
+
+fn arm() {
+    OWNER.store(own_pid(), Ordering::Relaxed);
+}
+
+fn c(text: &str) -> CString {
+    CString::new(text).unwrap()
+}
+
+fn strings(all: &[&str]) -> Strings {
+    Strings::new(all.iter().map(|s| c(s)).collect())
+}
+
+fn program(path: &str, arguments: &[&str]) -> [Op; 2] {
+    let candidates = vec![c("/nowhere/program"), c(path)];
+    [
+        Op::FindProgram { candidates: candidates.clone() },
+        Op::Execute { candidates, arguments: strings(arguments), environment: strings(&["A=b"]) },
+    ]
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: false };
+/// CLONE_NEWNS | CLONE_NEWUTS
+const MOUNT_AND_UTS: u64 = 0x0002_0000 | 0x0400_0000;
+
+/// Every kind of operation that needs no root file system to stand in.
+fn long_script() -> Vec<Op> {
+    let root = At::Slot(Slot(0));
+    let mut ops = vec![
+        Op::Umask { mask: 0 },
+        Op::ResetSignals,
+        Op::NewSession,
+        Op::JoinKeyring { name: c("tripwire") },
+        Op::MountPath {
+            source: None,
+            target: c("/"),
+            fstype: None,
+            flags: (1 << 18) | libc::MS_REC,
+            data: None,
+        },
+        Op::NewMount {
+            fstype: c("tmpfs"),
+            source: c("tmpfs"),
+            options: vec![(c("mode"), Some(c("755"))), (c("size"), Some(c("64k")))],
+            attributes: 0,
+            into: Slot(1),
+        },
+        Op::MoveMountTo { from: At::Slot(Slot(1)), path: c("/mnt") },
+        Op::OpenTree { path: c("/mnt"), clone: false, recursive: false, into: Slot(0) },
+        Op::Resolve {
+            root,
+            chain: Chain::new("/a/b/c").unwrap(),
+            make: Make::Folder,
+            into: Slot(2),
+        },
+        Op::Resolve {
+            root,
+            chain: Chain::new("/a/b/file").unwrap(),
+            make: Make::File,
+            into: Slot(2),
+        },
+        Op::Mask {
+            root,
+            chain: Chain::new("/a/b/file").unwrap(),
+            empty: Slot(3),
+            calls: MountCalls::New,
+        },
+        Op::Mask {
+            root,
+            chain: Chain::new("/a/b/c").unwrap(),
+            empty: Slot(3),
+            calls: MountCalls::New,
+        },
+        Op::ReadonlyPath { root, chain: Chain::new("/a").unwrap(), calls: MountCalls::New },
+        Op::MakeSymlink {
+            root,
+            folder: Chain::new("/x").unwrap(),
+            name: c("link"),
+            target: c("/a"),
+        },
+        Op::MakeNode {
+            root,
+            folder: Chain::new("/dev").unwrap(),
+            name: c("null"),
+            mode: libc::S_IFCHR | 0o666,
+            device: libc::makedev(1, 3),
+            uid: 0,
+            gid: 0,
+        },
+        Op::Hostname { name: b"tripwire".to_vec() },
+        Op::WriteFile { path: c("/proc/self/oom_score_adj"), data: b"1000".to_vec() },
+        Op::Rlimit { resource: 7, soft: 64, hard: 64 },
+        Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] },
+        Op::BoundingSet { keep: 1, last: 40 },
+        Op::Chdir { path: c("/"), lenient: false },
+        Op::Ids { uid: 0, gid: 0, groups: vec![1, 2] },
+        Op::SetCapabilities { effective: 0, permitted: 1, inheritable: 1 },
+        Op::Ambient { raise: 1, last: 40 },
+        Op::AwaitGo,
+        Op::Umask { mask: 0o22 },
+        Op::CloseFrom { from: 3, keep: [-1, -1] },
+    ];
+    ops.extend(program("/bin/true", &["true"]));
+    ops
+}
+
+fn run(ops: Vec<Op>, namespaces: u64) -> (Outcome, Option<i32>) {
+    let script = Script { ops, die_before: None };
+    let mut process = launch(&script, Birth { namespaces, ..BIRTH }).unwrap();
+    let _ = process.go();
+    let outcome = process.outcome().unwrap();
+    let end = pidfd::wait(process.pid, true).unwrap().unwrap();
+    (outcome, end.code)
+}
+
+#[test]
+fn a_script_with_every_kind_of_operation_allocates_nothing() {
+    arm();
+    assert!(is_root(), "this test needs root");
+    let (outcome, code) = run(long_script(), MOUNT_AND_UTS);
+    assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn the_tripwire_is_armed() {
+    arm();
+    // A child that allocates, as no operation does: the libc fork of a test, not of the product.
+    // SAFETY: the child does nothing but allocate, which ends it.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let text = vec![0_u8; 64];
+        // SAFETY: not reached; ends the process.
+        unsafe { libc::_exit(i32::from(text[0])) };
+    }
+    assert_eq!(pidfd::wait(pid, true).unwrap().unwrap().code, Some(TRIPPED));
+}
+
+#[test]
+fn a_failure_names_its_operation_and_error() {
+    arm();
+    let mut ops = vec![Op::Umask { mask: 0 }];
+    ops.push(Op::Chdir { path: c("/no/such/folder"), lenient: false });
+    ops.extend(program("/bin/true", &["true"]));
+    let (outcome, code) = run(ops, 0);
+    let Outcome::Failed(report) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((report.op, report.errno, code), (1, libc::ENOENT, Some(1)));
+}
+
+#[test]
+fn the_kernels_words_about_a_mount_option_come_through() {
+    arm();
+    assert!(is_root(), "this test needs root");
+    let mount = Op::NewMount {
+        fstype: c("tmpfs"),
+        source: c("tmpfs"),
+        options: vec![(c("nonsense"), Some(c("1")))],
+        attributes: 0,
+        into: Slot(1),
+    };
+    let (outcome, _) = run(vec![mount], MOUNT_AND_UTS);
+    let Outcome::Failed(report) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(report.detail, 1);
+    assert!(report.words().is_some_and(|w| w.contains("nonsense")), "{report:?}");
+}
+
+#[test]
+fn when_the_parent_is_gone_nothing_runs() {
+    arm();
+    let mut ops = vec![Op::AwaitGo];
+    ops.extend(program("/bin/true", &["true"]));
+    let script = Script { ops, die_before: None };
+    let process = launch(&script, BIRTH).unwrap();
+    let pid = process.pid;
+    // Closes the go pipe without a byte, as the kernel does for a dead parent.
+    drop(process);
+    assert_eq!(pidfd::wait(pid, true).unwrap().unwrap().code, Some(1));
+}
+
+#[test]
+fn two_hundred_launches_while_other_threads_allocate() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    arm();
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(|| {
+                while !STOP.load(Ordering::Relaxed) {
+                    std::hint::black_box(vec![0_u8; 4096].len());
+                }
+            })
+        })
+        .collect();
+    for _ in 0..200 {
+        let (outcome, code) = run(program("/bin/true", &["true"]).into(), 0);
+        assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
+        assert_eq!(code, Some(0));
+    }
+    STOP.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
