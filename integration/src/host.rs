@@ -213,3 +213,25 @@ fn remove_cgroups(folder: &Path, mark: &str, below: bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(mounts: &[&str]) -> Host {
+        let list = mounts.iter().map(|m| (*m).to_owned()).collect();
+        Host { things: BTreeMap::from([("mount", count(list))]) }
+    }
+
+    #[test]
+    fn what_came_and_went_is_named() {
+        let difference = host(&["/a", "/b"]).difference(&host(&["/b", "/c"]));
+        assert_eq!(difference, ["- mount /a", "+ mount /c"]);
+    }
+
+    #[test]
+    fn a_second_thing_of_the_same_name_is_a_difference() {
+        assert_eq!(host(&["/a"]).difference(&host(&["/a", "/a"])), ["+ mount /a"]);
+        assert_eq!(host(&["/a"]).difference(&host(&["/a"])), Vec::<String>::new());
+    }
+}

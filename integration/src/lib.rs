@@ -59,7 +59,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `HAFEN_OCI`, `HAFEN_INSIDE`, `HAFEN_REFERENCE` | the programs; without it the one in the test program's target folder |
+//! | `HAFEN_OCI`, `HAFEN_INSIDE`, `HAFEN_REFERENCE`, `HAFEN_WITHOUT` | the programs; without it the one in the test program's target folder |
 //! | `HAFEN_TEST_DIR` | where test folders are made (`/var/tmp`) |
 //! | `NEEDS` | see above |
 //! | `HAFEN_PATIENCE` | factor for time limits (1; 6 when `NEEDS` begins with `vm`) |

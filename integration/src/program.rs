@@ -12,6 +12,8 @@ pub enum Program {
     Inside,
     /// `hafen-reference`, the same bundles through another engine.
     Reference,
+    /// `hafen-without`, which takes system calls away from another program.
+    Without,
 }
 
 impl Program {
@@ -20,6 +22,7 @@ impl Program {
             Self::Oci => ("HAFEN_OCI", "hafen-oci"),
             Self::Inside => ("HAFEN_INSIDE", "hafen-inside"),
             Self::Reference => ("HAFEN_REFERENCE", "hafen-reference"),
+            Self::Without => ("HAFEN_WITHOUT", "hafen-without"),
         }
     }
 

@@ -13,6 +13,9 @@ use nix::sys::stat::Mode;
 
 use crate::cgroup::Setting;
 
+/// A jump inside a program reaches 32767 instructions, and a rule takes at most three for each kind of device.
+const MOST_RULES: usize = 4096;
+
 /// How rules are enforced on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Confinement {
@@ -58,12 +61,16 @@ pub fn confinement(rules: &[DeviceRule], facts: &HostFacts) -> Result<Confinemen
     if rules.is_empty() {
         return Ok(Confinement::None);
     }
+    if rules.len() > MOST_RULES {
+        return Err(format!("are {}, and more than {MOST_RULES} cannot be enforced", rules.len()));
+    }
     if !facts.lacks("bpf") {
         return Ok(Confinement::Program(rules));
     }
     match facts.cgroup.home("devices") {
         Home::Legacy => legacy(&rules).map(Confinement::Legacy),
-        _ => Err("cannot be enforced: this host lacks bpf(2) and mounts no v1 devices controller".to_owned()),
+        _ => Err("cannot be enforced: this host lacks bpf(2) and mounts no v1 devices controller"
+            .to_owned()),
     }
 }
 
@@ -77,8 +84,12 @@ fn effective(rules: &[DeviceRule]) -> Vec<DeviceRule> {
     if rules.is_empty() || (allows_all && rules.iter().all(|r| r.allow)) {
         return Vec::new();
     }
-    let mknod = [DeviceType::Char, DeviceType::Block]
-        .map(|kind| DeviceRule { kind: Some(kind), read: false, write: false, ..ANYTHING });
+    let mknod = [DeviceType::Char, DeviceType::Block].map(|kind| DeviceRule {
+        kind: Some(kind),
+        read: false,
+        write: false,
+        ..ANYTHING
+    });
     let always = ALWAYS.map(|(major, minor)| DeviceRule {
         kind: Some(DeviceType::Char),
         major: Some(major),
@@ -88,8 +99,15 @@ fn effective(rules: &[DeviceRule]) -> Vec<DeviceRule> {
     rules.iter().cloned().chain(mknod).chain(always).collect()
 }
 
-const ANYTHING: DeviceRule =
-    DeviceRule { allow: true, kind: None, major: None, minor: None, read: true, write: true, mknod: true };
+const ANYTHING: DeviceRule = DeviceRule {
+    allow: true,
+    kind: None,
+    major: None,
+    minor: None,
+    read: true,
+    write: true,
+    mknod: true,
+};
 
 fn is_for_everything(rule: &DeviceRule) -> bool {
     *rule == DeviceRule { allow: rule.allow, ..ANYTHING }
@@ -110,78 +128,137 @@ mod register {
     pub(super) const OPEN: u8 = 3;
     pub(super) const MAJOR: u8 = 4;
     pub(super) const MINOR: u8 = 5;
+    /// Both numbers in one.
+    pub(super) const NUMBER: u8 = 6;
 }
+
+/// `dev_t` inside the kernel (include/linux/kdev_t.h): 12 bits of major above 20 bits of minor.
+const MINOR_BITS: u32 = 20;
 
 /// The rules as a program: the last one that matches decides, and what none matches is denied.
 ///
 /// Each kind of access is decided by itself: opening for reading and writing needs both, and may have each from
 /// another rule. So the rules are asked from the last to the first; one that allows takes its kinds off what is still
-/// open, one that denies ends it if it meets any of that.
+/// open, one that denies ends it if it meets any of that. A usual rule is one instruction: loading is part of every
+/// launch, and the kernel's verifier takes its time by the branch.
 #[must_use]
 pub fn program(rules: &[DeviceRule]) -> Vec<Insn> {
-    use register::{CONTEXT, KIND, MAJOR, MINOR, OPEN};
+    use register::{CONTEXT, KIND, MAJOR, MINOR, NUMBER, OPEN};
+    const BLOCK: u32 = 1; // BPF_DEVCG_DEV_BLOCK
     // struct bpf_cgroup_dev_ctx { u32 access_type, major, minor }, where access_type is access << 16 | kind.
-    let mut program = vec![
+    let start = [
         Insn::between(code::LOAD, KIND, CONTEXT, 0),
         Insn::between(code::COPY, OPEN, KIND, 0),
         Insn::number(code::SHIFT_RIGHT, OPEN, 16),
         Insn::number(code::AND, KIND, 0xffff),
         Insn::between(code::LOAD, MAJOR, CONTEXT, 4),
         Insn::between(code::LOAD, MINOR, CONTEXT, 8),
+        Insn::between(code::COPY, NUMBER, MAJOR, 0),
+        Insn::number(code::SHIFT_LEFT, NUMBER, MINOR_BITS),
+        Insn::between(code::OR, NUMBER, MINOR, 0),
     ];
-    for rule in rules.iter().rev() {
-        program.extend(block(rule));
-        if is_for_everything(rule) {
-            // The verifier refuses instructions that can never be reached.
-            return program;
+    let mut draft = Draft { program: start.to_vec(), decisions: Vec::new() };
+    let fork = draft.program.len();
+    draft.program.push(Insn::branch(code::JUMP_EQUAL, KIND, BLOCK, 0));
+    draft.section(rules, DeviceType::Char);
+    draft.land(fork);
+    draft.section(rules, DeviceType::Block);
+    draft.finish()
+}
+
+/// A program whose decisions are jumps to an end that is not there yet.
+struct Draft {
+    program: Vec<Insn>,
+    /// Where they are, and whether they allow.
+    decisions: Vec<(usize, bool)>,
+}
+
+impl Draft {
+    /// What is to be asked about one kind of device.
+    fn section(&mut self, rules: &[DeviceRule], kind: DeviceType) {
+        let mine = |r: &&DeviceRule| r.kind.is_none_or(|k| k == kind) && is_possible(r);
+        for rule in rules.iter().rev().filter(mine) {
+            match (number_of(rule), bits(rule)) {
+                (None, access::ALL) => {
+                    // Instructions after this could never be reached, which the verifier refuses.
+                    return self.decide(Insn::branch(code::JUMP, 0, 0, 0), rule.allow);
+                }
+                (Some((register, number)), access::ALL) => {
+                    self.decide(Insn::branch(code::JUMP_EQUAL, register, number, 0), rule.allow);
+                }
+                (number, bits) => self.partial(rule.allow, number, bits),
+            }
+        }
+        self.decide(Insn::branch(code::JUMP, 0, 0, 0), false);
+    }
+
+    /// A rule about some kinds of access only.
+    fn partial(&mut self, allow: bool, number: Option<(u8, u32)>, bits: u32) {
+        let condition = self.program.len();
+        if let Some((register, number)) = number {
+            self.program.push(Insn::branch(code::JUMP_UNEQUAL, register, number, 0));
+        }
+        if allow {
+            self.program.push(Insn::number(code::AND, register::OPEN, !bits));
+            self.decide(Insn::branch(code::JUMP_EQUAL, register::OPEN, 0, 0), true);
+        } else {
+            self.decide(Insn::branch(code::JUMP_COMMON, register::OPEN, bits, 0), false);
+        }
+        if number.is_some() {
+            self.land(condition);
         }
     }
-    program.extend(answer(false));
-    program
-}
 
-fn answer(allow: bool) -> [Insn; 2] {
-    [Insn::number(code::SET, register::ANSWER, u32::from(allow)), Insn::number(code::EXIT, 0, 0)]
-}
+    fn decide(&mut self, jump: Insn, allow: bool) {
+        self.decisions.push((self.program.len(), allow));
+        self.program.push(jump);
+    }
 
-/// One rule: conditions that lead past its end, then what it does.
-fn block(rule: &DeviceRule) -> Vec<Insn> {
-    use register::{KIND, MAJOR, MINOR, OPEN};
-    let kind = match rule.kind {
-        None => None,
-        // BPF_DEVCG_DEV_BLOCK and BPF_DEVCG_DEV_CHAR
-        Some(DeviceType::Block) => Some(1),
-        Some(DeviceType::Char) => Some(2),
-        // Not a device: the kernel never asks.
-        Some(DeviceType::Fifo) => return Vec::new(),
-    };
-    let end = match (rule.allow, bits(rule)) {
-        (_, access::ALL) => answer(rule.allow).to_vec(),
-        (true, bits) => [
-            &[Insn::number(code::AND, OPEN, !bits), Insn::branch(code::JUMP_UNEQUAL, OPEN, 0, 2)][..],
-            &answer(true),
-        ]
-        .concat(),
-        (false, bits) => {
-            [&[Insn::branch(code::JUMP_COMMON, OPEN, bits, 1), Insn::branch(code::JUMP, 0, 0, 2)][..], &answer(false)]
-                .concat()
+    /// Let the jump at `from` lead to the next instruction.
+    fn land(&mut self, from: usize) {
+        let skip = self.program.len() - from - 1;
+        // `MOST_RULES` keeps it below the limit.
+        self.program[from].offset = i16::try_from(skip).unwrap_or(i16::MAX);
+    }
+
+    fn finish(mut self) -> Vec<Insn> {
+        for allow in [false, true] {
+            let jumps: Vec<usize> =
+                self.decisions.iter().filter(|d| d.1 == allow).map(|d| d.0).collect();
+            if jumps.is_empty() {
+                continue;
+            }
+            jumps.into_iter().for_each(|from| self.land(from));
+            self.program.push(Insn::number(code::SET, register::ANSWER, u32::from(allow)));
+            self.program.push(Insn::number(code::EXIT, 0, 0));
         }
-    };
-    let conditions: Vec<(u8, u32)> = [(KIND, kind), (MAJOR, rule.major), (MINOR, rule.minor)]
-        .into_iter()
-        .filter_map(|(register, value)| Some((register, value?)))
-        .collect();
-    let past_end = |i: usize| (conditions.len() - 1 - i + end.len()) as i16;
-    let jumps = conditions.iter().enumerate();
-    let jumps = jumps.map(|(i, (register, value))| Insn::branch(code::JUMP_UNEQUAL, *register, *value, past_end(i)));
-    jumps.chain(end.iter().copied()).collect()
+        self.program
+    }
+}
+
+/// No device has numbers that do not fit.
+fn is_possible(rule: &DeviceRule) -> bool {
+    rule.major.is_none_or(|m| m < 1 << (32 - MINOR_BITS))
+        && rule.minor.is_none_or(|m| m < 1 << MINOR_BITS)
+}
+
+/// The one comparison that a rule's numbers need.
+fn number_of(rule: &DeviceRule) -> Option<(u8, u32)> {
+    match (rule.major, rule.minor) {
+        (None, None) => None,
+        (Some(major), None) => Some((register::MAJOR, major)),
+        (None, Some(minor)) => Some((register::MINOR, minor)),
+        (Some(major), Some(minor)) => Some((register::NUMBER, major << MINOR_BITS | minor)),
+    }
 }
 
 /// Attach the rules to a folder of the cgroup2 tree; they stay as long as it does.
 pub(crate) fn confine(cgroup: &Path, rules: &[DeviceRule]) -> Result<(), CallError> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let folder = open(cgroup, flags, Mode::empty()).call(|| format!("open {}", cgroup.display()))?;
-    let attached = bpf::load_device_program(&program(rules)).and_then(|program| bpf::attach(program, folder));
+    let folder =
+        open(cgroup, flags, Mode::empty()).call(|| format!("open {}", cgroup.display()))?;
+    let attached =
+        bpf::load_device_program(&program(rules)).and_then(|program| bpf::attach(program, folder));
     attached.map_err(|e| CallError::new(format!("{} {}", e.call, cgroup.display()), e.source))
 }
 
@@ -202,7 +279,9 @@ impl Exception {
 
     fn meets(&self, other: &Self) -> bool {
         let common = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
-        self.kind == other.kind && common(self.major, other.major) && common(self.minor, other.minor)
+        self.kind == other.kind
+            && common(self.major, other.major)
+            && common(self.minor, other.minor)
     }
 }
 
@@ -212,7 +291,10 @@ impl std::fmt::Display for Exception {
         let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
         write!(f, "{kind} {}:{} ", number(self.major), number(self.minor))?;
         let letters = [(access::READ, "r"), (access::WRITE, "w"), (access::MKNOD, "m")];
-        letters.iter().filter(|(bit, _)| self.bits & bit != 0).try_for_each(|(_, letter)| f.write_str(letter))
+        letters
+            .iter()
+            .filter(|(bit, _)| self.bits & bit != 0)
+            .try_for_each(|(_, letter)| f.write_str(letter))
     }
 }
 
@@ -252,7 +334,8 @@ fn exceptions_of(rule: &DeviceRule) -> Vec<Exception> {
         Some(DeviceType::Fifo) => Vec::new(),
         Some(kind) => vec![kind],
     };
-    let exception = |kind| Exception { kind, major: rule.major, minor: rule.minor, bits: bits(rule) };
+    let exception =
+        |kind| Exception { kind, major: rule.major, minor: rule.minor, bits: bits(rule) };
     kinds.into_iter().map(exception).collect()
 }
 

@@ -4,11 +4,13 @@ use std::io::{Read, Seek};
 
 use hafen_spec::Problems;
 use libseccomp::error::SeccompError;
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
-    LinuxSyscall,
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// A compiled filter.
@@ -51,7 +53,9 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Problems> {
 }
 
 fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
-    let mut note = |field: &str, e: &SeccompError| problems.add(format!("linux.seccomp.{field}"), e.to_string());
+    let mut note = |field: &str, e: &SeccompError| {
+        problems.add(format!("linux.seccomp.{field}"), e.to_string())
+    };
     let default = action(profile.default_action(), profile.default_errno_ret());
     let mut filter = ScmpFilterContext::new(default).map_err(|e| note("defaultAction", &e)).ok()?;
     // The runtime sets no_new_privs itself, where the bundle asks for it.
@@ -59,7 +63,9 @@ fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
     for (i, arch) in profile.architectures().iter().flatten().enumerate() {
         // Both lists are the audit architectures of the kernel (audit.h), by the same names.
         let arch: Result<ScmpArch, _> = arch.to_string().parse();
-        arch.and_then(|a| filter.add_arch(a)).map_err(|e| note(&format!("architectures[{i}]"), &e)).ok()?;
+        arch.and_then(|a| filter.add_arch(a))
+            .map_err(|e| note(&format!("architectures[{i}]"), &e))
+            .ok()?;
     }
     for (i, rule) in profile.syscalls().iter().flatten().enumerate() {
         // A rule that does what the default does is no rule, and libseccomp refuses it.
@@ -123,7 +129,9 @@ fn comparator(arg: &LinuxSeccompArg) -> ScmpArgCompare {
         O::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
         O::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
         // For a masked comparison `value` is the mask and `valueTwo` what is expected.
-        O::ScmpCmpMaskedEq => (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0)),
+        O::ScmpCmpMaskedEq => {
+            (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0))
+        }
     };
     ScmpArgCompare::new(arg.index() as u32, op, datum)
 }
@@ -141,14 +149,20 @@ fn flags(flags: &[LinuxSeccompFilterFlag]) -> u32 {
 }
 
 fn export(filter: &ScmpFilterContext) -> Result<Vec<(u16, u8, u8, u32)>, String> {
-    let memory = memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC).map_err(|e| format!("memfd_create: {e}"))?;
+    let memory = memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC)
+        .map_err(|e| format!("memfd_create: {e}"))?;
     filter.export_bpf(&memory).map_err(|e| e.to_string())?;
     let mut file = std::fs::File::from(memory);
     let mut bytes = Vec::new();
-    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(|e| format!("read the filter: {e}"))?;
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .map_err(|e| format!("read the filter: {e}"))?;
     let instructions: Vec<_> = bytes.chunks_exact(INSTRUCTION).map(instruction).collect();
     if instructions.len() > MOST_INSTRUCTIONS {
-        return Err(format!("{} instructions are more than the kernel's {MOST_INSTRUCTIONS}", instructions.len()));
+        return Err(format!(
+            "{} instructions are more than the kernel's {MOST_INSTRUCTIONS}",
+            instructions.len()
+        ));
     }
     Ok(instructions)
 }

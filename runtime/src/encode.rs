@@ -120,6 +120,7 @@ impl<'a> Encoder<'a> {
             ChildStep::Join { namespace, .. } => self.join(*namespace),
             ChildStep::Hostname { name } => Op::Hostname { name: name.clone().into_bytes() },
             ChildStep::Domainname { name } => Op::Domainname { name: name.clone().into_bytes() },
+            ChildStep::LoopbackUp => Op::LoopbackUp,
             ChildStep::AwaitGo => Op::AwaitGo,
             ChildStep::UnshareCgroup => Op::Unshare { flags: Namespace::Cgroup.flag() },
             ChildStep::Umask { mask } => Op::Umask { mask: *mask },

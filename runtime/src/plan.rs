@@ -69,6 +69,9 @@ fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
         .into_iter()
         .map(|(namespace, path)| ChildStep::Join { namespace: *namespace, path: path.clone() })
         .collect();
+    if resolved.namespaces.is_new(Namespace::Network) {
+        steps.push(ChildStep::LoopbackUp);
+    }
     if resolved.namespaces.is_new(Namespace::Mount) {
         // Never shared: what the container mounts must not appear on the host.
         let propagation = match resolved.root.propagation {

@@ -37,7 +37,7 @@ const KNOWN: [(&str, &str, &str, Kind); 6] = [
     ("crun", "crun", "HAFEN_CRUN", Kind::Runtime),
     ("runc", "runc", "HAFEN_RUNC", Kind::Runtime),
     ("youki", "youki", "HAFEN_YOUKI", Kind::Runtime),
-    ("libcontainer", "reference", "HAFEN_REFERENCE", Kind::Reference),
+    ("libcontainer", "hafen-reference", "HAFEN_REFERENCE", Kind::Reference),
 ];
 
 /// Those that are here, and the names of those that are not. `scratch` is for what they write

@@ -177,8 +177,10 @@ fn collect_limits(top: &Path, path: &Path, held: &mut BTreeMap<String, String>) 
             let Some(value) = text(folder.join(file)).map(|t| t.trim().to_owned()) else {
                 continue;
             };
+            // A version 1 cpuset must name its processors: all that the root has is no limit.
+            let unlimited = text(top.join(file)).is_some_and(|all| all.trim() == value);
             let slot = held.entry(file.to_owned()).or_insert_with(|| default.to_owned());
-            if slot == default {
+            if slot == default && !unlimited {
                 *slot = value;
             }
         }

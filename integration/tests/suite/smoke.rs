@@ -8,6 +8,7 @@ pub(crate) fn trials() -> Vec<Case> {
         output_of_the_container_comes_through(Root, Busybox),
         facts_can_be_read(Root, Busybox),
         shell_reads_its_files(Root, Busybox),
+        no_signal_is_ignored(Root, Busybox),
         create_start_kill_delete(Root, Busybox),
         a_signal_ends_it_with_128_and_its_number(Root, Busybox),
         an_unknown_program_is_named(Root, Busybox),
@@ -37,6 +38,24 @@ fn facts_can_be_read(t: &Test) {
 fn shell_reads_its_files(t: &Test) {
     let bundle = t.bundle().file("/etc/motd", "ahoy\n").sh("cat /etc/motd");
     assert_eq!(t.oci().run(&t.id(), &bundle).ok().stdout, "ahoy\n");
+}
+
+/// A Rust program ignores SIGPIPE, and what is ignored stays so across exec. What the caller ignored may stay; the two
+/// signals behind the classic ones are the C library's own.
+fn no_signal_is_ignored(t: &Test) {
+    const SIGPIPE: u64 = 1 << 12;
+    let mask = |status: &str, field: &str| {
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .expect("the field is there")
+            .trim();
+        u64::from_str_radix(value, 16).expect("a mask is hexadecimal") & 0x7fff_ffff
+    };
+    let own = std::fs::read_to_string("/proc/self/status").expect("/proc is there");
+    let seen = t.oci().run(&t.id(), &t.bundle().sh("exec cat /proc/self/status")).ok().stdout;
+    assert_eq!(mask(&seen, "SigIgn:") & !(mask(&own, "SigIgn:") & !SIGPIPE), 0, "{seen}");
+    assert_eq!(mask(&seen, "SigBlk:"), 0, "{seen}");
 }
 
 fn create_start_kill_delete(t: &Test) {

@@ -57,16 +57,22 @@ impl Folder {
     pub(super) fn pids(fd: BorrowedFd<'_>) -> nix::Result<Vec<i32>> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let fd = fcntl::openat(fd, "cgroup.procs", flags, Mode::empty())?;
-        let (mut text, mut bytes) = (Vec::new(), [0; 4096]);
-        loop {
-            match unistd::read(&fd, &mut bytes)? {
-                0 => break,
-                n => text.extend_from_slice(&bytes[..n]),
-            }
-        }
-        let pids = text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok());
+        let text = read_whole(&fd)?;
+        let pids =
+            text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok());
         // A process outside of our pid namespace is listed as 0.
         Ok(pids.filter(|pid| *pid > 0).collect())
+    }
+}
+
+/// A file of any length, with as few calls as the kernel's own buffer allows.
+pub(super) fn read_whole(fd: impl AsFd) -> nix::Result<Vec<u8>> {
+    let (mut text, mut bytes) = (Vec::new(), [0; 16384]);
+    loop {
+        match unistd::read(&fd, &mut bytes)? {
+            0 => return Ok(text),
+            length => text.extend_from_slice(&bytes[..length]),
+        }
     }
 }
 
@@ -87,7 +93,10 @@ pub(super) enum Visit<'a> {
 
 /// Visit a folder and all below it. Goes from folder to folder by descriptor, because a container can nest cgroups
 /// deeper than any path reaches; needs no more than two descriptors and no recursion for that.
-pub(super) fn walk(top: &Path, mut visit: impl FnMut(Visit<'_>) -> nix::Result<()>) -> nix::Result<()> {
+pub(super) fn walk(
+    top: &Path,
+    mut visit: impl FnMut(Visit<'_>) -> nix::Result<()>,
+) -> nix::Result<()> {
     let mut here = fcntl::open(top, FOLDER, Mode::empty())?;
     visit(Visit::Inside(here.as_fd()))?;
     let mut pending = vec![below(&here)?];

@@ -42,8 +42,7 @@ const ORDER: [&str; 19] = [
 ];
 
 /// Files of the tree itself: a container's processes and folders are the runtime's business.
-const RESERVED: [&str; 6] =
-    ["freeze", "kill", "procs", "subtree_control", "threads", "type"];
+const RESERVED: [&str; 6] = ["freeze", "kill", "procs", "subtree_control", "threads", "type"];
 
 /// Limits as files and values, in the order of writing.
 ///
@@ -83,7 +82,12 @@ struct Draft<'a> {
 impl Draft<'_> {
     fn set(&mut self, home: Home, file: &str, value: &impl ToString) {
         let controller = file.split('.').next().unwrap_or(file).to_owned();
-        self.settings.push(Setting { controller, home, file: file.to_owned(), value: value.to_string() });
+        self.settings.push(Setting {
+            controller,
+            home,
+            file: file.to_owned(),
+            value: value.to_string(),
+        });
     }
 
     fn set_if(&mut self, home: Home, file: &str, value: Option<impl ToString>) {
@@ -219,7 +223,8 @@ impl Draft<'_> {
     }
 
     fn check_verbatim(&self, file: &str, value: &str) -> Result<(), String> {
-        let Some((controller, name)) = file.split_once('.').filter(|_| !file.contains(['/', '\0'])) else {
+        let Some((controller, name)) = file.split_once('.').filter(|_| !file.contains(['/', '\0']))
+        else {
             return Err("is not the name of a cgroup file".to_owned());
         };
         if value.trim().is_empty() {
@@ -231,9 +236,9 @@ impl Draft<'_> {
         match self.layout.home(controller) {
             _ if controller == "cgroup" => Ok(()),
             Home::Unified => Ok(()),
-            Home::Legacy => {
-                Err(format!("the {controller} controller of this host is cgroup v1, use the other fields of linux.resources"))
-            }
+            Home::Legacy => Err(format!(
+                "the {controller} controller of this host is cgroup v1, use the other fields of linux.resources"
+            )),
             Home::Absent => Err(format!("this host's cgroup2 tree has no {controller} controller")),
         }
     }

@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use hafen_spec::facts::CgroupLayout;
-use hafen_sys::{CallError, Context, file};
+use hafen_sys::{CallError, Context};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use super::folder::{Folder, read_whole};
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
@@ -34,12 +37,16 @@ const V1_CONTROLLERS: [&str; 14] = [
 /// Names the file that cannot be read.
 pub fn discover() -> Result<CgroupLayout, CallError> {
     // Not as text: paths may hold any bytes.
-    let table = fs::read(MOUNTS).call(|| format!("read {MOUNTS}"))?;
+    let table =
+        open(MOUNTS, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).and_then(read_whole);
+    let table = table.call(|| format!("read {MOUNTS}"))?;
     let found = parse(&table);
-    let mut layout = CgroupLayout { legacy: found.legacy, named: found.named, ..Default::default() };
+    let mut layout =
+        CgroupLayout { legacy: found.legacy, named: found.named, ..Default::default() };
     let mut failure = None;
     for tree in found.trees {
-        match file::read_text(&tree.join("cgroup.controllers")) {
+        let list = Folder::open(&tree).and_then(|f| f.read("cgroup.controllers"));
+        match list.call(|| format!("read {}/cgroup.controllers", tree.display())) {
             Ok(list) => {
                 layout.unified = list.split_whitespace().map(str::to_owned).collect();
                 layout.tree = Some(tree);

@@ -73,7 +73,9 @@ fn prepare(tree: &Path, above: &Path, wanted: &Wanted<'_>) -> Result<Folder, Cal
         let name = Path::new(name);
         match here.make(name) {
             Ok(()) | Err(Errno::EEXIST) => {}
-            Err(e) => return Err(e).call(|| format!("make cgroup {}", here.path.join(name).display())),
+            Err(e) => {
+                return Err(e).call(|| format!("make cgroup {}", here.path.join(name).display()));
+            }
         }
         here = here.enter(name).call(|| format!("open {}", here.path.join(name).display()))?;
     }
@@ -143,10 +145,14 @@ fn explain(e: CallError, folder: &Folder, controller: &str) -> CallError {
 fn take_over(path: &Path) -> Result<(), CallError> {
     let call = || format!("make cgroup {}", path.display());
     let folder = Folder::open(path).call(call)?;
-    let events = folder.read("cgroup.events").call(|| format!("read {}/cgroup.events", path.display()))?;
+    let events =
+        folder.read("cgroup.events").call(|| format!("read {}/cgroup.events", path.display()))?;
     if events.lines().any(|l| l == "frozen 1") {
         // Whatever is born in it would never run its first instruction.
-        return Err(CallError::errno(format!("{} (it is there already, and frozen)", call()), Errno::EEXIST));
+        return Err(CallError::errno(
+            format!("{} (it is there already, and frozen)", call()),
+            Errno::EEXIST,
+        ));
     }
     if events.lines().any(|l| l == "populated 0") { Ok(()) } else { Err(in_use(path)) }
 }
@@ -217,6 +223,7 @@ fn controller(controllers: &str, path: &Path) -> Box<dyn Controller> {
 
 /// cgroups-rs names the file but not its folder, and keeps the kernel's answer inside: only that is taken.
 fn cause(e: error::Error) -> io::Error {
-    let answer = e.source().and_then(|s| s.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    let answer =
+        e.source().and_then(|s| s.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
     answer.map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error)
 }

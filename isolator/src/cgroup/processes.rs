@@ -64,11 +64,15 @@ pub fn kill(path: &Path) -> Result<(), CallError> {
 fn kill_each(folder: &Folder) -> Result<(), CallError> {
     match folder.write("cgroup.freeze", "1") {
         // Removed meanwhile.
-        Err(e) if e.is(Errno::ENODEV) || (e.is(Errno::ENOENT) && !folder.path.exists()) => return Ok(()),
+        Err(e) if e.is(Errno::ENODEV) || (e.is(Errno::ENOENT) && !folder.path.exists()) => {
+            return Ok(());
+        }
         result => result?,
     }
     let result = wait_frozen(folder).and_then(|()| kill_listed(&folder.path));
-    let thawed = folder.write("cgroup.freeze", "0").or_else(|e| if e.is(Errno::ENODEV) { Ok(()) } else { Err(e) });
+    let thawed = folder
+        .write("cgroup.freeze", "0")
+        .or_else(|e| if e.is(Errno::ENODEV) { Ok(()) } else { Err(e) });
     result.and(thawed)
 }
 
@@ -122,7 +126,8 @@ fn wait_events(path: &Path, line: &str, timeout: Duration) -> Result<bool, CallE
         }
         // Rounded up, so that the last round does not spin.
         let left = left.map(|l| l + Duration::from_micros(999));
-        let left = left.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
+        let left = left
+            .map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
         match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLPRI)], left) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e).call(call),
@@ -138,7 +143,8 @@ pub(super) fn names_of(pids: &[i32]) -> String {
     }
     let named: Vec<String> = pids.iter().take(MOST).map(|pid| name_of(*pid)).collect();
     let noun = if pids.len() == 1 { "process" } else { "processes" };
-    let more = if pids.len() > MOST { format!(" and {} more", pids.len() - MOST) } else { String::new() };
+    let more =
+        if pids.len() > MOST { format!(" and {} more", pids.len() - MOST) } else { String::new() };
     format!("{noun} {}{more}", named.join(", "))
 }
 
@@ -147,8 +153,12 @@ fn name_of(pid: i32) -> String {
     // The name may hold anything, also parentheses; the state follows the last one (proc_pid_stat(5)).
     let parts = status.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "));
     match parts {
-        Some((name, rest)) if rest.starts_with('D') => format!("{pid} ({name}, uninterruptible sleep)"),
-        Some((name, rest)) if rest.starts_with('Z') => format!("{pid} ({name}, ended but with living threads)"),
+        Some((name, rest)) if rest.starts_with('D') => {
+            format!("{pid} ({name}, uninterruptible sleep)")
+        }
+        Some((name, rest)) if rest.starts_with('Z') => {
+            format!("{pid} ({name}, ended but with living threads)")
+        }
         Some((name, _)) => format!("{pid} ({name})"),
         None => pid.to_string(),
     }

@@ -46,7 +46,11 @@ pub fn missing_parents(resolved: &Resolved, facts: &HostFacts) -> BTreeSet<PathB
 ///
 /// # Errors
 /// EEXIST names the folder and the processes in it.
-pub fn check_free(resolved: &Resolved, facts: &HostFacts, missing: &BTreeSet<PathBuf>) -> Result<(), CallError> {
+pub fn check_free(
+    resolved: &Resolved,
+    facts: &HostFacts,
+    missing: &BTreeSet<PathBuf>,
+) -> Result<(), CallError> {
     for folder in folders(resolved, facts) {
         let path = folder.path();
         if !path.parent().is_some_and(|p| missing.contains(p)) && path.exists() {
@@ -60,7 +64,11 @@ pub fn check_free(resolved: &Resolved, facts: &HostFacts, missing: &BTreeSet<Pat
 ///
 /// # Errors
 /// Each limit that this host cannot enforce, with its field; or the one sentence that there is no cgroup2 tree.
-pub fn share(resolved: &Resolved, facts: &HostFacts, missing: &BTreeSet<PathBuf>) -> Result<Share, Problems> {
+pub fn share(
+    resolved: &Resolved,
+    facts: &HostFacts,
+    missing: &BTreeSet<PathBuf>,
+) -> Result<Share, Problems> {
     let mut problems = Problems::default();
     let Some(tree) = &facts.cgroup.tree else {
         problems.add("linux.cgroupsPath", NO_TREE);
@@ -107,11 +115,17 @@ impl Share {
     ) {
         let path = place.path();
         let controllers = limited(settings, Home::Unified);
-        let counts = |c: &&str| facts.cgroup.home(c) == Home::Unified && !controllers.iter().any(|l| l == c);
+        let counts =
+            |c: &&str| facts.cgroup.home(c) == Home::Unified && !controllers.iter().any(|l| l == c);
         let accounting = ACCOUNTING.into_iter().filter(counts).map(str::to_owned).collect();
         self.claims.push(Claim::Cgroup { path: path.clone(), parents: place.parents(missing) });
         let tree = place.hierarchy.to_owned();
-        self.before.push(HostStep::MakeCgroup { tree, path: path.clone(), controllers, accounting });
+        self.before.push(HostStep::MakeCgroup {
+            tree,
+            path: path.clone(),
+            controllers,
+            accounting,
+        });
         let own = settings.iter().filter(|s| s.home == Home::Unified);
         self.before.extend(own.map(|s| knob(&path, s)));
         if let Some(rules) = rules {
@@ -133,9 +147,14 @@ impl Share {
     ) {
         let (path, controller) = (place.path(), controllers.join(","));
         let parents = place.parents(missing);
-        self.claims.push(Claim::LegacyCgroup { controller: controller.clone(), path: path.clone(), parents });
+        self.claims.push(Claim::LegacyCgroup {
+            controller: controller.clone(),
+            path: path.clone(),
+            parents,
+        });
         self.before.push(HostStep::MakeLegacyCgroup { controller, path: path.clone() });
-        let here = |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
+        let here =
+            |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
         self.before.extend(settings.iter().filter(here).map(|s| knob(&path, s)));
         self.beside.push(HostStep::Enter { cgroup: path });
     }
@@ -158,7 +177,10 @@ fn limited(settings: &[Setting], home: Home) -> Vec<String> {
 
 /// The v1 hierarchies with something to write, and their controllers. A cpuset that is co-mounted with one of them
 /// comes along: nothing can enter its folder before it has CPUs and memory nodes.
-fn legacy_groups<'a>(layout: &'a CgroupLayout, settings: &[Setting]) -> Vec<(&'a Path, Vec<&'a str>)> {
+fn legacy_groups<'a>(
+    layout: &'a CgroupLayout,
+    settings: &[Setting],
+) -> Vec<(&'a Path, Vec<&'a str>)> {
     let limited = limited(settings, Home::Legacy);
     let is_limited = |c: &str| limited.iter().any(|l| l == c);
     let mut groups: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
@@ -205,7 +227,8 @@ fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
     if let Ok(Confinement::Legacy(files)) = device::confinement(&resolved.device_rules, facts) {
         settings.extend(files);
     }
-    let legacy = legacy_groups(&facts.cgroup, &settings).into_iter().map(|(hierarchy, _)| hierarchy);
+    let legacy =
+        legacy_groups(&facts.cgroup, &settings).into_iter().map(|(hierarchy, _)| hierarchy);
     let all = facts.cgroup.tree.iter().map(PathBuf::as_path).chain(legacy);
     all.map(|hierarchy| Place { hierarchy, name: &resolved.cgroup }).collect()
 }

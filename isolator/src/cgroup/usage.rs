@@ -77,13 +77,19 @@ impl Usage {
                 let cpu = Keyed::read(folder, "cpu.stat");
                 fill(&mut self.cpu_periods, cpu.get("nr_periods"));
                 fill(&mut self.cpu_throttled_periods, cpu.get("nr_throttled"));
-                fill(&mut self.cpu_throttled_usec, cpu.get("throttled_time").map(|nanos| nanos / 1000));
+                fill(
+                    &mut self.cpu_throttled_usec,
+                    cpu.get("throttled_time").map(|nanos| nanos / 1000),
+                );
             }
             "memory" => {
                 let limit = number(folder, "memory.limit_in_bytes").filter(|l| *l < NO_LIMIT);
                 fill(&mut self.memory_limit_bytes, limit);
                 fill(&mut self.memory_peak_bytes, number(folder, "memory.max_usage_in_bytes"));
-                fill(&mut self.oom_kills, Keyed::read(folder, "memory.oom_control").get("oom_kill"));
+                fill(
+                    &mut self.oom_kills,
+                    Keyed::read(folder, "memory.oom_control").get("oom_kill"),
+                );
             }
             "pids" => self.pids(folder),
             _ => {}
@@ -137,7 +143,8 @@ mod tests {
 
     impl Sample {
         fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let path = std::env::temp_dir().join(format!("hafen-usage-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("hafen-usage-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             for (file, text) in files {
                 fs::write(path.join(file), text).unwrap();

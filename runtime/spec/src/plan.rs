@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
     Attrs, Capabilities, Device, DeviceRule, Mount, MountKind, Namespace, Propagation, Rlimit,
 };
@@ -163,6 +164,8 @@ pub enum ChildStep {
         namespace: Namespace,
         path: PathBuf,
     },
+    /// Bring up `lo` in a new network namespace, so that 127.0.0.1 works without anybody's help.
+    LoopbackUp,
     /// Set the propagation of every mount that the new namespace inherited.
     HostPropagation {
         propagation: Propagation,
@@ -280,6 +283,7 @@ impl fmt::Display for ChildStep {
             Self::Join { namespace, path } => {
                 write!(f, "join {} namespace {}", namespace.file(), path.display())
             }
+            Self::LoopbackUp => f.write_str("bring the loopback interface up"),
             Self::HostPropagation { propagation } => {
                 write!(f, "make every inherited mount {propagation:?}")
             }
@@ -295,7 +299,7 @@ impl fmt::Display for ChildStep {
             }
             Self::Mount(mount) => write_mount(mount, f),
             Self::SetAttributes { path, attrs } => {
-                write!(f, "set {:#x} clear {:#x} on the mount at {path:?}", attrs.set, attrs.clear)
+                write!(f, "make the mount at {path:?} {}", words(*attrs))
             }
             Self::Device(d) => write!(
                 f,
@@ -352,6 +356,27 @@ impl fmt::Display for ChildStep {
     }
 }
 
+/// Attributes by the names that people write in `options`.
+fn words(attrs: Attrs) -> String {
+    let wanted = |(_, set, clear): &&(&str, u64, u64)| {
+        let atime = clear & attr::ATIME == attr::ATIME;
+        let value = attrs.set & attr::ATIME;
+        match (atime, *set) {
+            (true, set) => attrs.clear & attr::ATIME != 0 && value == set,
+            (false, 0) => attrs.clear & clear != 0,
+            (false, set) => attrs.set & set != 0,
+        }
+    };
+    // Several names mean the same: the first is said.
+    let mut seen = Vec::new();
+    for (name, set, clear) in FLAG_OPTIONS.iter().filter(wanted) {
+        if !seen.iter().any(|(_, s, c)| (s, c) == (&set, &clear)) {
+            seen.push((*name, set, clear));
+        }
+    }
+    seen.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(",")
+}
+
 fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let to = &mount.destination;
     match &mount.kind {
@@ -375,7 +400,10 @@ fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         MountKind::Cgroup => write!(f, "mount cgroup on {to:?}")?,
     }
     if !mount.attrs.is_empty() {
-        write!(f, " set {:#x} clear {:#x}", mount.attrs.set, mount.attrs.clear)?;
+        write!(f, " {}", words(mount.attrs))?;
+    }
+    if !mount.recursive_attrs.is_empty() {
+        write!(f, " with all below it {}", words(mount.recursive_attrs))?;
     }
     for (propagation, recursive) in &mount.propagation {
         write!(f, " {}{propagation:?}", if *recursive { "recursively " } else { "" })?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use hafen_spec::resolve::{Options, valid_id};
 use hafen_sys::file::replace;
 use hafen_sys::spawn::{Outcome, read_outcome};
-use hafen_sys::{CallError, Context};
+use hafen_sys::{CallError, Context, shield};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use oci_spec::runtime::Spec;
@@ -20,6 +20,7 @@ use crate::supervise::{self, Signals};
 use crate::{Error, fault, log, release};
 
 pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
+    shield::run_from_read_only_copy()?;
     let (bundle, spec) = read_bundle(&args.launch.bundle)?;
     let prepared = ready(cli, &args.launch, &spec, bundle, &args.id, true)?;
     let running = launch::launch(&cli.root, &prepared, true)?;
@@ -27,6 +28,7 @@ pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
 }
 
 pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
+    shield::run_from_read_only_copy()?;
     let signals = Signals::block()?;
     let prepared = prepare_run(cli, args)?;
     let running = announce(&args.launch, launch::launch(&cli.root, &prepared, false)?)?;

@@ -30,8 +30,14 @@ pub mod code {
     pub const COPY: u8 = 0xbc;
     /// `dst &= immediate`
     pub const AND: u8 = 0x54;
+    /// `dst |= src`
+    pub const OR: u8 = 0x4c;
+    /// `dst <<= immediate`
+    pub const SHIFT_LEFT: u8 = 0x64;
     /// `dst >>= immediate`
     pub const SHIFT_RIGHT: u8 = 0x74;
+    /// Jump if `dst == immediate`
+    pub const JUMP_EQUAL: u8 = 0x16;
     /// Jump if `dst != immediate`
     pub const JUMP_UNEQUAL: u8 = 0x56;
     /// Jump if `dst` and `immediate` have a bit in common

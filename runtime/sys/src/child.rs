@@ -64,6 +64,8 @@ pub enum Op {
     Umask {
         mask: u32,
     },
+    /// Bring the loopback interface of a new network namespace up (netdevice(7)).
+    LoopbackUp,
     /// Open a file of the host by its path and write to it once.
     WriteFile {
         path: CString,

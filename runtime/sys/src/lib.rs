@@ -13,6 +13,7 @@ pub mod file;
 pub mod mount;
 pub mod pidfd;
 mod raw;
+pub mod shield;
 pub mod spawn;
 
 pub use error::{CallError, Context};

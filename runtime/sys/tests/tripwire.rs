@@ -68,8 +68,8 @@ fn is_root() -> bool {
 }
 
 const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: false };
-/// CLONE_NEWNS | CLONE_NEWUTS
-const MOUNT_AND_UTS: u64 = 0x0002_0000 | 0x0400_0000;
+/// CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWNET
+const NAMESPACES: u64 = 0x0002_0000 | 0x0400_0000 | 0x4000_0000;
 
 /// Every kind of operation that needs no root file system to stand in.
 fn long_script() -> Vec<Op> {
@@ -135,6 +135,7 @@ fn long_script() -> Vec<Op> {
             uid: 0,
             gid: 0,
         },
+        Op::LoopbackUp,
         Op::Hostname { name: b"tripwire".to_vec() },
         Op::WriteFile { path: c("/proc/self/oom_score_adj"), data: b"1000".to_vec() },
         Op::Rlimit { resource: 7, soft: 64, hard: 64 },
@@ -165,7 +166,7 @@ fn run(ops: Vec<Op>, namespaces: u64) -> (Outcome, Option<i32>) {
 fn a_script_with_every_kind_of_operation_allocates_nothing() {
     arm();
     assert!(is_root(), "this test needs root");
-    let (outcome, code) = run(long_script(), MOUNT_AND_UTS);
+    let (outcome, code) = run(long_script(), NAMESPACES);
     assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
     assert_eq!(code, Some(0));
 }
@@ -206,7 +207,7 @@ fn the_kernels_words_about_a_mount_option_come_through() {
         attributes: 0,
         into: Slot(1),
     };
-    let (outcome, _) = run(vec![mount], MOUNT_AND_UTS);
+    let (outcome, _) = run(vec![mount], NAMESPACES);
     let Outcome::Failed(report) = outcome else { panic!("{outcome:?}") };
     assert_eq!(report.detail, 1);
     assert!(report.words().is_some_and(|w| w.contains("nonsense")), "{report:?}");

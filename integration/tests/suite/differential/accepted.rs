@@ -3,7 +3,8 @@
 use super::normal::Difference;
 use super::stage::Layout;
 
-/// A difference that is meant. Texts are patterns in which `*` stands for anything; `-` is a fact that is missing.
+/// A difference that is meant. Texts are patterns in which `*` stands for anything and `|` divides alternatives; `-` is
+/// a fact that is missing.
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) layout: Layout,
@@ -51,9 +52,158 @@ pub(super) const KNOWN_FAILURES: &[KnownFailure] = &[
     },
 ];
 
-pub(super) const ACCEPTED: &[Accepted] = &[];
+pub(super) const ACCEPTED: &[Accepted] = &[
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount * options",
+        ours: "*ro",
+        theirs: "nodev,noexec,nosuid,*ro",
+        why: "a read-only path keeps the flags of the mount it is on, as with runc and crun; the reference adds nodev, noexec and nosuid",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount /sys file system|mount /mnt/t file system",
+        ours: "*ro*",
+        theirs: "*rw*",
+        why: "the option ro makes the file system itself read-only, too, as with runc; the reference makes only the mount so",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount * type|mount * source",
+        ours: "devtmpfs",
+        theirs: "tmpfs",
+        why: "a masked file is covered by the host's null device, which nothing in the container can have replaced; the reference takes the one in the container's /dev",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount * file system",
+        ours: "mode=755,nr_inodes=*,rw,size=*",
+        theirs: "mode=755,rw,size=65536k",
+        why: "a masked file is covered by the host's null device, which nothing in the container can have replaced; the reference takes the one in the container's /dev",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount * options",
+        ours: "relatime,rw",
+        theirs: "nosuid,rw",
+        why: "a masked file is covered by the host's null device, which nothing in the container can have replaced; the reference takes the one in the container's /dev",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "mount * source",
+        ours: "none",
+        theirs: "tmpfs",
+        why: "the name of the empty file system over a masked folder means nothing",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "capabilities_absent",
+        fact: "capabilities permitted|capabilities effective|capabilities bounding",
+        ours: "",
+        theirs: "CAP_*",
+        why: "a process without the field gets no capabilities, as with runc and crun; the reference leaves it those of the caller",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "mount_propagation",
+        fact: "mount /mnt/* propagation",
+        ours: "*",
+        theirs: "*",
+        why: "the reference does not apply a mount's propagation option",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "devices",
+        fact: "file /dev/deep",
+        ours: "dir 0755*",
+        theirs: "dir 0777*",
+        why: "folders that are made on the way to a device have the usual mode; the reference makes them with a umask of zero",
+    },
+    Accepted {
+        layout: Layout::Any,
+        recipe: "nothing_masked_or_readonly",
+        fact: "session keyrings",
+        ours: "_ses.ID",
+        theirs: "",
+        why: "the container gets a session keyring of its own, as with runc and crun",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*",
+        fact: "cgroup tree",
+        ours: "/hafen/ID|/ID/*",
+        theirs: "/",
+        why: "processes live in the cgroup2 tree, which the reference does not use on a hybrid host",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*",
+        fact: "cgroup *",
+        ours: "*",
+        theirs: "/:youki:ID",
+        why: "without a path in the bundle each engine has its own; only a controller with a limit gets a version 1 folder",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*cgroups_path",
+        fact: "cgroup *",
+        ours: "*",
+        theirs: "/ID/box|/ID/outer/box",
+        why: "only a controller with a limit gets a version 1 folder",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "joined_cgroup",
+        fact: "cgroup memory",
+        ours: "*",
+        theirs: "*:youki:ID",
+        why: "as without the namespace, seen from a root that is the holder's folder",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "caller_network_and_its_sysfs",
+        fact: "mount /sys/fs/cgroup/* root",
+        ours: "*",
+        theirs: "*",
+        why: "the host's hierarchies, seen from a namespace whose root is each engine's own folder",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*",
+        fact: "mount /sys/fs/cgroup/* *|file /sys/fs/cgroup/*",
+        ours: "*",
+        theirs: "-",
+        why: "the cgroup2 tree is shown; the reference shows version 1 hierarchies only",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*",
+        fact: "mount /sys/fs/cgroup/* *|file /sys/fs/cgroup/*",
+        ours: "-",
+        theirs: "*",
+        why: "a version 1 hierarchy is shown when the container has a limit in it",
+    },
+    Accepted {
+        layout: Layout::Hybrid,
+        recipe: "*",
+        fact: "mount /sys/fs/cgroup* options",
+        ours: "*ro",
+        theirs: "*rw",
+        why: "the option ro holds for what is below the cgroup mount, too",
+    },
+];
 
-fn matches(pattern: &str, text: &str) -> bool {
+fn matches(alternatives: &str, text: &str) -> bool {
+    alternatives.split('|').any(|pattern| matches_one(pattern, text))
+}
+
+fn matches_one(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else { return false };

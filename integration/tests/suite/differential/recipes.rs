@@ -64,8 +64,9 @@ fn process() -> Vec<Recipe> {
                 json!(["PATH=/bin", "EMPTY=", "SPACES=a b  c", "EQUALS=a=b", "HOME=/nowhere"]),
             )
         }),
-        Recipe::new("environment_without_path_and_home", |b, _| {
-            b.set("/process/env", json!(["ONE=1"]))
+        Recipe::new("environment_without_home", |b, _| b.set("/process/env", json!(["PATH=/bin"]))),
+        Recipe::new("environment_without_path", |b, _| {
+            b.set("/process/env", json!(["HOME=/root"]))
         }),
         Recipe::new("environment_named_twice", |b, _| {
             b.set("/process/env", json!(["A=1", "PATH=/bin", "A=2", "HOME=/h"]))
@@ -280,7 +281,6 @@ fn namespaces() -> Vec<Recipe> {
         Recipe::new("joined_cgroup", |b, s| {
             b.namespace("cgroup", Some(&s.namespace_path("cgroup")))
         }),
-        Recipe::new("joined_mount", |b, s| b.namespace("mount", Some(&s.namespace_path("mnt")))),
     ]
 }
 

@@ -30,11 +30,12 @@ pub(crate) struct Ended {
 pub(crate) struct Runner {
     program: PathBuf,
     scratch: PathBuf,
+    limit: Duration,
 }
 
 impl Runner {
     pub(crate) fn new(program: PathBuf, scratch: &Path) -> Self {
-        Self { program, scratch: scratch.to_owned() }
+        Self { program, scratch: scratch.to_owned(), limit: RUN_LIMIT }
     }
 
     /// Runs a container to its end, or ends it.
@@ -64,11 +65,11 @@ impl Runner {
         report: &Path,
     ) -> Result<End> {
         let file = File::create(output).with_context(|| format!("create {}", output.display()))?;
-        let mut command = limited(RUN_LIMIT, &self.program);
+        let mut command = limited(self.limit, &self.program);
         command.args(["run", "--id", id, "--rootfs"]).arg(rootfs).arg("--report").arg(report);
         command.args(&case.limits).arg("--").args(&case.command);
         command.stdout(file.try_clone().context("dup")?).stderr(file);
-        command::run(RUN_LIMIT, &mut command)
+        command::run(self.limit, &mut command)
     }
 
     /// `run` was stopped at its time limit: its container goes too.
@@ -111,4 +112,41 @@ fn read_record(path: &Path) -> Result<Option<Record>> {
     }
     let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).map(Some).with_context(|| format!("parse {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::up::case;
+
+    /// A runtime of shell, whose `$scratch` is the folder given.
+    fn runner(scratch: &Path, script: &str) -> Runner {
+        let program = scratch.join("runtime");
+        fs::write(&program, format!("#!/bin/sh\nscratch={}\n{script}\n", scratch.display()))
+            .unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Runner { limit: Duration::from_secs(1), ..Runner::new(program, scratch) }
+    }
+
+    #[test]
+    fn a_container_that_does_not_end_is_deleted() {
+        let scratch = tempfile::tempdir().unwrap();
+        let script = r#"case $1 in run) sleep 30 ;; *) echo "$@" >$scratch/calls ;; esac"#;
+        let case = &case::all(false)[0];
+        let ended = runner(scratch.path(), script).run(case, Path::new("/nowhere")).unwrap();
+        assert!(matches!(ended.end, End::TimedOut(_)) && ended.record.is_none());
+        let calls = fs::read_to_string(scratch.path().join("calls")).unwrap();
+        assert_eq!(calls, format!("delete --force {}\n", id(case)));
+    }
+
+    #[test]
+    fn only_our_containers_are_looked_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let ours = prefix() + "x";
+        let left =
+            runner(scratch.path(), &format!("echo other; echo {ours}")).left_behind().unwrap();
+        assert_eq!(left, [ours]);
+    }
 }

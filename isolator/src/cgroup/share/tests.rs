@@ -28,7 +28,9 @@ fn hybrid_host() -> HostFacts {
     let mut facts = HostFacts::default();
     facts.cgroup.tree = Some("/cg/unified".into());
     facts.cgroup.unified = vec!["hugetlb".to_owned()];
-    for (controllers, mount) in [("cpu cpuacct cpuset", "/cg/cpu"), ("memory", "/cg/memory"), ("pids", "/cg/pids")] {
+    for (controllers, mount) in
+        [("cpu cpuacct cpuset", "/cg/cpu"), ("memory", "/cg/memory"), ("pids", "/cg/pids")]
+    {
         for controller in controllers.split(' ') {
             facts.cgroup.legacy.insert(controller.to_owned(), mount.into());
         }
@@ -91,7 +93,8 @@ fn no_limits_no_v1_folders() {
 #[test]
 fn the_tree_is_released_first() {
     let share = share(&resolved("x"), &hybrid_host(), &BTreeSet::new()).unwrap();
-    let kinds: Vec<bool> = share.claims.iter().rev().map(|c| matches!(c, Claim::Cgroup { .. })).collect();
+    let kinds: Vec<bool> =
+        share.claims.iter().rev().map(|c| matches!(c, Claim::Cgroup { .. })).collect();
     assert_eq!(kinds, [true, false, false, false]);
 }
 
@@ -108,7 +111,8 @@ fn limits_that_cannot_hold_are_refused() {
     facts.cgroup.legacy.clear();
     let problems = share(&resolved("x"), &facts, &BTreeSet::new()).unwrap_err();
     let fields: Vec<&str> = problems.0.iter().map(|p| p.field.as_str()).collect();
-    let expected = ["linux.resources.cpu.quota", "linux.resources.memory.limit", "linux.resources.pids.limit"];
+    let expected =
+        ["linux.resources.cpu.quota", "linux.resources.memory.limit", "linux.resources.pids.limit"];
     assert_eq!(fields, expected);
 }
 

@@ -132,7 +132,7 @@ fn capabilities(
         }
         given
     };
-    let sets = Capabilities {
+    let mut sets = Capabilities {
         bounding: set(wanted.bounding(), "bounding"),
         effective: set(wanted.effective(), "effective"),
         inheritable: set(wanted.inheritable(), "inheritable"),
@@ -146,17 +146,21 @@ fn capabilities(
             sets.inheritable & !(sets.bounding | sets.permitted),
             "neither in the bounding nor in the permitted set",
         ),
-        (
-            "ambient",
-            sets.ambient & !(sets.permitted & sets.inheritable),
-            "not both permitted and inheritable",
-        ),
     ];
     for (which, outside, reason) in subsets.into_iter().filter(|(_, outside, _)| *outside != 0) {
         problems.add(
             format!("process.capabilities.{which}"),
             format!("{} {reason} (capabilities(7))", list(outside)),
         );
+    }
+    // `runc spec` and `crun spec` of Debian 12 write such a set, and both run it so.
+    let impossible = sets.ambient & !(sets.permitted & sets.inheritable);
+    if impossible != 0 {
+        warnings.push(format!(
+            "process.capabilities.ambient: {} left out, not both permitted and inheritable",
+            list(impossible)
+        ));
+        sets.ambient &= !impossible;
     }
     sets
 }

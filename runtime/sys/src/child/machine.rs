@@ -109,7 +109,12 @@ impl Machine {
                 self.put(*into, mount);
             }
             Op::OpenTree { path, clone, recursive, into } => {
-                let tree = open_tree(libc::AT_FDCWD, path, *clone, *recursive)?;
+                // Without a copy it is the same as O_PATH, which kernels without open_tree have, too.
+                let tree = if *clone {
+                    open_tree(libc::AT_FDCWD, path, true, *recursive)?
+                } else {
+                    open_path(libc::AT_FDCWD, path)?
+                };
                 self.put(*into, tree);
             }
             Op::Resolve { root, chain, make, into } => {
@@ -204,11 +209,11 @@ impl Machine {
                 mount(Some(c"/dev/null"), FdPath::new(target).as_c_str(), None, libc::MS_BIND, None)
             }
             (true, MountCalls::Classic) => mount(
-                Some(c"tmpfs"),
+                Some(c"none"),
                 FdPath::new(target).as_c_str(),
                 Some(c"tmpfs"),
                 libc::MS_RDONLY,
-                Some(c"size=0"),
+                None,
             ),
         };
         let _ = raw::close(target);
@@ -291,6 +296,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::JoinKeyring { name } => join_keyring(name)?,
         Op::Setns { fd, flag } => done(plain(libc::SYS_setns, [reg(*fd), reg(*flag), 0, 0, 0, 0]))?,
         Op::Unshare { flags } => done(plain(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0, 0]))?,
+        Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
         Op::WriteFile { path, data } => write_file(path, data)?,
         // SAFETY: the name lives across the call and has the length given.
@@ -347,6 +353,32 @@ fn join_keyring(name: &CStr) -> Result<(), Fault> {
         Ok(_) | Err(libc::ENOSYS) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// `struct ifreq` with the flags of its union.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; 16],
+    flags: i16,
+    rest: [u8; 22],
+}
+
+fn loopback_up() -> Result<(), Fault> {
+    let mut request = InterfaceRequest { name: [0; 16], flags: 0, rest: [0; 22] };
+    for (to, from) in request.name.iter_mut().zip(b"lo") {
+        *to = *from;
+    }
+    request.flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
+    let socket = plain(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0, 0, 0])?;
+    let pointer = std::ptr::from_ref(&request) as usize;
+    // SAFETY: SIOCSIFFLAGS reads a struct ifreq, which lives across the call.
+    let set = unsafe {
+        call(libc::SYS_ioctl, [reg(socket), libc::SIOCSIFFLAGS as usize, pointer, 0, 0, 0])
+    };
+    let _ = raw::close(socket);
+    done(set)?;
+    Ok(())
 }
 
 fn write_file(path: &CStr, data: &[u8]) -> Result<(), Fault> {

@@ -1,0 +1,89 @@
+//! The container must never get hold of our own program for writing.
+//!
+//! Until it becomes the user's program, the first process of a container has ours as its `/proc/PID/exe`. Whoever
+//! may look at it from inside could open that link, wait until we have ended and write to the file on the host
+//! (CVE-2019-5736). So the program runs from a read-only copy of its mount that nobody else has: the link
+//! then leads to a file that cannot be opened for writing.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statvfs::{FsFlags, fstatvfs, statvfs};
+
+use crate::mount::{MountAttr, clone_tree, set_attributes};
+use crate::{CallError, Context};
+
+const OWN_PROGRAM: &str = "/proc/self/exe";
+const MOUNT_ATTR_RDONLY: u64 = 1;
+
+/// Go on as the same program from a copy that cannot be written to. Returns at once where we do already.
+///
+/// # Errors
+/// Names the call; nothing has changed then.
+pub fn run_from_read_only_copy() -> Result<(), CallError> {
+    if is_read_only()? {
+        return Ok(());
+    }
+    let copy = match read_only_mount() {
+        // Old kernels, or a seccomp filter around us.
+        Err(e) if e.is(Errno::ENOSYS) || e.is(Errno::EPERM) => sealed_memory()?,
+        answer => answer?,
+    };
+    execute(&copy)
+}
+
+fn is_read_only() -> Result<bool, CallError> {
+    let mount = statvfs(OWN_PROGRAM).call(|| format!("statvfs {OWN_PROGRAM}"))?;
+    if mount.flags().contains(FsFlags::ST_RDONLY) {
+        return Ok(true);
+    }
+    let own = File::open(OWN_PROGRAM).call(|| format!("open {OWN_PROGRAM}"))?;
+    // EINVAL: an ordinary file has no seals.
+    let seals = fcntl(&own, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    Ok(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE))
+}
+
+fn read_only_mount() -> Result<OwnedFd, CallError> {
+    let copy = clone_tree(Path::new(OWN_PROGRAM), false)?;
+    set_attributes(&copy, &MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() }, false)?;
+    let flags = fstatvfs(copy.as_fd()).call(|| "fstatvfs".to_owned())?.flags();
+    if flags.contains(FsFlags::ST_RDONLY) {
+        return Ok(copy);
+    }
+    Err(CallError::errno("make a read-only copy of our own mount", Errno::EROFS))
+}
+
+fn sealed_memory() -> Result<OwnedFd, CallError> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = memfd_create(c"hafen-oci", flags).call(|| "memfd_create".to_owned())?;
+    let mut own = File::open(OWN_PROGRAM).call(|| format!("open {OWN_PROGRAM}"))?;
+    let mut copy = File::from(memory);
+    std::io::copy(&mut own, &mut copy).call(|| "copy our own program".to_owned())?;
+    let seals = SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals)).call(|| "fcntl F_ADD_SEALS".to_owned())?;
+    Ok(copy.into())
+}
+
+fn execute(copy: &OwnedFd) -> Result<(), CallError> {
+    let nul = |e: std::ffi::NulError| CallError::new("execveat", e.into());
+    let arguments = std::env::args_os()
+        .map(|a| CString::new(a.into_vec()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(nul)?;
+    let environment = std::env::vars_os()
+        .map(|(key, value)| CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(nul)?;
+    nix::unistd::execveat(copy, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
+        .call(|| "execveat our own program".to_owned())?;
+    Ok(())
+}
