@@ -51,8 +51,8 @@ const ALWAYS: [(u32, Option<u32>); 9] = [
 
 /// A pure decision: rules and host to what is to be done.
 ///
-/// The program comes first also where the devices controller is v1: it says exactly what the rules say, and costs a
-/// fourth of the v1 files (`DECISIONS.md`).
+/// The program comes first also where the devices controller is v1: it says exactly what the rules say, and nothing
+/// has to be moved for it (`DECISIONS.md`).
 ///
 /// # Errors
 /// Why nothing on this host can enforce the rules.

@@ -56,13 +56,15 @@ fn explain(error: std::io::Error) -> std::io::Error {
     }
 }
 
-/// A detached copy of what is at `path`, with its attributes and propagation set while nobody can see it.
+/// A detached copy of what is at `path`, with its attributes and propagation set while nobody can see it. `apart` is
+/// the propagation of everything that came from the host, unless the mount asks for another.
 ///
 /// # Errors
 /// Names the call and the path.
 pub fn bind(
     path: &Path,
     recursive: bool,
+    apart: Propagation,
     attrs: Attrs,
     recursive_attrs: Attrs,
     propagation: &[(Propagation, bool)],
@@ -72,9 +74,9 @@ pub fn bind(
     let named =
         |e: CallError| CallError::new(format!("{} of {}", e.call, path.display()), e.source);
     // A copy of a shared mount is its peer: what is mounted below it would appear on the host. Only
-    // who asks for that gets it; otherwise what the host mounts later still appears here (rslave).
+    // who asks for that gets it.
     let shares = propagation.iter().any(|(p, _)| *p == Propagation::Shared);
-    let keep_apart = if shares { 0 } else { number(Propagation::Slave) };
+    let keep_apart = if shares { 0 } else { number(apart) };
     let all = MountAttr {
         set: recursive_attrs.set,
         clear: recursive_attrs.clear,

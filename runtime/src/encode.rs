@@ -129,7 +129,7 @@ impl<'a> Encoder<'a> {
                 Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] }
             }
             ChildStep::BoundingSet { keep } => {
-                Op::BoundingSet { keep: *keep, last: self.facts.last_cap }
+                Op::DropBounding { capabilities: self.facts.bounding & !keep }
             }
             ChildStep::Ids { uid, gid, additional_gids } => {
                 return self.ids(*uid, *gid, additional_gids);

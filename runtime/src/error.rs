@@ -54,7 +54,12 @@ impl Error {
         let mut source = self.source();
         while let Some(cause) = source {
             let words = plain(&cause.to_string());
-            text = if text.is_empty() { words } else { format!("{text}: {words}") };
+            // A step says all about its call: what failed in it names none of its own.
+            text = match (text.is_empty(), words.is_empty()) {
+                (_, true) => text,
+                (true, false) => words,
+                (false, false) => format!("{text}: {words}"),
+            };
             source = cause.source();
         }
         text.replace('\n', " ")

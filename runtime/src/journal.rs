@@ -13,8 +13,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
@@ -28,6 +30,8 @@ use crate::process::Identity;
 
 const FORMAT: u32 = 1;
 const PRIVATE: u32 = 0o700;
+/// Between two tries to lock.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// `plan.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +55,14 @@ impl Record {
         FORMAT
     }
 
+    /// Only files outlive a reboot: a cgroup of the same name is somebody else's now.
+    fn as_of_this_boot(mut self) -> Result<Self, CallError> {
+        if self.boot_id != boot_id()? {
+            self.claims.retain(|claim| matches!(claim, Claim::Scratch { .. }));
+        }
+        Ok(self)
+    }
+
     pub(crate) fn tree(&self) -> Option<&Path> {
         self.claims.iter().find_map(|c| match c {
             Claim::Cgroup { path, .. } => Some(path.as_path()),
@@ -65,6 +77,8 @@ pub(crate) struct Entry {
     pub(crate) id: String,
     pub(crate) path: PathBuf,
     lock: Option<Flock<File>>,
+    /// The folder itself after its lock was given up: another one may have its name by now.
+    folder: Option<File>,
 }
 
 /// What the record of a container says, together with what its process does.
@@ -88,6 +102,10 @@ impl Status {
 }
 
 impl Entry {
+    const fn at(id: String, path: PathBuf) -> Self {
+        Self { id, path, lock: None, folder: None }
+    }
+
     /// Claim an id: make its folder, and hold it.
     ///
     /// # Errors
@@ -109,7 +127,7 @@ impl Entry {
             }
             answer => answer.call(|| format!("mkdir {}", path.display()))?,
         }
-        let mut entry = Self { id: id.to_owned(), path, lock: None };
+        let mut entry = Self::at(id.to_owned(), path);
         entry.lock()?;
         Ok(entry)
     }
@@ -122,7 +140,7 @@ impl Entry {
         hafen_spec::resolve::valid_id(id).map_err(Error::Refused)?;
         let path = root.join(id);
         if path.is_dir() {
-            return Ok(Self { id: id.to_owned(), path, lock: None });
+            return Ok(Self::at(id.to_owned(), path));
         }
         Err(Error::Unknown(id.to_owned()))
     }
@@ -141,7 +159,7 @@ impl Entry {
             let entry = entry.call(|| format!("read folder {}", root.display()))?;
             let id = entry.file_name().to_string_lossy().into_owned();
             if hafen_spec::resolve::valid_id(&id).is_ok() && entry.path().is_dir() {
-                all.push(Self { id, path: entry.path(), lock: None });
+                all.push(Self::at(id, entry.path()));
             }
         }
         all.sort_by(|a, b| a.id.cmp(&b.id));
@@ -160,7 +178,9 @@ impl Entry {
             answer => answer.call(|| format!("open {}", self.path.display()))?,
         };
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => self.lock = Some(lock),
+            // It may have been removed, and its name given to another, since it was opened.
+            Ok(lock) if self.is(&lock)? => self.lock = Some(lock),
+            Ok(_) => return Err(Error::Unknown(self.id.clone())),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(Error::Busy(self.id.clone())),
             Err((_, e)) => {
                 return Err(CallError::errno(format!("flock {}", self.path.display()), e).into());
@@ -169,8 +189,46 @@ impl Entry {
         Ok(())
     }
 
+    /// The same with some patience: the first process of a runtime that just died may not have let go yet.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub(crate) fn lock_within(&mut self, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lock() {
+                Err(Error::Busy(_)) if Instant::now() < deadline => thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
+    }
+
     pub(crate) fn unlock(&mut self) {
-        self.lock = None;
+        self.folder = self.lock.take().and_then(|lock| lock.unlock().ok());
+    }
+
+    /// Lock it again after [`Self::unlock`], waiting for whoever is at work on it. `false`: the container was deleted
+    /// meanwhile, and what has its name now is another one.
+    ///
+    /// # Errors
+    /// Of locking.
+    pub(crate) fn relock(&mut self) -> Result<bool, CallError> {
+        let Some(folder) = self.folder.take() else { return Ok(self.lock.is_some()) };
+        let lock = Flock::lock(folder, FlockArg::LockExclusive)
+            .map_err(|(_, e)| CallError::errno(format!("flock {}", self.path.display()), e))?;
+        let ours = self.is(&lock)?;
+        self.lock = Some(lock);
+        Ok(ours)
+    }
+
+    /// Is this still the folder at our path?
+    fn is(&self, folder: &File) -> Result<bool, CallError> {
+        let here = match fs::metadata(&self.path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            answer => answer.call(|| format!("stat {}", self.path.display()))?,
+        };
+        let opened = folder.metadata().call(|| format!("stat {}", self.path.display()))?;
+        Ok((here.dev(), here.ino()) == (opened.dev(), opened.ino()))
     }
 
     /// The descriptor that holds the lock: a child must let go of it.
@@ -219,9 +277,11 @@ impl Entry {
     pub(crate) fn record(&self) -> Result<Option<Record>, Error> {
         match self.read::<Record>("plan.json")? {
             Some(record) if record.format != FORMAT => {
-                Err(self.unreadable(&format!("format {} is not {FORMAT}", record.format)))
+                Err(self
+                    .unreadable(&format!("plan.json: format {} is not {FORMAT}", record.format)))
             }
-            answer => Ok(answer),
+            Some(record) => Ok(Some(record.as_of_this_boot()?)),
+            None => Ok(None),
         }
     }
 
@@ -242,7 +302,20 @@ impl Entry {
         if !process.alive()? {
             return Ok(Status::Stopped);
         }
-        Ok(if self.start_fifo().exists() { Status::Created } else { Status::Running })
+        Ok(if self.awaits_start()? { Status::Created } else { Status::Running })
+    }
+
+    /// The first process holds the fifo open until it is let go, and its program never has it (ENXIO, fifo(7)). That
+    /// the fifo is still there says less: a `start` may have died before it removed it.
+    fn awaits_start(&self) -> Result<bool, CallError> {
+        let path = self.start_fifo();
+        let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        match fs::OpenOptions::new().write(true).custom_flags(flags.bits()).open(&path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENXIO as i32) => Ok(false),
+            Err(e) => Err(e).call(|| format!("open {}", path.display())),
+        }
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {

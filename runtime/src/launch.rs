@@ -7,10 +7,10 @@
 //!   steps before: cgroups, limits, scratch
 //!   open root, bind sources, namespaces
 //!   clone3 ------------------------------------->  born in its cgroup and namespaces
-//!   steps beside: v1 cgroups                       mounts, devices, sysctl, masks
+//!   steps beside: device program, v1 cgroups       mounts, devices, sysctl, masks, pivot_root
 //!   save pid and start time
 //!   "g" -------------- go pipe ----------------->  AwaitGo; end of file here: exit       (2)
-//!                                                  pivot_root, rlimits, ids, capabilities
+//!                                                  cgroup namespace, rlimits, ids, capabilities
 //!                                                  close descriptors, find the program
 //!   create: <---------- "created" --------------   AwaitStart: read the fifo `start`
 //!           return 0; `start` writes the fifo -->  seccomp
@@ -175,12 +175,17 @@ fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
     if resolved.root.overlay || mount_calls(&prepared.facts) == MountCalls::Classic {
         return Ok(None);
     }
-    let propagation = match resolved.root.propagation {
+    let tree = source::copy_of(folder, &resolved.root.path, apart(prepared))?;
+    Ok(Some(tree))
+}
+
+/// As the plan makes the mounts that the new namespace inherits: what the host mounts later below them appears in the
+/// container, unless the bundle wants nothing from there.
+fn apart(prepared: &Prepared) -> Propagation {
+    match prepared.resolved.root.propagation {
         Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
         _ => Propagation::Slave,
-    };
-    let tree = source::copy_of(folder, &resolved.root.path, propagation)?;
-    Ok(Some(tree))
+    }
 }
 
 fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
@@ -192,7 +197,14 @@ fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
         let bind = if classic {
             source::look(source)
         } else {
-            source::bind(source, *recursive, mount.attrs, mount.recursive_attrs, &mount.propagation)
+            source::bind(
+                source,
+                *recursive,
+                apart(prepared),
+                mount.attrs,
+                mount.recursive_attrs,
+                &mount.propagation,
+            )
         };
         let named = |e: CallError| {
             CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source)

@@ -2,7 +2,7 @@
 
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
-use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, Plan, Spawn};
+use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
 use hafen_spec::resolved::{Namespace, Process, Propagation, Resolved};
 
 /// Needed to install a seccomp filter without no_new_privs (seccomp(2)).
@@ -21,18 +21,22 @@ pub(crate) fn order(
         namespaces(resolved),
         if resolved.namespaces.is_new(Namespace::Mount) { rootfs.child } else { Vec::new() },
         inside(resolved),
-        // Everything on the runtime's side (v1 cgroups above all) is done before the container's
-        // own view of the cgroups is fixed and before anything is given up.
-        vec![ChildStep::AwaitGo],
         new_root(resolved),
+        // The runtime's side (v1 cgroups above all) goes on beside all this, and is done before the
+        // container's own view of the cgroups is fixed and before anything is given up.
+        own_cgroups(resolved),
         rights(&resolved.process, filter, waits),
     ];
     let mut claims: Vec<Claim> = rootfs.claims.into_iter().chain(cgroup.claims).collect();
     // Claims are released in reverse, and the tree that carries the processes must go first: that ends them.
     claims.sort_by_key(|claim| matches!(claim, Claim::Cgroup { .. }));
+    // The device program guards the user's program and lets every node be made: it is loaded while the first
+    // process does its part. Limits are there before it is born.
+    let (devices, limits): (Vec<_>, Vec<_>) =
+        cgroup.before.into_iter().partition(|step| matches!(step, HostStep::DeviceProgram { .. }));
     Plan {
         claims,
-        before: cgroup.before.into_iter().chain(rootfs.before).collect(),
+        before: limits.into_iter().chain(rootfs.before).collect(),
         spawn: Spawn {
             namespaces: resolved
                 .namespaces
@@ -43,7 +47,7 @@ pub(crate) fn order(
                 .collect(),
             cgroup: cgroup.born_in,
         },
-        beside: cgroup.beside,
+        beside: devices.into_iter().chain(cgroup.beside).collect(),
         child: child.into_iter().flatten().collect(),
     }
 }
@@ -107,16 +111,12 @@ fn inside(resolved: &Resolved) -> Vec<ChildStep> {
 }
 
 fn new_root(resolved: &Resolved) -> Vec<ChildStep> {
-    let mut steps = Vec::new();
-    if resolved.namespaces.is_new(Namespace::Cgroup) {
-        steps.push(ChildStep::UnshareCgroup);
-    }
     let how = match (resolved.namespaces.is_new(Namespace::Mount), resolved.root.pivot) {
         (false, _) => ChangeRoot::Chroot,
         (true, true) => ChangeRoot::Pivot,
         (true, false) => ChangeRoot::Move,
     };
-    steps.push(ChildStep::ChangeRoot { how });
+    let mut steps = vec![ChildStep::ChangeRoot { how }];
     steps.extend(
         resolved.root.propagation.map(|propagation| ChildStep::RootPropagation { propagation }),
     );
@@ -124,6 +124,11 @@ fn new_root(resolved: &Resolved) -> Vec<ChildStep> {
         steps.push(ChildStep::RootReadonly);
     }
     steps
+}
+
+fn own_cgroups(resolved: &Resolved) -> Vec<ChildStep> {
+    let unshare = resolved.namespaces.is_new(Namespace::Cgroup).then_some(ChildStep::UnshareCgroup);
+    std::iter::once(ChildStep::AwaitGo).chain(unshare).collect()
 }
 
 /// Rights are given up in an order in which each step still has what it needs.

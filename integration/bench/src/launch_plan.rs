@@ -71,6 +71,7 @@ pub fn plan(
     let pidfd = launch.clone_child()?;
     launch.plan.child_begins();
     launch.enter_cgroups(&legacy);
+    launch.loopback();
     let cgroup_tree = launch.change_root();
     launch.mounts(cgroup_tree)?;
     launch.devices();
@@ -189,6 +190,23 @@ impl Launch<'_> {
             let flags = [libc::CLONE_NEWCGROUP.into()];
             self.plan.call("unshare cgroup", libc::SYS_unshare, &flags);
         }
+    }
+
+    /// As runc, crun and hafen-oci do in a new network namespace.
+    fn loopback(&mut self) {
+        if self.namespaces().is_ok_and(|flags| flags & libc::CLONE_NEWNET as u64 == 0) {
+            return;
+        }
+        let kind = libc::SOCK_DGRAM | O_CLOEXEC;
+        let socket = [libc::AF_INET.into(), kind.into(), 0.into()];
+        let socket = self.plan.call_for("socket", libc::SYS_socket, &socket);
+        // struct ifreq: sixteen bytes of name, then the flags.
+        let mut request = [0; 40];
+        request[..2].copy_from_slice(b"lo");
+        request[16] = (libc::IFF_UP | libc::IFF_RUNNING) as u8;
+        let request = self.plan.blob(&request);
+        let arguments = [socket, libc::SIOCSIFFLAGS.into(), request.into()];
+        self.plan.call("lo up", libc::SYS_ioctl, &arguments);
     }
 
     /// Makes the bundle's root the root. Returns the cgroup folder as a detached mount where

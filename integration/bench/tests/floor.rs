@@ -53,9 +53,14 @@ fn the_bundle_is_honoured() {
     for point in wanted {
         assert!(text.contains(&format!(" {point} ")), "{point} is not mounted:\n{text}");
     }
-    for fact in
-        ["/rootfs / ro,", "CapEff:\t0000000020000420", "NoNewPrivs:\t1", "bench\n", "stdout"]
-    {
+    for fact in [
+        "/rootfs / ro,",
+        "CapEff:\t0000000020000420",
+        "NoNewPrivs:\t1",
+        "bench\n",
+        "stdout",
+        "LOOPBACK,UP",
+    ] {
         assert!(text.contains(fact), "no {fact:?} in:\n{text}");
     }
     assert!(text.ends_with("\n1\n"), "the process is not the first of its namespace:\n{text}");

@@ -2,9 +2,13 @@
 
 mod bad_input;
 mod differential;
+mod docs;
 mod explain;
 mod faults;
+mod foreign;
+mod lifecycle;
 mod limits;
+mod security;
 mod smoke;
 mod without;
 
@@ -15,9 +19,13 @@ fn main() -> ExitCode {
         smoke::trials(),
         bad_input::trials(),
         differential::trials(),
+        docs::trials(),
         explain::trials(),
+        lifecycle::trials(),
         limits::trials(),
+        security::trials(),
         faults::trials(),
+        foreign::trials(),
         without::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())

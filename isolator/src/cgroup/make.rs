@@ -24,19 +24,18 @@ const ATTEMPTS: u32 = 64;
 pub(super) fn cgroup(
     tree: &Path,
     path: &Path,
-    controllers: &[String],
-    accounting: &[String],
+    wanted: &Wanted<'_>,
+    premade: bool,
 ) -> Result<(), CallError> {
     let call = || format!("make cgroup {}", path.display());
     let (Ok(way), Some(name)) = (path.strip_prefix(tree), path.file_name().map(Path::new)) else {
         return Err(CallError::errno(call(), Errno::EINVAL));
     };
-    let wanted = Wanted { controllers, accounting };
     let above = way.parent().unwrap_or(Path::new(""));
     for _ in 0..ATTEMPTS {
-        match attempt(tree, above, name, &wanted) {
+        match attempt(tree, above, name, wanted) {
             Err(e) if is_gone(&e) && tree.exists() => {}
-            Err(e) if e.is(Errno::EEXIST) => return take_over(path),
+            Err(e) if e.is(Errno::EEXIST) && premade => return take_over(path),
             result => return result,
         }
     }
@@ -83,9 +82,12 @@ fn prepare(tree: &Path, above: &Path, wanted: &Wanted<'_>) -> Result<Folder, Cal
     Ok(here)
 }
 
-struct Wanted<'a> {
-    controllers: &'a [String],
-    accounting: &'a [String],
+/// Controllers that the folder is to have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) controllers: &'a [String],
+    /// Not an error if they cannot be had.
+    pub(super) accounting: &'a [String],
 }
 
 impl Wanted<'_> {
@@ -98,23 +100,55 @@ impl Wanted<'_> {
     /// Have the controllers in the folders below this one. All at once, and one by one only if that fails: then those
     /// that merely count may be left out.
     fn enable(&self, folder: &Folder) -> Result<(), CallError> {
-        const FILE: &str = "cgroup.subtree_control";
-        let file = || folder.path.join(FILE).display().to_string();
-        let enabled = folder.read(FILE).call(|| format!("read {}", file()))?;
+        let enabled =
+            folder.read(CONTROL).call(|| format!("read {}/{CONTROL}", folder.path.display()))?;
         let missing = self.missing_from(&enabled);
-        if missing.is_empty() || folder.write(FILE, &add(&missing)).is_ok() {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if holds_processes(folder) {
+            return self.refuse(folder, &missing);
+        }
+        if folder.write(CONTROL, &add(&missing)).is_ok() {
             return Ok(());
         }
         for controller in missing {
-            match folder.write(FILE, &add(&[controller])) {
-                Err(e) if self.controllers.iter().any(|c| c == controller) => {
-                    return Err(explain(e, folder, controller));
-                }
+            match folder.write(CONTROL, &add(&[controller])) {
+                Err(e) if self.needs(controller) => return Err(explain(e, folder, controller)),
                 _ => {}
             }
         }
         Ok(())
     }
+
+    fn needs(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|c| c == controller)
+    }
+
+    /// The kernel would refuse some controllers (memory), and for the others (cpu, pids) make this a threaded cgroup,
+    /// below which no container can live.
+    fn refuse(&self, folder: &Folder, missing: &[&str]) -> Result<(), CallError> {
+        match missing.iter().find(|c| self.needs(c)) {
+            None => Ok(()),
+            Some(controller) => {
+                let call = format!(
+                    "write {:?} to {}",
+                    add(&[controller]),
+                    folder.path.join(CONTROL).display()
+                );
+                Err(explain(CallError::errno(call, Errno::EBUSY), folder, controller))
+            }
+        }
+    }
+}
+
+const CONTROL: &str = "cgroup.subtree_control";
+
+/// The "no internal process" rule (cgroups(7)) does not hold for the root of all cgroups, which has no type. Processes
+/// of other pid namespaces count, which are listed as 0.
+fn holds_processes(folder: &Folder) -> bool {
+    let is_root = || folder.read("cgroup.type") == Err(Errno::ENOENT);
+    folder.read("cgroup.procs").map_or(true, |pids| !pids.is_empty()) && !is_root()
 }
 
 fn add(controllers: &[&str]) -> String {
@@ -142,7 +176,7 @@ fn explain(e: CallError, folder: &Folder, controller: &str) -> CallError {
 }
 
 /// A client may have made the folder for us. One with processes is in use by somebody else.
-fn take_over(path: &Path) -> Result<(), CallError> {
+pub(super) fn take_over(path: &Path) -> Result<(), CallError> {
     let call = || format!("make cgroup {}", path.display());
     let folder = Folder::open(path).call(call)?;
     let events =
@@ -163,8 +197,8 @@ fn in_use(path: &Path) -> CallError {
     CallError::errno(call, Errno::EEXIST)
 }
 
-/// Is the folder somebody else's? A file that a folder of this kind has not means that there is none.
-pub(super) fn check_free(path: &Path) -> Result<(), CallError> {
+/// The same in a v1 hierarchy.
+pub(super) fn take_over_legacy(path: &Path) -> Result<(), CallError> {
     match processes::processes(path) {
         Ok(pids) if !pids.is_empty() => Err(in_use(path)),
         Err(e) if !is_gone(&e) => Err(e),
@@ -177,7 +211,7 @@ pub(super) fn check_free(path: &Path) -> Result<(), CallError> {
 pub(super) fn legacy(controllers: &str, path: &Path) -> Result<(), CallError> {
     let controller = controller(controllers, path);
     if controller.exists() {
-        return check_free(path);
+        return take_over_legacy(path);
     }
     let call = || format!("make v1 cgroup {}", path.display());
     let mut result = Ok(());

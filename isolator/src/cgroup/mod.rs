@@ -29,15 +29,15 @@ pub use usage::{Usage, observe};
 
 /// Carry out one step of [`Share::before`] or [`Share::beside`]; the latter need the pid of the process.
 ///
-/// A folder that is there already is taken over if no process is in it; otherwise the error is EEXIST, and the folder
-/// must not be released: it belongs to somebody else.
+/// A folder that was there when the plan was made is taken over if no process is in it by now. Otherwise the error is
+/// EEXIST, and the folder must not be released: it belongs to somebody else.
 ///
 /// # Errors
 /// Names the call, the value and the file, and who is in the way.
 pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
     match step {
-        HostStep::MakeCgroup { tree, path, controllers, accounting } => {
-            make::cgroup(tree, path, controllers, accounting)
+        HostStep::MakeCgroup { tree, path, controllers, accounting, premade } => {
+            make::cgroup(tree, path, &make::Wanted { controllers, accounting }, *premade)
         }
         HostStep::MakeLegacyCgroup { controller, path } => make::legacy(controller, path),
         HostStep::Knob(knob) => write(knob),

@@ -15,6 +15,7 @@ use super::processes::{kill, kill_listed, names_of, processes, wait_empty};
 
 /// A killed process may have much memory to give back, or be stuck in the kernel on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(30);
+const KILL_AGAIN: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -88,9 +89,17 @@ fn remove_tree(path: &Path) -> nix::Result<()> {
 }
 
 fn end_unified(path: &Path, deadline: Instant) -> Result<(), CallError> {
-    kill(path)?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    if wait_empty(path, left)? { Ok(()) } else { Err(held(path)) }
+    loop {
+        // Once is enough with `cgroup.kill`; without it, something may have been forked between freezing and killing.
+        kill(path)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if wait_empty(path, left.min(KILL_AGAIN))? {
+            return Ok(());
+        }
+        if left.is_zero() {
+            return Err(held(path));
+        }
+    }
 }
 
 /// A v1 hierarchy neither kills nor tells when it is empty. What is still inside left the cgroup2 folder by itself, or

@@ -30,13 +30,15 @@ const ACCOUNTING: [&str; 3] = ["cpu", "memory", "pids"];
 /// The top folder of all containers that did not ask for another place. Whoever is last takes it away.
 const OWN_TOP: &str = "hafen";
 
-/// Which of the folders above the container's do not exist yet? They go away with it. Looks, changes nothing.
+/// Which of the container's folders, and of those above them, do not exist yet? Those above go away with it. Looks,
+/// changes nothing.
 #[must_use]
 pub fn missing_parents(resolved: &Resolved, facts: &HostFacts) -> BTreeSet<PathBuf> {
     let mut missing = BTreeSet::new();
     for folder in folders(resolved, facts) {
         // From the top down: below a missing folder nothing needs to be looked up.
-        missing.extend(folder.above().into_iter().rev().skip_while(|f| f.exists()));
+        let from_the_top = folder.above().into_iter().rev().chain([folder.path()]);
+        missing.extend(from_the_top.skip_while(|f| f.exists()));
     }
     missing
 }
@@ -45,7 +47,7 @@ pub fn missing_parents(resolved: &Resolved, facts: &HostFacts) -> BTreeSet<PathB
 /// released with all that is in them. Looks, changes nothing.
 ///
 /// # Errors
-/// EEXIST names the folder and the processes in it.
+/// EEXIST, naming the folder and the processes in it.
 pub fn check_free(
     resolved: &Resolved,
     facts: &HostFacts,
@@ -53,8 +55,13 @@ pub fn check_free(
 ) -> Result<(), CallError> {
     for folder in folders(resolved, facts) {
         let path = folder.path();
-        if !path.parent().is_some_and(|p| missing.contains(p)) && path.exists() {
-            make::check_free(&path)?;
+        if missing.contains(&path) {
+            continue;
+        }
+        if Some(folder.hierarchy) == facts.cgroup.tree.as_deref() {
+            make::take_over(&path)?;
+        } else {
+            make::take_over_legacy(&path)?;
         }
     }
     Ok(())
@@ -120,11 +127,13 @@ impl Share {
         let accounting = ACCOUNTING.into_iter().filter(counts).map(str::to_owned).collect();
         self.claims.push(Claim::Cgroup { path: path.clone(), parents: place.parents(missing) });
         let tree = place.hierarchy.to_owned();
+        let premade = !missing.contains(&path);
         self.before.push(HostStep::MakeCgroup {
             tree,
             path: path.clone(),
             controllers,
             accounting,
+            premade,
         });
         let own = settings.iter().filter(|s| s.home == Home::Unified);
         self.before.extend(own.map(|s| knob(&path, s)));

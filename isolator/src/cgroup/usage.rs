@@ -12,7 +12,7 @@ pub struct Usage {
     /// Microseconds of CPU time of all its processes, also of those that nobody waited for.
     pub cpu_usec: Option<u64>,
     pub memory_limit_bytes: Option<u64>,
-    /// The most it held at one time, page cache included; cgroup v2 counts this from Linux 6.5 on.
+    /// The most it held at one time, page cache included; cgroup v2 counts this from Linux 5.19 on.
     pub memory_peak_bytes: Option<u64>,
     /// How often it ran into its limit and reclaim did not help; cgroup v1 counts the kills only.
     pub oom_events: Option<u64>,

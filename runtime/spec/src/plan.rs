@@ -59,6 +59,9 @@ pub enum HostStep {
         controllers: Vec<String>,
         /// Those that only count: enabled where the folders above allow it.
         accounting: Vec<String>,
+        /// The folder was there when the plan was made; otherwise it must be new, so that of two
+        /// containers that ask for the same one only the first gets it.
+        premade: bool,
     },
     /// Make a folder in a v1 hierarchy.
     MakeLegacyCgroup {
@@ -91,8 +94,9 @@ pub struct Knob {
 impl fmt::Display for HostStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MakeCgroup { path, controllers, accounting, .. } => {
-                write!(f, "make cgroup {}", path.display())?;
+            Self::MakeCgroup { path, controllers, accounting, premade, .. } => {
+                let verb = if *premade { "take over" } else { "make" };
+                write!(f, "{verb} cgroup {}", path.display())?;
                 if !controllers.is_empty() {
                     write!(f, " with controllers {}", controllers.join(" "))?;
                 }

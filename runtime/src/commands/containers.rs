@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -7,6 +8,9 @@ use super::print_json;
 use crate::cli::{Cli, DeleteArgs};
 use crate::journal::{Entry, Record, Status};
 use crate::{Error, release};
+
+/// For `delete --force`, while another process is at work on the container.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state of a container (runtime-spec, runtime, "State").
 #[derive(Debug, Serialize)]
@@ -51,17 +55,24 @@ pub(super) fn delete(cli: &Cli, args: &DeleteArgs) -> Result<u8, Error> {
         Err(Error::Unknown(_)) if args.force => return Ok(0),
         answer => answer?,
     };
-    entry.lock()?;
+    match entry.lock_within(if args.force { PATIENCE } else { Duration::ZERO }) {
+        // Somebody else deleted it just now.
+        Err(Error::Unknown(_)) if args.force => return Ok(0),
+        answer => answer?,
+    }
     let record = match entry.record() {
         // A document is torn only by a crash of the whole machine, after which nothing is left that it claimed
         // but this folder.
         Err(Error::Record { .. }) if args.force => None,
         answer => answer?,
     };
-    let status = entry.status(record.as_ref())?;
-    // With the lock in our hands nobody is creating it: whoever began has died.
-    if !args.force && matches!(status, Status::Created | Status::Running) {
-        return Err(Error::NotStopped { id: args.id.clone(), status: status.name() });
+    // With the lock in our hands nobody is creating it: whoever began has died. What its process does is of no
+    // interest to who wants it gone anyway.
+    if !args.force {
+        let status = entry.status(record.as_ref())?;
+        if matches!(status, Status::Created | Status::Running) {
+            return Err(Error::NotStopped { id: args.id.clone(), status: status.name() });
+        }
     }
     release::release(entry, record.as_ref())?;
     Ok(0)

@@ -135,17 +135,12 @@ fn v1_cost(name: &str) -> &'static str {
     }
 }
 
+/// The program is attached to the cgroup2 folder in every layout (Linux 4.15).
 fn devices(facts: &HostFacts) -> Finding {
-    let how =
-        if facts.cgroup.legacy.contains_key("devices") { "v1 hierarchy" } else { "eBPF program" };
-    if how == "v1 hierarchy" || facts.has_capability(Capability::CAP_SYS_ADMIN) {
-        return fine("device rules", how);
+    if facts.has_capability(Capability::CAP_SYS_ADMIN) {
+        return fine("device rules", "eBPF program on the container's cgroup2 folder");
     }
-    lacking(
-        "device rules",
-        "eBPF needs CAP_SYS_ADMIN or CAP_BPF",
-        "bundles with device rules are refused",
-    )
+    lacking("device rules", "eBPF needs CAP_SYS_ADMIN", "bundles with device rules are refused")
 }
 
 fn overlay() -> Finding {

@@ -16,6 +16,7 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         let (spec, bundle) = quick::spec(&args.quick)?;
         (bundle, spec)
     } else {
+        quick::refuse_beside_a_bundle(&args.quick)?;
         read_bundle(&args.bundle)?
     };
     let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;

@@ -36,7 +36,11 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let end = supervise::wait(&running, &signals)?;
     fault::point();
     let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
-    release::release(running.entry, Some(&running.record))?;
+    let Running { mut entry, record, .. } = running;
+    // Who deleted it under us has released it; a container that has its id now is not ours.
+    if entry.relock()? {
+        release::release(entry, Some(&record))?;
+    }
     saved?;
     Ok(end.code())
 }
@@ -47,6 +51,7 @@ fn prepare_run(cli: &Cli, args: &RunArgs) -> Result<Prepared, Error> {
         let (spec, bundle) = quick::spec(&args.quick)?;
         return ready(cli, &args.launch, &spec, bundle, &id, false);
     }
+    quick::refuse_beside_a_bundle(&args.quick)?;
     let (bundle, spec) = read_bundle(&args.launch.bundle)?;
     ready(cli, &args.launch, &spec, bundle, args.id.as_deref().unwrap_or_default(), false)
 }
@@ -83,7 +88,9 @@ fn ready(
         scratch: root.join(id).join("scratch"),
         waits,
     };
-    let prepared = prepare(spec, &request)?;
+    // Whoever took the id meanwhile has its cgroup as well: that is the reason to tell.
+    let taken = |e| if root.join(id).exists() { Error::Exists(id.to_owned()) } else { e };
+    let prepared = prepare(spec, &request).map_err(taken)?;
     for warning in &prepared.resolved.warnings {
         log::warn(&cli.log, warning);
     }
@@ -111,8 +118,11 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
         Status::Creating | Status::Stopped => return Err(Error::StartStopped),
     }
     let program = entry.path.display().to_string();
+    fault::point();
     let outcome = let_go(&entry);
+    fault::point();
     entry.remove_fifos()?;
+    fault::point();
     match outcome? {
         Outcome::Executed | Outcome::Created => Ok(0),
         Outcome::Vanished => Err(Error::Vanished { program, hint: String::new() }),
@@ -145,5 +155,6 @@ fn let_go(entry: &Entry) -> Result<Outcome, Error> {
     };
     fcntl(&reports, FcntlArg::F_SETFL(OFlag::empty())).call(|| "fcntl F_SETFL".to_owned())?;
     go.write_all(b"g").call(|| format!("write {}", entry.start_fifo().display()))?;
+    fault::point();
     Ok(read_outcome(&mut reports).call(|| format!("read {}", entry.report_fifo().display()))?)
 }

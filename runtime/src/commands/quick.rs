@@ -21,6 +21,32 @@ pub(super) fn made_up_id() -> String {
     format!("run-{:x}-{:x}", std::process::id(), now & 0xff_ffff_ffff)
 }
 
+/// The parser lets them pass beside a bundle, which itself excludes `--rootfs`; ignored they must not be.
+///
+/// # Errors
+/// Names each option that says something about a container without a bundle.
+pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
+    let given = [
+        ("--memory", args.memory.is_some()),
+        ("--memory-swap", args.memory_swap.is_some()),
+        ("--cpus", args.cpus.is_some()),
+        ("--cpu-shares", args.cpu_shares.is_some()),
+        ("--cpuset-cpus", args.cpuset_cpus.is_some()),
+        ("--pids", args.pids.is_some()),
+        ("--env", !args.env.is_empty()),
+        ("--cwd", args.cwd.is_some()),
+        ("--hostname", args.hostname.is_some()),
+        ("--user", args.user.is_some()),
+        ("--read-only", args.read_only),
+        ("COMMAND", !args.command.is_empty()),
+    ];
+    let mut problems = Problems::default();
+    for (option, _) in given.iter().filter(|(_, given)| *given) {
+        problems.add(*option, "needs --rootfs: with a bundle, config.json says it");
+    }
+    problems.into_result(()).map_err(Error::Options)
+}
+
 /// # Errors
 /// Names the option that does not fit.
 pub(super) fn spec(args: &QuickArgs) -> Result<(Spec, PathBuf), Error> {

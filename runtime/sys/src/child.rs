@@ -193,10 +193,9 @@ pub enum Op {
         option: i32,
         arguments: [usize; 4],
     },
-    /// Drop every capability up to `last` that is not in `keep` from the bounding set.
-    BoundingSet {
-        keep: u64,
-        last: u32,
+    /// Drop these capabilities from the bounding set.
+    DropBounding {
+        capabilities: u64,
     },
     Ids {
         uid: u32,

@@ -19,7 +19,7 @@ pub struct Feature {
 }
 
 /// Every call that is probed, each by arguments that can only fail.
-pub const FEATURES: [Feature; 9] = [
+pub const FEATURES: [Feature; 10] = [
     Feature {
         name: "clone3",
         since: "5.3",
@@ -83,6 +83,14 @@ pub const FEATURES: [Feature; 9] = [
         fallback: None,
         lost: "",
         probe: || !missing(libc::SYS_pidfd_open, [raw::reg(-1), usize::MAX, 0, 0, 0, 0]),
+    },
+    Feature {
+        name: "bpf",
+        since: "4.15",
+        used_for: "device rules, as a program on the container's cgroup2 folder",
+        fallback: Some("the v1 devices controller, where one is mounted"),
+        lost: "device rules on a unified host, which are refused then",
+        probe: || !missing(libc::SYS_bpf, [usize::MAX, 0, 0, 0, 0, 0]),
     },
     Feature {
         name: "faccessat2",

@@ -41,7 +41,9 @@ pub fn read_text(file: &Path) -> Result<String, CallError> {
 /// # Errors
 /// Names the step and the file; the old content is still there then.
 pub fn replace(file: &Path, content: &[u8], durable: bool) -> Result<(), CallError> {
-    let draft = file.with_extension("tmp");
+    // A name of our own: a file beside it that looks like a draft may be anybody's.
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let draft = file.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
     let result = write_draft(&draft, content, durable).and_then(|()| {
         fs::rename(&draft, file)
             .call(|| format!("rename {} to {}", draft.display(), file.display()))
@@ -52,6 +54,8 @@ pub fn replace(file: &Path, content: &[u8], durable: bool) -> Result<(), CallErr
         return result;
     }
     match file.parent() {
+        // The parent of a bare name is the empty path.
+        Some(folder) if durable && folder.as_os_str().is_empty() => sync_folder(Path::new(".")),
         Some(folder) if durable => sync_folder(folder),
         _ => Ok(()),
     }

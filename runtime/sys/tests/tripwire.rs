@@ -140,7 +140,7 @@ fn long_script() -> Vec<Op> {
         Op::WriteFile { path: c("/proc/self/oom_score_adj"), data: b"1000".to_vec() },
         Op::Rlimit { resource: 7, soft: 64, hard: 64 },
         Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] },
-        Op::BoundingSet { keep: 1, last: 40 },
+        Op::DropBounding { capabilities: 0b110 },
         Op::Chdir { path: c("/"), lenient: false },
         Op::Ids { uid: 0, gid: 0, groups: vec![1, 2] },
         Op::SetCapabilities { effective: 0, permitted: 1, inheritable: 1 },

@@ -164,7 +164,7 @@ fn create(t: &Test) {
 fn start(t: &Test) {
     let plain = t.oci();
     let bundle = limited(t, "sleep 300");
-    walk(&plain, 2, |oci, point| {
+    walk(&plain, 4, |oci, point| {
         let (id, when) = (t.id(), format!("start died at point {point}"));
         let _ = plain.create(&id, &bundle).ok();
         let output = oci.start(&id);

@@ -1,11 +1,14 @@
 //! What the integration suite may rely on when it runs on this machine.
 
+/// Root and hybrid cgroups.
+pub(super) const NATIVE: &str = "native";
+
 /// The value of `NEEDS`: `native` promises root and hybrid cgroups, so it is said only where both are there;
 /// elsewhere the suite ignores what it cannot do and names the lack.
 pub(super) fn of_this_machine() -> &'static str {
     let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let root = crate::setup::is_root().unwrap_or(false);
-    if root && is_hybrid(&cgroups) { "native" } else { "" }
+    if root && is_hybrid(&cgroups) { NATIVE } else { "" }
 }
 
 /// Whether a line of `/proc/self/cgroup` (`ID:CONTROLLERS:PATH`, `cgroups(7)`) has a controller of version 1.

@@ -25,6 +25,48 @@ struct Step {
     result: String,
 }
 
+/// What a test program printed.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Absent until there was a result line.
+    counts: Option<Counts>,
+    last_line: String,
+}
+
+enum Judgement {
+    Good(Counts),
+    /// And the tally has counted them.
+    TestsFailed(Counts),
+    /// A hang, a crash, silence.
+    Broken(String),
+}
+
+impl Heard {
+    fn add(&mut self, counts: Option<Counts>, line: &str) {
+        if let Some(counts) = counts {
+            self.counts = Some(self.counts.unwrap_or_default().plus(counts));
+        }
+        line.clone_into(&mut self.last_line);
+    }
+
+    fn judge(&self, end: Result<End>) -> Judgement {
+        let late = matches!(end, Ok(End::TimedOut(_)));
+        match (failure_of(end), self.counts) {
+            (None, Some(counts)) => Judgement::Good(counts),
+            (None, None) => Judgement::Broken("no test result was printed".to_owned()),
+            (Some(why), _) if late => Judgement::Broken(why + &self.unfinished_test()),
+            (Some(_), Some(counts)) if counts.failed > 0 => Judgement::TestsFailed(counts),
+            (Some(why), _) => Judgement::Broken(why),
+        }
+    }
+
+    /// One test at a time is announced before it runs, so a hang has the test's name.
+    fn unfinished_test(&self) -> String {
+        let name = self.last_line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... "));
+        name.map(|name| format!(", in {}", name.trim_end())).unwrap_or_default()
+    }
+}
+
 impl Session {
     /// A function as a step.
     pub(super) fn act(&mut self, name: &str, action: impl FnOnce() -> Result<()>) -> bool {
@@ -63,29 +105,18 @@ impl Session {
     ) {
         let name = format!("{program} {place}");
         let started = begin(&name);
-        let mut found: Option<Counts> = None;
+        let mut heard = Heard::default();
         let end = command::read(limit, &mut command, |line| {
             println!("{line}");
-            if let Some(counts) = self.tally.read_line(program, line) {
-                found = Some(found.unwrap_or_default().plus(counts));
-            }
+            heard.add(self.tally.read_line(program, line), line);
         });
-        self.end_tests(&name, started, end, found);
-    }
-
-    /// A failure that the tests count is not counted once more; a hang, a crash and silence are.
-    fn end_tests(&mut self, name: &str, started: Instant, end: Result<End>, found: Option<Counts>) {
-        let late = matches!(end, Ok(End::TimedOut(_)));
-        match (failure_of(end), found) {
-            (Some(_), Some(counts)) if counts.failed > 0 && !late => {
-                self.note(name, started, format!("FAILED, {counts}"));
+        match heard.judge(end) {
+            Judgement::Good(counts) => self.note(&name, started, counts.to_string()),
+            Judgement::TestsFailed(counts) => {
+                self.note(&name, started, format!("FAILED, {counts}"));
             }
-            (None, Some(counts)) => self.note(name, started, counts.to_string()),
-            (None, None) => {
-                let _ = self.end(name, started, Some("no test result was printed".to_owned()));
-            }
-            (failure, _) => {
-                let _ = self.end(name, started, failure);
+            Judgement::Broken(why) => {
+                let _ = self.end(&name, started, Some(why));
             }
         }
     }
@@ -191,8 +222,17 @@ mod tests {
     #[test]
     fn a_crash_a_hang_and_silence_are_failures() {
         assert_eq!(total(&format!("{GOOD}; exit 1")), "total: 3 passed, 1 failed, 1 skipped");
+        assert_eq!(total(&format!("{BAD}; sleep 30")), "total: 2 passed, 2 failed, 0 skipped");
         assert_eq!(total("sleep 30"), "total: 0 passed, 1 failed, 0 skipped");
         assert_eq!(total(":"), "total: 0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_hang_has_the_name_of_its_test() {
+        let mut heard = Heard::default();
+        heard.add(None, "test limits::memory   ... ");
+        let Judgement::Broken(why) = heard.judge(Ok(End::TimedOut(LIMIT))) else { panic!() };
+        assert_eq!(why, "not done after 1 s, stopped, in limits::memory");
     }
 
     #[test]

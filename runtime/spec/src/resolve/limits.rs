@@ -84,6 +84,10 @@ fn memory(memory: &LinuxMemory, problems: &mut Problems) -> MemoryLimits {
     if memory.swappiness().is_some_and(|s| s > 100) {
         problems.add("linux.resources.memory.swappiness", "must be between 0 and 100");
     }
+    // Every kernel from 5.11 on counts hierarchically, and checkBeforeUpdate is about later changes.
+    if memory.use_hierarchy() == Some(false) {
+        problems.add("linux.resources.memory.useHierarchy", "cannot be false: the kernel always counts with all below");
+    }
     let resolved = MemoryLimits {
         limit: memory.limit().filter(|v| *v != 0).map(amount),
         reservation: memory.reservation().filter(|v| *v != 0).map(amount),

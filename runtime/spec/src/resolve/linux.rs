@@ -12,6 +12,10 @@ use crate::resolved::{Device, DeviceRule, DeviceType, Namespace, Namespaces, Pro
 
 /// Longest host and domain name (uname(2): 65 bytes with the NUL).
 const LONGEST_UTS_NAME: usize = 64;
+/// NAME_MAX (limits.h).
+const LONGEST_NAME: usize = 255;
+/// PATH_MAX (limits.h) with room for the mount point before it and the file's name after it.
+const LONGEST_CGROUP_PATH: usize = 3072;
 const DEFAULT_DEVICE_MODE: u32 = 0o666;
 
 pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
@@ -287,6 +291,15 @@ pub(super) fn cgroup(spec: &Spec, id: &str, problems: &mut Problems) -> String {
         problems.add(
             "linux.cgroupsPath",
             format!("{text:?} must name a folder below the root of the cgroup tree"),
+        );
+    }
+    // cgroup file systems make folders with longer names, which nothing can list or remove by path afterwards.
+    if parts.iter().any(|part| part.len() > LONGEST_NAME) || text.len() > LONGEST_CGROUP_PATH {
+        problems.add(
+            "linux.cgroupsPath",
+            format!(
+                "is longer than {LONGEST_CGROUP_PATH} bytes, or a name in it than {LONGEST_NAME}"
+            ),
         );
     }
     parts.join("/")

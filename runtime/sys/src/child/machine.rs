@@ -40,11 +40,13 @@ struct Machine {
     pipes: Pipes,
     /// Answer of `FindProgram`.
     program: usize,
+    /// An early try of `Chdir` got there.
+    in_folder: bool,
 }
 
 /// Run the script; never returns.
 pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
-    let mut machine = Machine { slots: [-1; SLOTS], pipes, program: 0 };
+    let mut machine = Machine { slots: [-1; SLOTS], pipes, program: 0, in_folder: false };
     let mut index: u32 = 0;
     for op in &script.ops {
         if cfg!(feature = "fault-points") && script.die_before == Some(index as usize) {
@@ -124,6 +126,12 @@ impl Machine {
             Op::Mask { root, chain, empty, calls } => self.mask(*root, chain, *empty, *calls)?,
             Op::AwaitGo => self.await_go()?,
             Op::AwaitStart { start, report } => self.await_start(*start, *report, index)?,
+            // The try that counts comes later, and fails again under its own name.
+            Op::Chdir { path, lenient: true } => self.in_folder = enter_folder(path).is_ok(),
+            Op::Chdir { path, lenient: false } => match enter_folder(path) {
+                Err(libc::EACCES) if self.in_folder => check_folder()?,
+                answer => answer.map_err(Fault::from).and_then(|()| check_folder())?,
+            },
             Op::FindProgram { candidates } => self.program = find_program(candidates)?,
             Op::Execute { candidates, arguments, environment } => {
                 let program = candidates.get(self.program).ok_or(libc::ENOENT)?;
@@ -311,12 +319,11 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
             mount(source.as_deref(), target, fstype.as_deref(), *flags, data.as_deref())?;
         }
         Op::MakeFolderPath { path, mode } => make_folder(libc::AT_FDCWD, path, *mode as usize)?,
-        Op::Chdir { path, lenient } => change_folder(path, *lenient)?,
         Op::Rlimit { resource, soft, hard } => set_rlimit(*resource, *soft, *hard)?,
         Op::Prctl { option, arguments: a } => {
             done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?
         }
-        Op::BoundingSet { keep, last } => bounding_set(*keep, *last)?,
+        Op::DropBounding { capabilities } => drop_bounding(*capabilities)?,
         Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups)?,
         Op::SetCapabilities { effective, permitted, inheritable } => {
             set_capabilities(*effective, *permitted, *inheritable)?
@@ -634,6 +641,8 @@ fn make_node(
     match unsafe {
         call(libc::SYS_mknodat, [reg(folder), at(name), mode as usize, device as usize, 0, 0])
     } {
+        // The mask is 0, and the runtime is root: a new node has its mode already, and mostly its owner.
+        Ok(_) if uid == 0 && gid == 0 => return Ok(()),
         Ok(_) => {}
         Err(libc::EEXIST) => {
             let found = stat(folder, name, NOFOLLOW)?;
@@ -643,7 +652,7 @@ fn make_node(
         }
         Err(e) => return Err(e.into()),
     }
-    // mknod(2) obeys the umask, and an existing node has its own mode and owner. fchownat first: it clears set-id bits.
+    // An existing node has its own mode and owner. fchownat first: it clears set-id bits.
     // SAFETY: as above.
     unsafe {
         call(
@@ -730,14 +739,14 @@ fn chroot_here() -> Result<(), Fault> {
     Ok(())
 }
 
-fn change_folder(path: &CStr, lenient: bool) -> Result<(), Fault> {
+fn enter_folder(path: &CStr) -> Result<(), i32> {
     // SAFETY: the path is a C string that outlives the call.
-    match unsafe { call(libc::SYS_chdir, [at(path), 0, 0, 0, 0, 0]) } {
-        Err(libc::EACCES) if lenient => return Ok(()),
-        answer => answer?,
-    };
-    // A path through a leaked descriptor of the host would leave us outside our root, where getcwd(2)
-    // answers "(unreachable)..." (CVE-2024-21626).
+    done(unsafe { call(libc::SYS_chdir, [at(path), 0, 0, 0, 0, 0]) })
+}
+
+/// A path through a leaked descriptor of the host would leave us outside our root, where getcwd(2)
+/// answers "(unreachable)..." (CVE-2024-21626).
+fn check_folder() -> Result<(), Fault> {
     let mut buffer = [0_u8; 4096];
     // SAFETY: the buffer has the length given.
     match unsafe {
@@ -758,18 +767,13 @@ fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), i32> {
     Ok(())
 }
 
-fn bounding_set(keep: u64, last: u32) -> Result<(), Fault> {
-    let mut cap: u32 = 0;
-    while cap <= last {
-        let kept = keep.checked_shr(cap).unwrap_or(0) & 1 == 1;
-        if !kept
-            && plain(libc::SYS_prctl, [libc::PR_CAPBSET_READ as usize, cap as usize, 0, 0, 0, 0])
-                == Ok(1)
-        {
-            plain(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as usize, cap as usize, 0, 0, 0, 0])
-                .map_err(|errno| Fault { detail: cap, errno, log: None })?;
-        }
-        cap = cap.wrapping_add(1);
+fn drop_bounding(capabilities: u64) -> Result<(), Fault> {
+    let mut left = capabilities;
+    while left != 0 {
+        let cap = left.trailing_zeros();
+        plain(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as usize, cap as usize, 0, 0, 0, 0])
+            .map_err(|errno| Fault { detail: cap, errno, log: None })?;
+        left &= left.wrapping_sub(1);
     }
     Ok(())
 }

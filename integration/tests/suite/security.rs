@@ -1,0 +1,71 @@
+//! Defences that no other module meets on its way.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+use hafen_integration::{Case, Test, cases, json};
+use nix::fcntl::OFlag;
+
+pub(crate) fn trials() -> Vec<Case> {
+    cases![
+        own_program_cannot_be_opened_for_writing(Root, Busybox),
+        seccomp_filter_is_in_force(Root, Busybox),
+        state_folder_is_private(Root, Busybox),
+    ]
+}
+
+/// CVE-2019-5736: who holds `/proc/PID/exe` waits until nothing runs from it any more, and writes.
+fn own_program_cannot_be_opened_for_writing(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    // A program of the test's own, which no other process runs.
+    let program = t.dir().join("program");
+    fs::copy(oci.program(), &program).expect("copy the program");
+    let bundle = t.bundle();
+    let create = format!(
+        "{} --root {} create --bundle {} {id}",
+        program.display(),
+        oci.root().display(),
+        bundle.path().display()
+    );
+    let _ = t.shell(&create).output().ok();
+    let flags = (OFlag::O_PATH | OFlag::O_CLOEXEC).bits();
+    let link = format!("/proc/{}/exe", oci.pid(&id));
+    let held =
+        OpenOptions::new().read(true).custom_flags(flags).open(&link).expect("open the link");
+    let _ = oci.delete_force(&id).ok();
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let answer = OpenOptions::new().write(true).open(&path).map(|_| ());
+    assert_eq!(answer.map_err(|e| e.raw_os_error()), Err(Some(nix::errno::Errno::EROFS as i32)));
+    assert!(
+        OpenOptions::new().write(true).open(&program).is_ok(),
+        "the program itself is not writable"
+    );
+}
+
+/// With and without no_new_privs: the filter goes in at another place.
+fn seccomp_filter_is_in_force(t: &Test) {
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }]
+    });
+    for (no_new_privs, user) in [(true, 1000), (false, 0), (false, 1000)] {
+        let bundle = t
+            .bundle()
+            .sh("grep Seccomp: /proc/self/status; mkdir /tmp/x")
+            .set("/process/noNewPrivileges", json!(no_new_privs))
+            .set("/process/user", json!({ "uid": user, "gid": user }))
+            .set("/linux/seccomp", profile.clone());
+        let output = t.oci().run(&t.id(), &bundle).code(1);
+        assert_eq!(output.stdout, "Seccomp:\t2\n", "{output}");
+        assert!(output.stderr.contains("Function not implemented"), "{output}");
+    }
+}
+
+fn state_folder_is_private(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    let _ = oci.create(&id, &t.bundle()).ok();
+    let mode = |path| fs::metadata(path).expect("a folder").permissions().mode() & 0o7777;
+    assert_eq!((mode(oci.root().to_owned()), mode(oci.root().join(&id))), (0o711, 0o700));
+    let _ = oci.delete_force(&id).ok();
+}
