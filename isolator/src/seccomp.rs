@@ -54,7 +54,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Problems> {
 
 fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
     let mut note = |field: &str, e: &SeccompError| {
-        problems.add(format!("linux.seccomp.{field}"), e.to_string())
+        problems.add(format!("linux.seccomp.{field}"), e.to_string());
     };
     let default = action(profile.default_action(), profile.default_errno_ret());
     let mut filter = ScmpFilterContext::new(default).map_err(|e| note("defaultAction", &e)).ok()?;

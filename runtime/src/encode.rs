@@ -265,7 +265,7 @@ impl<'a> Encoder<'a> {
             }
             ChildStep::RootBind { path } => self.root_bind(path)?,
             ChildStep::RootOverlay { lower, scratch, tmpfs } => {
-                self.root_overlay(lower, scratch, *tmpfs)?
+                self.root_overlay(lower, scratch, *tmpfs)?;
             }
             ChildStep::Mount(mount) => self.mount(mount)?,
             ChildStep::SetAttributes { path, attrs } => {

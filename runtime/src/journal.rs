@@ -56,7 +56,7 @@ impl Record {
     }
 
     /// Only files outlive a reboot: a cgroup of the same name is somebody else's now.
-    fn as_of_this_boot(mut self) -> Result<Self, CallError> {
+    fn for_this_boot(mut self) -> Result<Self, CallError> {
         if self.boot_id != boot_id()? {
             self.claims.retain(|claim| matches!(claim, Claim::Scratch { .. }));
         }
@@ -280,7 +280,7 @@ impl Entry {
                 Err(self
                     .unreadable(&format!("plan.json: format {} is not {FORMAT}", record.format)))
             }
-            Some(record) => Ok(Some(record.as_of_this_boot()?)),
+            Some(record) => Ok(Some(record.for_this_boot()?)),
             None => Ok(None),
         }
     }

@@ -24,7 +24,7 @@
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hafen_isolator::cgroup;
@@ -69,9 +69,15 @@ pub(crate) fn launch(root: &Path, prepared: &Prepared, waits: bool) -> Result<Ru
         Err(first) => return Err(release::after_failure(entry, None, first)),
     };
     fault::point();
-    match carry_out(&entry, prepared, waits) {
+    let mut made = Vec::new();
+    match carry_out(&entry, prepared, waits, &mut made) {
         Ok((process, started)) => Ok(Running { entry, record, process, started }),
-        Err(first) => Err(release::after_failure(entry, Some(&record), first)),
+        Err(first) => {
+            // What was not begun may be somebody else's: the release would kill what is in it.
+            let mut begun = record;
+            begun.claims.retain(|claim| made.iter().any(|path| path == claim.path()));
+            Err(release::after_failure(entry, Some(&begun), first))
+        }
     }
 }
 
@@ -94,9 +100,10 @@ fn carry_out(
     entry: &Entry,
     prepared: &Prepared,
     waits: bool,
+    made: &mut Vec<PathBuf>,
 ) -> Result<(Launched, SystemTime), Error> {
     for step in &prepared.plan.before {
-        perform(step, None)?;
+        make(step, made)?;
         fault::point();
     }
     let sources = open_sources(entry, prepared, waits)?;
@@ -139,6 +146,14 @@ fn end(process: &Launched) -> Result<(), CallError> {
         _ => {}
     }
     hafen_sys::pidfd::wait(process.pid, true).map(|_| ())
+}
+
+/// Perform a step and note what it makes, also where it fails half-way; not where it was there already (EEXIST).
+fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<(), CallError> {
+    let performed = perform(step, None);
+    let taken = performed.as_ref().is_err_and(|e| e.is(Errno::EEXIST));
+    made.extend(step.makes().filter(|_| !taken).map(Path::to_owned));
+    performed
 }
 
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {

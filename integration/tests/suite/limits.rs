@@ -165,9 +165,10 @@ fn burn(t: &Test, quota: u64) -> (f64, Value) {
 
 fn cpu_quota_is_the_share_that_is_got(t: &Test) {
     let (share, record) = burn(t, 50_000);
-    // An emulated processor loses time to other things; above its share nothing may come.
-    let least = if unified("cpu") { 0.15 } else { 0.3 };
-    assert!((least..=0.7).contains(&share), "used {share} of a processor: {record}");
+    assert!(share <= 0.7, "used {share} of a processor: {record}");
+    // Less is the limit's doing only where it held the threads back; a busy or emulated machine does so, too.
+    let held_back = number(&record, "cpu_throttled_periods") * 2 > number(&record, "cpu_periods");
+    assert!(share >= 0.3 || !held_back, "used {share} of a processor: {record}");
 }
 
 /// With a small quota, so that it is used up on a machine that is busy with other things, too.

@@ -271,7 +271,7 @@ fn every_instruction_can_be_reached() {
                 code::EXIT => {}
                 code::JUMP => ways.push(target),
                 code::JUMP_EQUAL | code::JUMP_UNEQUAL | code::JUMP_COMMON => {
-                    ways.extend([at + 1, target])
+                    ways.extend([at + 1, target]);
                 }
                 _ => ways.push(at + 1),
             }

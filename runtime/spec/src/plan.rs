@@ -5,7 +5,7 @@
 //! Steps are for running and for reading: `explain` prints them, nothing decides by them later.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,17 @@ pub enum Claim {
     LegacyCgroup { controller: String, path: PathBuf, parents: Vec<PathBuf> },
     /// Upper layer and work folder of an overlay. Released by removing the tree, never through a mount point.
     Scratch { path: PathBuf },
+}
+
+impl Claim {
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Cgroup { path, .. }
+            | Self::LegacyCgroup { path, .. }
+            | Self::Scratch { path } => path,
+        }
+    }
 }
 
 impl fmt::Display for Claim {
@@ -89,6 +100,19 @@ pub enum HostStep {
 pub struct Knob {
     pub file: PathBuf,
     pub value: String,
+}
+
+impl HostStep {
+    /// The claimed folder that this step makes.
+    #[must_use]
+    pub fn makes(&self) -> Option<&Path> {
+        match self {
+            Self::MakeCgroup { path, .. }
+            | Self::MakeLegacyCgroup { path, .. }
+            | Self::MakeScratch { path } => Some(path),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for HostStep {

@@ -128,7 +128,7 @@ fn resources(args: &QuickArgs, problems: &mut Problems) -> Value {
     match args.pids {
         Some(pids) if pids > 0 || pids == -1 => resources["pids"] = json!({ "limit": pids }),
         Some(pids) => {
-            problems.add("--pids", format!("{pids} is neither a number of processes nor -1"))
+            problems.add("--pids", format!("{pids} is neither a number of processes nor -1"));
         }
         None => {}
     }

@@ -54,13 +54,12 @@ impl Heard {
         match (failure_of(end), self.counts) {
             (None, Some(counts)) => Judgement::Good(counts),
             (None, None) => Judgement::Broken("no test result was printed".to_owned()),
-            (Some(why), _) if late => Judgement::Broken(why + &self.unfinished_test()),
-            (Some(_), Some(counts)) if counts.failed > 0 => Judgement::TestsFailed(counts),
-            (Some(why), _) => Judgement::Broken(why),
+            (Some(_), Some(counts)) if counts.failed > 0 && !late => Judgement::TestsFailed(counts),
+            (Some(why), _) => Judgement::Broken(why + &self.unfinished_test()),
         }
     }
 
-    /// One test at a time is announced before it runs, so a hang has the test's name.
+    /// One test at a time is announced before it runs, so a hang or a crash has the test's name.
     fn unfinished_test(&self) -> String {
         let name = self.last_line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... "));
         name.map(|name| format!(", in {}", name.trim_end())).unwrap_or_default()
@@ -110,7 +109,10 @@ impl Session {
             println!("{line}");
             heard.add(self.tally.read_line(program, line), line);
         });
+        self.tally.settle();
         match heard.judge(end) {
+            // Most programs of the workspace have no test, or none of the filter's.
+            Judgement::Good(counts) if counts == Counts::default() => (),
             Judgement::Good(counts) => self.note(&name, started, counts.to_string()),
             Judgement::TestsFailed(counts) => {
                 self.note(&name, started, format!("FAILED, {counts}"));

@@ -9,6 +9,8 @@ pub(super) struct Tally {
     pub(super) failed: u64,
     /// As the result lines count them.
     ignored: u64,
+    /// Of tests since the last result line.
+    unsettled: Counts,
     executed: BTreeSet<Test>,
     lacking: BTreeMap<Test, String>,
     lacking_lines: u64,
@@ -54,9 +56,8 @@ impl Tally {
     /// Reads one line of a program's output; gives the counts when it is a result line.
     pub(super) fn read_line(&mut self, program: &str, line: &str) -> Option<Counts> {
         if let Some(counts) = parse_result(line) {
-            self.passed += counts.passed;
-            self.failed += counts.failed;
-            self.ignored += counts.ignored;
+            self.unsettled = Counts::default();
+            self.add(counts);
             return Some(counts);
         }
         if let Some((name, outcome)) = parse_test(line) {
@@ -65,11 +66,28 @@ impl Tally {
         None
     }
 
+    /// Counts what a program said of single tests before it ended without a result line.
+    pub(super) fn settle(&mut self) {
+        let counts = std::mem::take(&mut self.unsettled);
+        self.add(counts);
+    }
+
+    fn add(&mut self, counts: Counts) {
+        self.passed += counts.passed;
+        self.failed += counts.failed;
+        self.ignored += counts.ignored;
+    }
+
     fn read_test(&mut self, test: Test, outcome: &str) {
         if let Some(reason) = outcome.strip_prefix("ignored") {
+            self.unsettled.ignored += 1;
             self.lacking_lines += 1;
             self.lacking.insert(test, clean_reason(reason).to_owned());
-        } else if outcome.starts_with("ok") || outcome.starts_with("FAILED") {
+        } else if outcome.starts_with("ok") {
+            self.unsettled.passed += 1;
+            self.executed.insert(test);
+        } else if outcome.starts_with("FAILED") {
+            self.unsettled.failed += 1;
             self.executed.insert(test);
         }
     }
@@ -150,6 +168,16 @@ mod tests {
         assert_eq!(tally.read_line("a", &result(3, 1, 2)), Some(counts));
         tally.read_line("b", &result(4, 0, 0));
         assert_eq!((tally.passed, tally.failed, tally.skipped_count()), (7, 1, 2));
+    }
+
+    #[test]
+    fn tests_before_a_hang_count() {
+        let lines =
+            ["test a ... ok", "test b ... FAILED", "test c ... ignored (needs X)", "test d ... "];
+        let mut tally = tally(&[("suite", &lines)]);
+        assert_eq!((tally.passed, tally.failed), (0, 0));
+        tally.settle();
+        assert_eq!((tally.passed, tally.failed, tally.skipped_count()), (1, 1, 1));
     }
 
     #[test]

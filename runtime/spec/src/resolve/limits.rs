@@ -86,7 +86,10 @@ fn memory(memory: &LinuxMemory, problems: &mut Problems) -> MemoryLimits {
     }
     // Every kernel from 5.11 on counts hierarchically, and checkBeforeUpdate is about later changes.
     if memory.use_hierarchy() == Some(false) {
-        problems.add("linux.resources.memory.useHierarchy", "cannot be false: the kernel always counts with all below");
+        problems.add(
+            "linux.resources.memory.useHierarchy",
+            "cannot be false: the kernel always counts with all below",
+        );
     }
     let resolved = MemoryLimits {
         limit: memory.limit().filter(|v| *v != 0).map(amount),

@@ -126,7 +126,7 @@ fn root(spec: &Spec, options: &Options, problems: &mut Problems) -> Root {
     match spec.root() {
         None => problems.add("root", "is missing: a container needs a root file system"),
         Some(root) if root.path().as_os_str().is_empty() => {
-            problems.add("root.path", "must not be empty")
+            problems.add("root.path", "must not be empty");
         }
         Some(root) => {
             resolved.path.clone_from(root.path());

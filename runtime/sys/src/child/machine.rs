@@ -184,7 +184,7 @@ impl Machine {
                 made?;
             }
             Op::ReadonlyPath { root, chain, calls } => {
-                readonly_path(self.fd(*root), chain, *calls)?
+                readonly_path(self.fd(*root), chain, *calls)?;
             }
             Op::PivotRoot { root } => pivot_root(self.fd(*root))?,
             Op::MoveRoot { root, calls } => move_root(self.fd(*root), *calls)?,
@@ -321,12 +321,12 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::MakeFolderPath { path, mode } => make_folder(libc::AT_FDCWD, path, *mode as usize)?,
         Op::Rlimit { resource, soft, hard } => set_rlimit(*resource, *soft, *hard)?,
         Op::Prctl { option, arguments: a } => {
-            done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?
+            done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?;
         }
         Op::DropBounding { capabilities } => drop_bounding(*capabilities)?,
         Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups)?,
         Op::SetCapabilities { effective, permitted, inheritable } => {
-            set_capabilities(*effective, *permitted, *inheritable)?
+            set_capabilities(*effective, *permitted, *inheritable)?;
         }
         Op::Ambient { raise, last } => ambient(*raise, *last)?,
         Op::Seccomp { program, flags } => seccomp(program, *flags)?,
