@@ -36,8 +36,8 @@ pub(crate) struct Sources {
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
-    /// A descriptor that the child must let go of at once.
-    pub(crate) lock: Option<i32>,
+    /// Descriptors that the child must let go of at once.
+    pub(crate) private: Vec<i32>,
 }
 
 /// Operations, and for each the step that it came from.
@@ -78,7 +78,7 @@ impl<'a> Encoder<'a> {
     /// A string that is no C string, or a path that leads out of its root.
     pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
         let mut encoded = Encoded::default();
-        self.ops.extend(self.sources.lock.map(Op::Close));
+        self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
         // Modes below are exact; the container's own mask is set at the end.
         self.ops.push(Op::Umask { mask: 0 });
         for (index, step) in steps.iter().enumerate() {

@@ -23,7 +23,7 @@
 //! (2) Nothing runs unconfined, and nothing stays, when the runtime dies.
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -59,7 +59,12 @@ pub(crate) struct Running {
 ///
 /// # Errors
 /// The step that failed.
-pub(crate) fn launch(root: &Path, prepared: &Prepared, waits: bool) -> Result<Running, Error> {
+pub(crate) fn launch(
+    root: &Path,
+    prepared: &Prepared,
+    waits: bool,
+    copy: Option<OwnedFd>,
+) -> Result<Running, Error> {
     fault::point();
     let entry = Entry::claim(root, &prepared.resolved.id)?;
     fault::point();
@@ -70,7 +75,8 @@ pub(crate) fn launch(root: &Path, prepared: &Prepared, waits: bool) -> Result<Ru
     };
     fault::point();
     let mut made = Vec::new();
-    match carry_out(&entry, prepared, waits, &mut made) {
+    let own = Own { entry: &entry, copy };
+    match carry_out(own, prepared, waits, &mut made) {
         Ok((process, started)) => Ok(Running { entry, record, process, started }),
         Err(first) => {
             // What was not begun may be somebody else's: the release would kill what is in it.
@@ -96,8 +102,15 @@ fn record(prepared: &Prepared) -> Result<Record, Error> {
     })
 }
 
+/// What the runtime holds and the first process must not.
+struct Own<'a> {
+    entry: &'a Entry,
+    /// The mount that our program runs from.
+    copy: Option<OwnedFd>,
+}
+
 fn carry_out(
-    entry: &Entry,
+    own: Own<'_>,
     prepared: &Prepared,
     waits: bool,
     made: &mut Vec<PathBuf>,
@@ -106,7 +119,7 @@ fn carry_out(
         make(step, made)?;
         fault::point();
     }
-    let sources = open_sources(entry, prepared, waits)?;
+    let sources = open_sources(&own, prepared, waits)?;
     let encoder =
         Encoder::new(&sources, &prepared.facts, &prepared.resolved, prepared.filter.as_ref());
     let Encoded { ops, origins } = encoder.encode(&prepared.plan.child)?;
@@ -115,7 +128,7 @@ fn carry_out(
     let started = SystemTime::now();
     let mut process = clone(prepared, &script)?;
     fault::point();
-    let outcome = accompany(entry, prepared, &mut process).and_then(|()| Ok(process.outcome()?));
+    let outcome = accompany(own, prepared, &mut process).and_then(|()| Ok(process.outcome()?));
     match judge(outcome, prepared, &origins) {
         Ok(()) => Ok((process, started)),
         Err(failure) => {
@@ -126,15 +139,17 @@ fn carry_out(
 }
 
 /// Do the runtime's part while the first process does its own.
-fn accompany(entry: &Entry, prepared: &Prepared, process: &mut Launched) -> Result<(), Error> {
+fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Result<(), Error> {
     for step in &prepared.plan.beside {
         perform(step, Some(process.pid))?;
         fault::point();
     }
-    entry.save_process(Identity::of(process.pid)?)?;
+    own.entry.save_process(Identity::of(process.pid)?)?;
     fault::point();
     // A process that is gone already has said why in its report.
     let _ = process.go();
+    // The first process is on its way: now nobody waits while the kernel takes the copy's mount apart.
+    drop(own.copy);
     fault::point();
     Ok(())
 }
@@ -170,13 +185,18 @@ fn make_scratch(path: &Path) -> Result<(), CallError> {
     Ok(())
 }
 
-fn open_sources(entry: &Entry, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
+fn open_sources(own: &Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
     Ok(Sources {
         root: open_root(prepared)?,
         binds: open_binds(prepared)?,
         namespaces: open_namespaces(prepared)?,
-        fifos: if waits { Some(entry.make_fifos()?) } else { None },
-        lock: entry.lock_fd(),
+        fifos: if waits { Some(own.entry.make_fifos()?) } else { None },
+        private: own
+            .entry
+            .lock_fd()
+            .into_iter()
+            .chain(own.copy.as_ref().map(AsRawFd::as_raw_fd))
+            .collect(),
     })
 }
 

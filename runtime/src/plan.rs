@@ -47,7 +47,8 @@ pub(crate) fn order(
                 .collect(),
             cgroup: cgroup.born_in,
         },
-        beside: devices.into_iter().chain(cgroup.beside).collect(),
+        // Moves first: the first one waits for a grace period, in which the process does much of its part.
+        beside: cgroup.beside.into_iter().chain(devices).collect(),
         child: child.into_iter().flatten().collect(),
     }
 }

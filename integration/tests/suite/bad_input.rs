@@ -261,7 +261,6 @@ fn command_lines_that_are_wrong(t: &Test) {
         (&["run", "--memory", "64M", "x"], "--memory"),
         (&["run", "--cpus", "1", "x"], "--cpus"),
         (&["explain", "--pids", "5", "/"], "--pids"),
-        (&["create", "--console-socket", "/x", "x"], "x"),
     ];
     for (words, text) in lines {
         oci.call(*words).error_with([*text]);
@@ -312,6 +311,12 @@ fn fields_that_are_not_supported_yet(t: &Test) {
     for (pointer, value, field) in table {
         field_refused(t, &plain.clone().set(pointer, value), &[field]);
     }
+    let path = plain.path().as_os_str();
+    let words =
+        ["create".as_ref(), "--console-socket".as_ref(), "/x".as_ref(), "--bundle".as_ref(), path];
+    let id = t.id();
+    let words: Vec<&OsStr> = words.into_iter().chain([id.as_ref()]).collect();
+    call_refused(t, &id, &words).error_with(["--console-socket"]);
     for kind in ["user", "time"] {
         field_refused(t, &plain.clone().namespace(kind, None), &["linux.namespaces[6].type", kind]);
     }
@@ -508,9 +513,10 @@ fn program_is_no_program(t: &Test) {
     call_refused(t, &id, &words).error_with(["/bin/data", "exec format error"]);
     let (oci, id) = (t.oci(), t.id());
     let _ = oci.create(&id, &bundle).ok();
-    oci.start(&id).error_with(["exec format error"]);
+    let output = oci.start(&id);
     oci.await_status(&id, "stopped");
     let _ = oci.delete(&id).ok();
+    output.error_with(["/bin/data", "exec format error"]);
 }
 
 fn cgroup_name_is_too_long(t: &Test) {
@@ -671,7 +677,7 @@ fn pid_file_in_no_folder(t: &Test) {
         let words = [verb.as_ref(), "--pid-file".as_ref(), pid_file.as_os_str()];
         let words = words.into_iter().chain(["--bundle".as_ref(), bundle.path().as_os_str()]);
         let words: Vec<&OsStr> = words.chain([id.as_ref()]).collect();
-        call_refused(t, &id, &words).error_with(["nowhere/pid", "No such file or directory"]);
+        call_refused(t, &id, &words).error_with(["nowhere/", "No such file or directory"]);
     }
 }
 

@@ -20,18 +20,18 @@ use crate::supervise::{self, Signals};
 use crate::{Error, fault, log, release};
 
 pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
-    shield::run_from_read_only_copy()?;
+    let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
     let (bundle, spec) = read_bundle(&args.launch.bundle)?;
     let prepared = ready(cli, &args.launch, &spec, bundle, &args.id, true)?;
-    let running = launch::launch(&cli.root, &prepared, true)?;
+    let running = launch::launch(&cli.root, &prepared, true, copy)?;
     announce(&args.launch, running).map(|_| 0)
 }
 
 pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
-    shield::run_from_read_only_copy()?;
+    let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
     let signals = Signals::block()?;
     let prepared = prepare_run(cli, args)?;
-    let running = announce(&args.launch, launch::launch(&cli.root, &prepared, false)?)?;
+    let running = announce(&args.launch, launch::launch(&cli.root, &prepared, false, copy)?)?;
     fault::point();
     let end = supervise::wait(&running, &signals)?;
     fault::point();

@@ -7,13 +7,14 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{AtFlags, FcntlArg, FdFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::stat;
 use nix::sys::statvfs::{FsFlags, fstatvfs, statvfs};
 
 use crate::mount::{MountAttr, clone_tree, set_attributes};
@@ -21,21 +22,45 @@ use crate::{CallError, Context};
 
 const OWN_PROGRAM: &str = "/proc/self/exe";
 const MOUNT_ATTR_RDONLY: u64 = 1;
+/// After stdin, stdout and stderr.
+const FIRST_FREE: i32 = 3;
 
-/// Go on as the same program from a copy that cannot be written to. Returns at once where we do already.
+/// Tells the second run which descriptor holds its own copy.
+const COPY: &str = "HAFEN_OCI_COPY";
+
+/// Go on as the same program from a copy that cannot be written to. Returns where we do already.
+///
+/// The answer is the copy, if it was made for this run: to be closed while nothing waits for us, since the kernel takes
+/// a detached mount apart in a grace period of RCU. It stands above all `preserved` descriptors.
 ///
 /// # Errors
 /// Names the call; nothing has changed then.
-pub fn run_from_read_only_copy() -> Result<(), CallError> {
+pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallError> {
     if is_read_only()? {
-        return Ok(());
+        return Ok(own_copy());
     }
     let copy = match read_only_mount() {
         // Old kernels, or a seccomp filter around us.
         Err(e) if e.is(Errno::ENOSYS) || e.is(Errno::EPERM) => sealed_memory()?,
         answer => answer?,
     };
-    execute(&copy)
+    execute(&copy, preserved)?;
+    Ok(None)
+}
+
+/// The descriptor that the first run left open, if it is what it says.
+fn own_copy() -> Option<OwnedFd> {
+    let number: i32 = std::env::var(COPY).ok()?.parse().ok()?;
+    let own = stat(OWN_PROGRAM).ok()?;
+    // Opened anew rather than believed: the number is only a claim.
+    let held = stat(format!("/proc/self/fd/{number}").as_str()).ok()?;
+    if number < 3 || (own.st_dev, own.st_ino) != (held.st_dev, held.st_ino) {
+        return None;
+    }
+    // SAFETY: the first run left exactly this descriptor to us, and nothing else in this run owns it.
+    let copy = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&copy, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    Some(copy)
 }
 
 fn is_read_only() -> Result<bool, CallError> {
@@ -73,16 +98,20 @@ fn sealed_memory() -> Result<OwnedFd, CallError> {
     Ok(copy.into())
 }
 
-fn execute(copy: &OwnedFd) -> Result<(), CallError> {
+fn execute(copy: &OwnedFd, preserved: u32) -> Result<(), CallError> {
     let nul = |e: std::ffi::NulError| CallError::new("execveat", e.into());
-    let arguments = std::env::args_os()
-        .map(|a| CString::new(a.into_vec()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(nul)?;
-    let environment = std::env::vars_os()
-        .map(|(key, value)| CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(nul)?;
+    let arguments: Result<Vec<_>, _> =
+        std::env::args_os().map(|a| CString::new(a.into_vec())).collect();
+    let above = i32::try_from(preserved).unwrap_or(0).saturating_add(FIRST_FREE);
+    // Without close-on-exec: it stays open in the run that starts here.
+    let held = fcntl(copy, FcntlArg::F_DUPFD(above)).call(|| "fcntl F_DUPFD".to_owned())?;
+    let environment: Result<Vec<_>, _> = std::env::vars_os()
+        .filter(|(key, _)| key != COPY)
+        .map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat())
+        .chain(std::iter::once(format!("{COPY}={held}").into_bytes()))
+        .map(CString::new)
+        .collect();
+    let (arguments, environment) = (arguments.map_err(nul)?, environment.map_err(nul)?);
     nix::unistd::execveat(copy, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
         .call(|| "execveat our own program".to_owned())?;
     Ok(())

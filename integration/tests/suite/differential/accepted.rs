@@ -134,6 +134,14 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         why: "the container gets a session keyring of its own, as with runc and crun",
     },
     Accepted {
+        layout: Layout::Any,
+        recipe: "*",
+        fact: "interface lo",
+        ours: "up true",
+        theirs: "up false",
+        why: "the loopback interface of a new network namespace is brought up, as with runc and crun",
+    },
+    Accepted {
         layout: Layout::Hybrid,
         recipe: "*",
         fact: "cgroup tree",

@@ -199,7 +199,10 @@ fn mounts() -> Vec<Recipe> {
             replace(b, "/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime"])
         })
         .asks(&["--list", "/sys/fs/cgroup"]),
+        // On a unified host the reference would mount the tree without options, which takes nsdelegate and
+        // memory_recursiveprot away from the host's own mount.
         Recipe::new("cgroup_mount_without_its_namespace", |b, _| b.without_namespace("cgroup"))
+            .needs(hafen_integration::needs![Hybrid])
             .asks(&["--list", "/sys/fs/cgroup"]),
         Recipe::new("no_cgroup_mount", |b, _| b.without_mount("/sys/fs/cgroup")),
         Recipe::new("devices", |b, _| {
@@ -261,9 +264,11 @@ fn namespaces() -> Vec<Recipe> {
         Recipe::new("caller_ipc", |b, _| b.without_namespace("ipc")),
         Recipe::new("caller_uts", |b, _| b.without_namespace("uts").remove("/hostname")),
         Recipe::new("caller_pid", |b, _| b.without_namespace("pid")),
-        Recipe::new("caller_cgroup", |b, _| b.without_namespace("cgroup")),
+        Recipe::new("caller_cgroup", |b, _| {
+            b.without_namespace("cgroup").without_mount("/sys/fs/cgroup")
+        }),
         Recipe::new("mount_namespace_only", |b, _| {
-            let b = b.remove("/hostname");
+            let b = b.remove("/hostname").without_mount("/sys/fs/cgroup");
             ["network", "ipc", "uts", "pid", "cgroup"]
                 .into_iter()
                 .fold(b, Bundle::without_namespace)
