@@ -19,8 +19,8 @@ pub enum Error {
     #[error("step {number}: {step}")]
     Step { number: usize, step: String, source: CallError },
     /// The same, worded as clients expect to read it.
-    #[error("step {number}: exec: {program:?}: {reason}")]
-    Program { number: usize, program: String, reason: String },
+    #[error("exec: {program:?}: {reason}")]
+    Program { program: String, reason: String },
     #[error("the container's first process was killed before it became {program:?}{hint}")]
     Vanished { program: String, hint: String },
     #[error("container with given ID already exists: {0}")]

@@ -41,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) id: String,
     pub(crate) boot_id: String,
     pub(crate) oci_version: String,
+    /// As the bundle names it, for what `start` has to say about it.
+    pub(crate) program: String,
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: PathBuf,
     /// RFC 3339.

@@ -94,6 +94,7 @@ fn record(prepared: &Prepared) -> Result<Record, Error> {
         id: resolved.id.clone(),
         boot_id: boot_id()?,
         oci_version: resolved.oci_version.clone(),
+        program: program(prepared).to_owned(),
         bundle: resolved.bundle.clone(),
         rootfs: resolved.root.path.clone(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
@@ -303,7 +304,7 @@ fn judge(
 ) -> Result<(), Error> {
     match outcome? {
         Outcome::Created | Outcome::Executed => Ok(()),
-        Outcome::Failed(report) => {
+        Outcome::Failed(report) | Outcome::Refused(report) => {
             Err(explain(&report, &prepared.plan.child, origins, program(prepared)))
         }
         Outcome::Vanished => Err(vanished(prepared)),
@@ -340,11 +341,7 @@ pub(crate) fn explain(
             .into();
     };
     match step {
-        ChildStep::FindProgram { .. } | ChildStep::Execute { .. } => Error::Program {
-            number,
-            program: program.to_owned(),
-            reason: program_reason(program, errno),
-        },
+        ChildStep::FindProgram { .. } | ChildStep::Execute { .. } => no_program(program, errno),
         _ => {
             let words = report.words().or_else(|| hint(step, report));
             let step = match words {
@@ -354,6 +351,11 @@ pub(crate) fn explain(
             Error::Step { number, step, source: CallError::errno("", errno) }
         }
     }
+}
+
+/// The user's program cannot be found or executed.
+pub(crate) fn no_program(program: &str, errno: Errno) -> Error {
+    Error::Program { program: program.to_owned(), reason: program_reason(program, errno) }
 }
 
 /// Clients tell exit codes 126 and 127 apart by these words of runc's.

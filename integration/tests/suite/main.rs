@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod security;
 mod smoke;
+mod user;
 mod without;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         faults::trials(),
         foreign::trials(),
         without::trials(),
+        user::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

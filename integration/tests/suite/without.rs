@@ -72,7 +72,7 @@ fn comparable(mut facts: Facts) -> Value {
     // Mounts that are made before the process is born have smaller ids, which the kernel sorts by since Linux 6.8.
     facts.mounts.sort_by(|a, b| a.target.cmp(&b.target));
     facts.namespaces.values_mut().for_each(|inode| *inode = 0);
-    facts.fds.values_mut().for_each(|target| target.clear());
+    facts.fds.values_mut().for_each(String::clear);
     serde_json::to_value(facts).expect("facts are JSON")
 }
 

@@ -65,7 +65,7 @@ fn is_consequence(path: &str, problems: &Problems) -> bool {
 /// Remove the node at `path`; false where nothing smaller than the document could go.
 fn cut(value: &mut Value, path: &str) -> bool {
     if path == "." {
-        return supply_version(value);
+        return false;
     }
     let keys = split(path);
     let Some((last, parents)) = keys.split_last() else { return false };
@@ -95,12 +95,6 @@ fn cut(value: &mut Value, path: &str) -> bool {
     }
 }
 
-/// The only required field of the document itself is `ociVersion`.
-fn supply_version(value: &mut Value) -> bool {
-    let Value::Object(map) = value else { return false };
-    map.insert("ociVersion".to_owned(), Value::from("1.0.0")).is_none()
-}
-
 fn split(path: &str) -> Vec<String> {
     path.split(['.', '[', ']']).filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
@@ -128,7 +122,6 @@ mod tests {
 
     #[test]
     fn a_missing_field_is_named() {
-        assert_eq!(fields("{}"), ["ociVersion"]);
         assert_eq!(
             fields(r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0}}}"#),
             ["process.cwd"]

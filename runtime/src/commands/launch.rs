@@ -117,7 +117,7 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
         Status::Running => return Err(Error::StartRunning),
         Status::Creating | Status::Stopped => return Err(Error::StartStopped),
     }
-    let program = entry.path.display().to_string();
+    let program = record.map(|r| r.program).unwrap_or_default();
     fault::point();
     let outcome = let_go(&entry);
     fault::point();
@@ -126,13 +126,12 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     match outcome? {
         Outcome::Executed | Outcome::Created => Ok(0),
         Outcome::Vanished => Err(Error::Vanished { program, hint: String::new() }),
+        Outcome::Refused(report) => {
+            Err(launch::no_program(&program, Errno::from_raw(report.errno)))
+        }
         Outcome::Failed(report) => {
-            let errno = Errno::from_raw(report.errno);
-            Err(CallError::errno(
-                format!("start: operation {} of the first process", report.op),
-                errno,
-            )
-            .into())
+            let call = format!("start: operation {} of the first process", report.op);
+            Err(CallError::errno(call, Errno::from_raw(report.errno)).into())
         }
     }
 }

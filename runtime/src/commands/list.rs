@@ -66,6 +66,11 @@ fn plain(header: &[&str]) -> Table {
     table
 }
 
+/// Without the blank that stands for a border.
+fn lines(table: &Table) -> String {
+    table.lines().map(|line| line.trim_matches(' ').to_owned()).collect::<Vec<_>>().join("\n")
+}
+
 fn table(rows: &[Row]) -> String {
     let mut table = plain(&["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
     for row in rows {
@@ -79,7 +84,7 @@ fn table(rows: &[Row]) -> String {
             row.owner,
         ]);
     }
-    table.trim_fmt()
+    lines(&table)
 }
 
 pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
@@ -97,7 +102,7 @@ pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
     for pid in pids {
         table.add_row([owner(pid), pid.to_string(), command(pid)]);
     }
-    print(&table.trim_fmt());
+    print(&lines(&table));
     Ok(0)
 }
 

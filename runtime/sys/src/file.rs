@@ -44,10 +44,12 @@ pub fn replace(file: &Path, content: &[u8], durable: bool) -> Result<(), CallErr
     // A name of our own: a file beside it that looks like a draft may be anybody's.
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let draft = file.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let result = write_draft(&draft, content, durable).and_then(|()| {
-        fs::rename(&draft, file)
-            .call(|| format!("rename {} to {}", draft.display(), file.display()))
-    });
+    let result = write_draft(&draft, content, durable)
+        .call(|| format!("write {}", file.display()))
+        .and_then(|()| {
+            fs::rename(&draft, file)
+                .call(|| format!("rename {} to {}", draft.display(), file.display()))
+        });
     if result.is_err() {
         // The draft is of no use to anyone, and the first failure is the one to tell.
         let _ = fs::remove_file(&draft);
@@ -61,13 +63,10 @@ pub fn replace(file: &Path, content: &[u8], durable: bool) -> Result<(), CallErr
     }
 }
 
-fn write_draft(draft: &Path, content: &[u8], durable: bool) -> Result<(), CallError> {
-    let mut file = File::create(draft).call(|| format!("create {}", draft.display()))?;
-    file.write_all(content).call(|| format!("write {}", draft.display()))?;
-    if durable {
-        file.sync_all().call(|| format!("fsync {}", draft.display()))?;
-    }
-    Ok(())
+fn write_draft(draft: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    let mut file = File::create(draft)?;
+    file.write_all(content)?;
+    if durable { file.sync_all() } else { Ok(()) }
 }
 
 /// # Errors

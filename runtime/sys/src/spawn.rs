@@ -57,6 +57,8 @@ pub enum Outcome {
     /// It is the user's program now.
     Executed,
     Failed(Box<Report>),
+    /// Everything was done, but the kernel does not take the user's program (execve(2)).
+    Refused(Box<Report>),
     /// It died without a word, somewhere before its program.
     Vanished,
 }
@@ -168,7 +170,12 @@ pub fn read_outcome(reports: &mut impl Read) -> io::Result<Outcome> {
         }
         match Report::decode(&bytes) {
             Some(report) if report.event == Event::Failed => {
-                return Ok(Outcome::Failed(Box::new(report)));
+                let report = Box::new(report);
+                return Ok(if executing {
+                    Outcome::Refused(report)
+                } else {
+                    Outcome::Failed(report)
+                });
             }
             Some(report) if report.event == Event::Created => return Ok(Outcome::Created),
             _ => executing = true,

@@ -28,7 +28,7 @@ fn run_on_a_small_disk(t: &Test, id: &str, bundle: &Bundle, options: &str, pages
     fs::create_dir_all(&state).expect("make the mount point");
     // The first page is for the filler, which takes all but the pages wanted.
     let script = r#"
-        mount -t tmpfs -o "$OPTIONS" tmpfs "$STATE" || exit 99
+        mount -n -t tmpfs -o "$OPTIONS" tmpfs "$STATE" || exit 99
         dd if=/dev/zero of="$STATE/filler" bs=4096 count="$FILL" 2>/dev/null || exit 98
         "$PROGRAM" --root "$STATE" run --bundle "$BUNDLE" "$ID"
         code=$?
@@ -110,15 +110,15 @@ fn stays_whole(t: &Test, mount: &str) {
 }
 
 fn a_mount_of_another_file_system_in_the_scratch_folder(t: &Test) {
-    stays_whole(t, r#"mount -t tmpfs tmpfs "$SCRATCH/upper/a/b""#);
+    stays_whole(t, r#"mount -n -t tmpfs tmpfs "$SCRATCH/upper/a/b""#);
 }
 
 fn a_bind_mount_in_the_scratch_folder(t: &Test) {
-    stays_whole(t, r#"mount --bind "$PRECIOUS" "$SCRATCH/upper/a/b""#);
+    stays_whole(t, r#"mount -n --bind "$PRECIOUS" "$SCRATCH/upper/a/b""#);
 }
 
 fn a_bind_mount_over_the_scratch_folder(t: &Test) {
-    stays_whole(t, r#"mount --bind "$PRECIOUS" "$SCRATCH""#);
+    stays_whole(t, r#"mount -n --bind "$PRECIOUS" "$SCRATCH""#);
 }
 
 /// The container chose its target.
