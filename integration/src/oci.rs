@@ -413,7 +413,6 @@ pub struct Output {
 
 impl Output {
     /// Checks that the exit code was 0.
-    #[must_use]
     #[track_caller]
     pub fn ok(self) -> Self {
         self.code(0)

@@ -4,6 +4,7 @@
 //! data: claims, and steps for the first process. [`source`] opens what those steps refer to on the
 //! host, once, before anything of the container's exists. [`release`] gives a claimed folder back.
 
+pub mod account;
 mod devices;
 pub mod release;
 mod share;

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use hafen_isolator::{cgroup, seccomp};
-use hafen_rootfs::{CgroupView, source};
+use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, Plan};
 use hafen_spec::resolve::{Options, resolve};
+use hafen_spec::resolved::{Namespace, Process};
 use hafen_spec::{HostFacts, Resolved, parse};
 use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
@@ -24,7 +26,7 @@ pub(crate) struct Prepared {
     pub(crate) plan: Plan,
     pub(crate) filter: Option<seccomp::Filter>,
     /// The root file system, seen and opened.
-    pub(crate) root: Option<std::os::fd::OwnedFd>,
+    pub(crate) root: Option<OwnedFd>,
 }
 
 /// What the caller adds to the specification.
@@ -65,6 +67,7 @@ pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error>
     let wrong = |source| Error::Bundle { path: at(), source };
     let mut resolved = resolve(spec, &facts, &request.options).map_err(wrong)?;
     let root = open_root(&mut resolved)?;
+    give_home(&mut resolved.process, root.as_ref());
     let missing = cgroup::missing_parents(&resolved, &facts);
     cgroup::check_free(&resolved, &facts, &missing)?;
     let cgroup = cgroup::share(&resolved, &facts, &missing).map_err(wrong)?;
@@ -78,14 +81,23 @@ pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error>
 }
 
 /// Where the bundle's root stands now. In a joined mount namespace it is looked up there, later.
-fn open_root(resolved: &mut Resolved) -> Result<Option<std::os::fd::OwnedFd>, Error> {
-    if resolved.namespaces.is_joined(hafen_spec::resolved::Namespace::Mount) {
+fn open_root(resolved: &mut Resolved) -> Result<Option<OwnedFd>, Error> {
+    if resolved.namespaces.is_joined(Namespace::Mount) {
         resolved.root.path = resolved.bundle.join(&resolved.root.path);
         return Ok(None);
     }
     let (path, folder) = source::root_folder(&resolved.bundle, &resolved.root.path)?;
     resolved.root.path = path;
     Ok(Some(folder))
+}
+
+/// A program that was given no HOME gets the one of its user, as other runtimes do.
+fn give_home(process: &mut Process, root: Option<&OwnedFd>) {
+    if let Some(root) = root
+        && !process.env.iter().any(|e| e.starts_with("HOME="))
+    {
+        process.env.push(format!("HOME={}", account::home(root, process.uid)));
+    }
 }
 
 fn cgroup_view(facts: &HostFacts, resolved: &Resolved, claims: &[Claim]) -> CgroupView {
