@@ -3,7 +3,7 @@
 //! A test is a function that takes a [`Test`] and panics when something is wrong. It lives in a module of
 //! `tests/suite/`, which lists its cases; `tests/suite/main.rs` collects the lists:
 //!
-//! ```ignore
+//! ```text
 //! use hafen_integration::{Case, Test, cases, json};
 //!
 //! pub(crate) fn trials() -> Vec<Case> {

@@ -53,6 +53,23 @@ pub(super) const KNOWN_FAILURES: &[KnownFailure] = &[
 ];
 
 pub(super) const ACCEPTED: &[Accepted] = &[
+    // Seen only where the host's own mounts are shared, as systemd makes them; the native machine's are private.
+    Accepted {
+        layout: Layout::Unified,
+        recipe: "*",
+        fact: "mount * propagation",
+        ours: "master",
+        theirs: "private",
+        why: "without an option a bind stays a slave of the host's mount, as with runc: what the host mounts below its source later appears; the reference makes it private",
+    },
+    Accepted {
+        layout: Layout::Unified,
+        recipe: "propagation_shared",
+        fact: "mount / propagation",
+        ours: "shared,master",
+        theirs: "shared",
+        why: "a shared root still is a slave of the host's mount that it was bound from, as with runc",
+    },
     Accepted {
         layout: Layout::Any,
         recipe: "*",
