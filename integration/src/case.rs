@@ -244,7 +244,8 @@ impl Suite {
         // Containers whose parent is gone become this process's children, and so can be found.
         nix::sys::prctl::set_child_subreaper(true)
             .map_err(|e| format!("PR_SET_CHILD_SUBREAPER: {e}"))?;
-        let folder = base().join(format!("hafen-suite.{}", std::process::id()));
+        remove_abandoned();
+        let folder = base().join(format!("{FOLDER}{}", std::process::id()));
         make_folder(&folder).map_err(|e| e.message().unwrap_or_default().to_owned())?;
         Ok(Self { folder, templates: OnceLock::new() })
     }
@@ -256,6 +257,20 @@ impl Suite {
         let file = File::open(path).map_err(|e| format!("open {}: {e}", path.display()))?;
         Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, e)| format!("flock {}: {e}", path.display()).into())
+    }
+}
+
+/// The folder of a run, with its process id behind.
+const FOLDER: &str = "hafen-suite.";
+
+/// Folders of runs that were killed, unless something is still mounted in them.
+fn remove_abandoned() {
+    for entry in fs::read_dir(base()).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(FOLDER).map(|pid| Path::new("/proc").join(pid));
+        if process.is_some_and(|p| !p.exists()) && host::mounts_below(&entry.path()).is_empty() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
