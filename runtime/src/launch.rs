@@ -30,7 +30,7 @@ use std::time::SystemTime;
 use hafen_isolator::cgroup;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
-use hafen_spec::resolved::{Mount, MountKind, Namespace, Propagation};
+use hafen_spec::resolved::{Mount, MountKind, Namespace};
 use hafen_sys::child::{MountCalls, Report, Script};
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
 use hafen_sys::{CallError, Context};
@@ -211,17 +211,8 @@ fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
     if resolved.root.overlay || mount_calls(&prepared.facts) == MountCalls::Classic {
         return Ok(None);
     }
-    let tree = source::copy_of(folder, &resolved.root.path, apart(prepared))?;
+    let tree = source::copy_of(folder, &resolved.root.path, prepared.resolved.root.apart())?;
     Ok(Some(tree))
-}
-
-/// As the plan makes the mounts that the new namespace inherits: what the host mounts later below them appears in the
-/// container, unless the bundle wants nothing from there.
-fn apart(prepared: &Prepared) -> Propagation {
-    match prepared.resolved.root.propagation {
-        Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
-        _ => Propagation::Slave,
-    }
 }
 
 fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
@@ -236,7 +227,7 @@ fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
             source::bind(
                 source,
                 *recursive,
-                apart(prepared),
+                prepared.resolved.root.apart(),
                 mount.attrs,
                 mount.recursive_attrs,
                 &mount.propagation,

@@ -3,7 +3,7 @@
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
 use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
-use hafen_spec::resolved::{Namespace, Process, Propagation, Resolved};
+use hafen_spec::resolved::{Namespace, Process, Resolved};
 
 /// Needed to install a seccomp filter without no_new_privs (seccomp(2)).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -78,12 +78,7 @@ fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
         steps.push(ChildStep::LoopbackUp);
     }
     if resolved.namespaces.is_new(Namespace::Mount) {
-        // Never shared: what the container mounts must not appear on the host.
-        let propagation = match resolved.root.propagation {
-            Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
-            _ => Propagation::Slave,
-        };
-        steps.push(ChildStep::HostPropagation { propagation });
+        steps.push(ChildStep::HostPropagation { propagation: resolved.root.apart() });
     }
     steps
 }

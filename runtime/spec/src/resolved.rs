@@ -44,6 +44,18 @@ pub struct Root {
     pub pivot: bool,
 }
 
+impl Root {
+    /// Propagation of all that comes from the host. Never shared: what the container mounts must not appear there. What
+    /// the host mounts later appears in the container, unless the bundle wants nothing from there.
+    #[must_use]
+    pub const fn apart(&self) -> Propagation {
+        match self.propagation {
+            Some(Propagation::Private | Propagation::Unbindable) => Propagation::Private,
+            _ => Propagation::Slave,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Propagation {
