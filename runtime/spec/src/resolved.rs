@@ -19,6 +19,10 @@ pub struct Resolved {
     pub readonly_paths: Vec<String>,
     pub process: Process,
     pub namespaces: Namespaces,
+    /// Id maps of the user namespace: of a new one always, of a joined one where the bundle tells them.
+    pub user: Option<IdMaps>,
+    /// Of a new time namespace.
+    pub time_offsets: Vec<TimeOffset>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
     pub sysctl: BTreeMap<String, String>,
@@ -29,6 +33,55 @@ pub struct Resolved {
     pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     /// What was clamped to what this host allows, in words.
     pub warnings: Vec<String>,
+}
+
+impl Resolved {
+    /// Does it live in a user namespace other than the runtime's?
+    #[must_use]
+    pub fn in_user_namespace(&self) -> bool {
+        self.namespaces.is_private(Namespace::User)
+    }
+}
+
+/// Which ids of a user namespace stand for which outside of it (user_namespaces(7)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMaps {
+    pub uids: Vec<IdMap>,
+    pub gids: Vec<IdMap>,
+}
+
+impl IdMaps {
+    /// What `id` inside is outside.
+    #[must_use]
+    pub fn outside(map: &[IdMap], id: u32) -> Option<u32> {
+        map.iter().find_map(|m| {
+            let offset = id.checked_sub(m.inside).filter(|offset| *offset < m.size)?;
+            m.outside.checked_add(offset)
+        })
+    }
+}
+
+/// A line of `/proc/PID/uid_map` or `gid_map`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    pub inside: u32,
+    pub outside: u32,
+    pub size: u32,
+}
+
+/// Clocks that a time namespace can set off (time_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    Monotonic,
+    Boottime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TimeOffset {
+    pub clock: Clock,
+    pub seconds: i64,
+    pub nanoseconds: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -168,6 +221,8 @@ pub enum Namespace {
     Pid,
     Mount,
     Cgroup,
+    User,
+    Time,
 }
 
 impl Namespace {
@@ -175,10 +230,12 @@ impl Namespace {
     #[must_use]
     pub const fn flag(self) -> u64 {
         match self {
+            Self::Time => 0x80,
             Self::Mount => 0x0002_0000,
             Self::Cgroup => 0x0200_0000,
             Self::Uts => 0x0400_0000,
             Self::Ipc => 0x0800_0000,
+            Self::User => 0x1000_0000,
             Self::Pid => 0x2000_0000,
             Self::Network => 0x4000_0000,
         }
@@ -194,6 +251,8 @@ impl Namespace {
             Self::Ipc => "ipc",
             Self::Pid => "pid",
             Self::Network => "net",
+            Self::User => "user",
+            Self::Time => "time",
         }
     }
 }

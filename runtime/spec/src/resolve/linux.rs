@@ -22,13 +22,13 @@ pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
     let mut found = Namespaces::default();
     let listed = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     for (i, namespace) in listed.into_iter().flatten().enumerate() {
-        let Some(kind) = kind(namespace.typ()) else {
+        let kind = kind(namespace.typ());
+        if matches!(kind, Namespace::User | Namespace::Time) {
             problems.add(
                 format!("linux.namespaces[{i}].type"),
                 format!("{} namespaces are not supported yet", namespace.typ()),
             );
-            continue;
-        };
+        }
         if found.is_private(kind) {
             problems.add(
                 format!("linux.namespaces[{i}].type"),
@@ -51,15 +51,16 @@ pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
     found
 }
 
-const fn kind(typ: LinuxNamespaceType) -> Option<Namespace> {
+const fn kind(typ: LinuxNamespaceType) -> Namespace {
     match typ {
-        LinuxNamespaceType::Mount => Some(Namespace::Mount),
-        LinuxNamespaceType::Cgroup => Some(Namespace::Cgroup),
-        LinuxNamespaceType::Uts => Some(Namespace::Uts),
-        LinuxNamespaceType::Ipc => Some(Namespace::Ipc),
-        LinuxNamespaceType::Pid => Some(Namespace::Pid),
-        LinuxNamespaceType::Network => Some(Namespace::Network),
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => None,
+        LinuxNamespaceType::Mount => Namespace::Mount,
+        LinuxNamespaceType::Cgroup => Namespace::Cgroup,
+        LinuxNamespaceType::Uts => Namespace::Uts,
+        LinuxNamespaceType::Ipc => Namespace::Ipc,
+        LinuxNamespaceType::Pid => Namespace::Pid,
+        LinuxNamespaceType::Network => Namespace::Network,
+        LinuxNamespaceType::User => Namespace::User,
+        LinuxNamespaceType::Time => Namespace::Time,
     }
 }
 

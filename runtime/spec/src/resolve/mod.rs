@@ -5,7 +5,9 @@ mod linux;
 mod mounts;
 mod options;
 mod process;
+mod time;
 mod unsupported;
+mod user;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -61,6 +63,8 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         readonly_paths: linux::paths(spec, "readonlyPaths", &mut problems),
         hostname: linux::uts_name(spec.hostname(), "hostname", &namespaces, &mut problems),
         domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
+        user: user::id_maps(spec, &namespaces, &mut problems),
+        time_offsets: time::offsets(spec, &namespaces, &mut problems),
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),
         cgroup: linux::cgroup(spec, &options.id, &mut problems),
         device_rules: linux::device_rules(spec, &mut problems),
@@ -71,6 +75,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         warnings,
     };
     check_mount_namespace(&resolved, &mut problems);
+    user::check_ids(&resolved, &mut problems);
     problems.into_result(resolved)
 }
 
