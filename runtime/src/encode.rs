@@ -1,5 +1,7 @@
 //! Steps for people to operations for the machine between clone and exec.
 
+mod attributes;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,13 +9,15 @@ use std::path::Path;
 
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
-use hafen_spec::plan::{ChangeRoot, ChildStep};
+use hafen_spec::plan::{Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process};
 use hafen_spec::{HostFacts, Resolved};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::{CallError, Context};
+
+use attributes::write_proc;
 
 /// The mount that becomes `/`.
 const ROOT: At = At::Slot(ROOT_SLOT);
@@ -34,6 +38,8 @@ pub(crate) struct Sources {
     /// For each bind mount, in the order of the steps.
     pub(crate) binds: Vec<Source>,
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
+    /// The root of the host's procfs, where a step [`needs_proc`].
+    pub(crate) proc: Option<OwnedFd>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
     /// Descriptors that the child must let go of at once.
@@ -61,6 +67,16 @@ pub(crate) struct Encoder<'a> {
 pub(crate) fn mount_calls(facts: &HostFacts) -> MountCalls {
     let needed = ["fsopen", "open_tree", "move_mount", "mount_setattr"];
     if needed.iter().any(|call| facts.lacks(call)) { MountCalls::Classic } else { MountCalls::New }
+}
+
+/// Does the step write to the procfs of the host?
+pub(crate) fn needs_proc(step: &ChildStep) -> bool {
+    use Attribute::{AppArmor, SeLinux};
+    match step {
+        ChildStep::OomScoreAdj { .. } | ChildStep::Sysctl { .. } => true,
+        ChildStep::Attribute(attribute) => matches!(attribute, AppArmor(_) | SeLinux { .. }),
+        _ => false,
+    }
 }
 
 impl<'a> Encoder<'a> {
@@ -114,9 +130,15 @@ impl<'a> Encoder<'a> {
             ChildStep::NewSession => Op::NewSession,
             ChildStep::NewKeyring { name } => Op::JoinKeyring { name: c(name)? },
             ChildStep::OomScoreAdj { value } => {
-                write_file("/proc/self/oom_score_adj", &value.to_string())?
+                write_proc(self.proc(), "self/oom_score_adj", &value.to_string())?
             }
-            ChildStep::Sysctl { key, value } => write_file(&format!("/proc/sys/{key}"), value)?,
+            ChildStep::Sysctl { key, value } => {
+                write_proc(self.proc(), &format!("sys/{key}"), value)?
+            }
+            ChildStep::Attribute(attribute) => {
+                self.ops.extend(attributes::encode(attribute, self.proc())?);
+                return Ok(());
+            }
             ChildStep::Join { namespace, .. } => self.join(*namespace),
             ChildStep::Hostname { name } => Op::Hostname { name: name.clone().into_bytes() },
             ChildStep::Domainname { name } => Op::Domainname { name: name.clone().into_bytes() },
@@ -181,6 +203,10 @@ impl<'a> Encoder<'a> {
             self.ops.push(Op::SetCapabilities { effective: kept, permitted: kept, inheritable: 0 });
         }
         Ok(())
+    }
+
+    fn proc(&self) -> i32 {
+        self.sources.proc.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
     fn fifos(&self) -> [i32; 2] {
@@ -548,10 +574,6 @@ fn make_node(device: &Device) -> io::Result<Op> {
         uid: device.uid,
         gid: device.gid,
     })
-}
-
-fn write_file(path: &str, data: &str) -> io::Result<Op> {
-    Ok(Op::WriteFile { path: c(path)?, data: data.as_bytes().to_vec() })
 }
 
 fn parameters(options: &[(String, Option<String>)]) -> io::Result<Vec<(CString, Option<CString>)>> {

@@ -34,8 +34,16 @@ pub(crate) fn gather() -> Result<HostFacts, Error> {
         oom_score_adj: if may_raise { -1000 } else { own_oom_score_adj()? },
         hard_limits: if may_raise { std::collections::BTreeMap::new() } else { hard_limits() },
         missing_calls,
+        apparmor: apparmor(),
+        // Mounted by whoever loads a policy.
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         filesystems: Vec::new(),
     })
+}
+
+fn apparmor() -> bool {
+    let enabled = Path::new("/sys/module/apparmor/parameters/enabled");
+    std::fs::read_to_string(enabled).is_ok_and(|text| text.trim() == "Y")
 }
 
 fn mask(set: CapSet) -> u64 {

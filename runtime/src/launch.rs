@@ -32,6 +32,7 @@ use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Mount, MountKind, Namespace};
 use hafen_sys::child::{MountCalls, Report, Script};
+use hafen_sys::file::open_proc;
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
@@ -39,7 +40,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
-use crate::encode::{Encoded, Encoder, Sources, mount_calls};
+use crate::encode::{Encoded, Encoder, Sources, mount_calls, needs_proc};
 use crate::fault;
 use crate::journal::{Entry, Record, boot_id};
 use crate::prepare::Prepared;
@@ -191,6 +192,7 @@ fn open_sources(own: &Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sourc
         root: open_root(prepared)?,
         binds: open_binds(prepared)?,
         namespaces: open_namespaces(prepared)?,
+        proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
         fifos: if waits { Some(own.entry.make_fifos()?) } else { None },
         private: own
             .entry

@@ -1,5 +1,7 @@
 //! The order of a launch. This is the only place where it is decided.
 
+mod attributes;
+
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
 use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
@@ -25,6 +27,7 @@ pub(crate) fn order(
         // The runtime's side (v1 cgroups above all) goes on beside all this, and is done before the
         // container's own view of the cgroups is fixed and before anything is given up.
         own_cgroups(resolved),
+        sysctl(resolved),
         rights(&resolved.process, filter, waits),
     ];
     let mut claims: Vec<Claim> = rootfs.claims.into_iter().chain(cgroup.claims).collect();
@@ -56,7 +59,7 @@ pub(crate) fn order(
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     let mut steps = vec![ChildStep::ResetSignals, ChildStep::NewSession];
     if resolved.process.new_keyring {
-        steps.push(ChildStep::NewKeyring { name: format!("_ses.{}", resolved.id) });
+        steps.extend(attributes::keyring(&resolved.process, format!("_ses.{}", resolved.id)));
     }
     if let Some(value) = resolved.process.oom_score_adj {
         steps.push(ChildStep::OomScoreAdj { value });
@@ -88,12 +91,6 @@ fn inside(resolved: &Resolved) -> Vec<ChildStep> {
     let mut steps = Vec::new();
     if resolved.namespaces.is_new(Namespace::Mount) {
         steps.push(ChildStep::Folder { path: resolved.process.cwd.clone() });
-    }
-    for (key, value) in &resolved.sysctl {
-        steps.push(ChildStep::Sysctl {
-            key: hafen_spec::resolve::sysctl_path(key),
-            value: value.clone(),
-        });
     }
     steps.extend(
         resolved.readonly_paths.iter().map(|path| ChildStep::ReadonlyPath { path: path.clone() }),
@@ -127,10 +124,20 @@ fn own_cgroups(resolved: &Resolved) -> Vec<ChildStep> {
     std::iter::once(ChildStep::AwaitGo).chain(unshare).collect()
 }
 
+/// After the runtime's part: that may bring the network interfaces whose settings these are.
+fn sysctl(resolved: &Resolved) -> Vec<ChildStep> {
+    let step = |(key, value): (&String, &String)| ChildStep::Sysctl {
+        key: hafen_spec::resolve::sysctl_path(key),
+        value: value.clone(),
+    };
+    resolved.sysctl.iter().map(step).collect()
+}
+
 /// Rights are given up in an order in which each step still has what it needs.
 fn rights(process: &Process, filter: Option<usize>, waits: bool) -> Vec<ChildStep> {
     let mut steps: Vec<ChildStep> =
         process.rlimits.iter().cloned().map(ChildStep::Rlimit).collect();
+    steps.extend(attributes::steps(&process.attributes));
     if process.no_new_privileges {
         steps.push(ChildStep::NoNewPrivileges);
     }
@@ -197,6 +204,7 @@ mod tests {
             rlimits: Vec::new(),
             no_new_privileges: false,
             oom_score_adj: None,
+            attributes: hafen_spec::resolved::Attributes::default(),
             new_keyring: true,
             preserve_fds: 0,
         }

@@ -274,15 +274,6 @@ fn fields_that_are_not_supported_yet(t: &Test) {
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
     let table: Vec<(&str, Value, &str)> = vec![
         ("/process/terminal", json!(true), "process.terminal"),
-        ("/process/apparmorProfile", json!("docker-default"), "process.apparmorProfile"),
-        ("/process/selinuxLabel", json!("system_u:system_r:x_t:s0"), "process.selinuxLabel"),
-        (
-            "/process/ioPriority",
-            json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
-            "process.ioPriority",
-        ),
-        ("/process/scheduler", json!({ "policy": "SCHED_BATCH" }), "process.scheduler"),
-        ("/process/execCPUAffinity", json!({ "initial": "0" }), "process.execCPUAffinity"),
         ("/hooks/prestart", hook.clone(), "hooks.prestart"),
         ("/hooks/createRuntime", hook.clone(), "hooks.createRuntime"),
         ("/hooks/createContainer", hook.clone(), "hooks.createContainer"),
@@ -296,7 +287,6 @@ fn fields_that_are_not_supported_yet(t: &Test) {
         ("/mounts/1/options", json!(["idmap"]), "mounts[1].options"),
         ("/linux/mountLabel", json!("system_u:object_r:x_t:s0"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({ "closID": "guaranteed" }), "linux.intelRdt"),
-        ("/linux/personality", json!({ "domain": "LINUX32" }), "linux.personality"),
         ("/linux/timeOffsets", json!({ "monotonic": { "secs": 1 } }), "linux.timeOffsets"),
         ("/linux/netDevices", json!({ "eth0": { "name": "eth1" } }), "linux.netDevices"),
         (

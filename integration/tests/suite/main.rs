@@ -8,6 +8,7 @@ mod faults;
 mod foreign;
 mod lifecycle;
 mod limits;
+mod process_attributes;
 mod security;
 mod smoke;
 mod user;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         explain::trials(),
         lifecycle::trials(),
         limits::trials(),
+        process_attributes::trials(),
         security::trials(),
         faults::trials(),
         foreign::trials(),

@@ -12,6 +12,7 @@ pub(crate) fn trials() -> Vec<Case> {
         own_program_cannot_be_opened_for_writing(Root, Busybox),
         seccomp_filter_is_in_force(Root, Busybox),
         state_folder_is_private(Root, Busybox),
+        writes_to_procfs_cannot_be_redirected(Root, Busybox),
     ]
 }
 
@@ -68,4 +69,39 @@ fn state_folder_is_private(t: &Test) {
     let mode = |path| fs::metadata(path).expect("a folder").permissions().mode() & 0o7777;
     assert_eq!((mode(oci.root().to_owned()), mode(oci.root().join(&id))), (0o711, 0o700));
     let _ = oci.delete_force(&id).ok();
+}
+
+/// CVE-2025-52881: settings and labels written through a `/proc` that somebody else has laid there.
+fn writes_to_procfs_cannot_be_redirected(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    let owner = t
+        .bundle()
+        .set("/process/capabilities/bounding", json!(["CAP_SYS_ADMIN"]))
+        .set("/process/capabilities/effective", json!(["CAP_SYS_ADMIN"]))
+        .set("/process/capabilities/permitted", json!(["CAP_SYS_ADMIN"]))
+        .sh("mount -t tmpfs fake /proc && mkdir -p /proc/self /proc/sys/net/ipv4 && \
+             echo untouched > /proc/self/oom_score_adj && \
+             echo untouched > /proc/sys/net/ipv4/ip_forward && echo ready && exec sleep 60");
+    let words = ["run".as_ref(), "--bundle".as_ref(), owner.path().as_os_str(), id.as_ref()];
+    let mut run = oci.spawn(words);
+    run.await_text("ready");
+    let namespace = format!("/proc/{}/ns/mnt", oci.pid(&id));
+    let visitor = t
+        .bundle()
+        .edit(|config| {
+            config["mounts"] = json!([]);
+            config["linux"]["maskedPaths"] = json!([]);
+            config["linux"]["readonlyPaths"] = json!([]);
+            config["root"] = json!({ "path": "/" });
+        })
+        .namespace("mount", Some(&namespace))
+        .set("/process/oomScoreAdj", json!(777))
+        .set("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" }))
+        .sh("cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward; mount -t proc proc /mnt; \
+             cat /mnt/self/oom_score_adj /mnt/sys/net/ipv4/ip_forward")
+        .set("/process/capabilities", owner.config()["process"]["capabilities"].clone());
+    let seen = oci.run(&t.id(), &visitor).ok();
+    assert_eq!(seen.stdout, "untouched\nuntouched\n777\n1\n", "{seen}");
+    let _ = oci.kill(&id, "KILL").ok();
+    run.wait().code(128 + 9);
 }

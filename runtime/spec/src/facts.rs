@@ -21,6 +21,10 @@ pub struct HostFacts {
     pub hard_limits: BTreeMap<String, u64>,
     /// Calls of the kernel interface that are missing here; see the feature table of `hafen-sys`.
     pub missing_calls: Vec<String>,
+    /// AppArmor is in force.
+    pub apparmor: bool,
+    /// SELinux is in force.
+    pub selinux: bool,
     /// File systems that the kernel can mount (`/proc/filesystems`).
     pub filesystems: Vec<String>,
 }

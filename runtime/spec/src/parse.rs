@@ -18,10 +18,39 @@ pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
     }
     let mut problems = Problems::default();
     match serde_json::from_slice(bytes) {
-        Ok(value) => collect(value, &mut problems),
+        Ok(mut value) => {
+            if let Some(process) = Value::get_mut(&mut value, "process") {
+                mend_process(process);
+            }
+            match serde_json::from_value(value.clone()) {
+                Ok(spec) => return Ok(spec),
+                Err(_) => collect(value, &mut problems),
+            }
+        }
         Err(e) => problems.add("config.json", format!("not JSON: {e}")),
     }
     Err(problems)
+}
+
+/// Names of the runtime spec that `oci_spec` 0.10 spells otherwise.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+/// Bring a `process` of the runtime spec into the form that `oci_spec` 0.10 reads.
+pub fn mend_process(process: &mut Value) {
+    if let Some(flags) = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut) {
+        for flag in flags {
+            if let Some((_, known)) = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name) {
+                *flag = Value::from(*known);
+            }
+        }
+    }
+    if let Some(Value::Object(affinity)) = process.get_mut("execCPUAffinity") {
+        // "If omitted or empty": there only the former can be read.
+        affinity.retain(|_, list| list != "");
+    }
 }
 
 /// Deserialise again and again, each time without the part that was wrong before.

@@ -4,10 +4,14 @@
 //! Claims are saved before the first effect, so that clean-up needs nothing held in memory.
 //! Steps are for running and for reading: `explain` prints them, nothing decides by them later.
 
+mod attribute;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use attribute::Attribute;
 
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
@@ -256,6 +260,7 @@ pub enum ChildStep {
         mask: u32,
     },
     Rlimit(Rlimit),
+    Attribute(Attribute),
     NoNewPrivileges,
     /// Drop from the bounding set everything that is not kept.
     BoundingSet {
@@ -356,6 +361,7 @@ impl fmt::Display for ChildStep {
             Self::RootReadonly => f.write_str("make \"/\" read-only"),
             Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
             Self::Rlimit(l) => write!(f, "set {} soft {} hard {}", l.name, l.soft, l.hard),
+            Self::Attribute(attribute) => attribute.fmt(f),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::BoundingSet { keep } => {
                 write!(f, "drop all capabilities but {keep:#x} from the bounding set")

@@ -1,10 +1,14 @@
 //! The container as plain data: every default applied, every path absolute or relative
 //! to a named root, every name turned into what the kernel takes.
 
+mod attributes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use attributes::{Attributes, ExecAffinity, IdList, IoPriority, MemoryPolicy, Scheduler};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Resolved {
@@ -186,6 +190,7 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     pub no_new_privileges: bool,
     pub oom_score_adj: Option<i32>,
+    pub attributes: Attributes,
     /// Join a session keyring of the container's own (keyrings(7)).
     pub new_keyring: bool,
     /// Descriptors after the three standard ones that the container keeps.

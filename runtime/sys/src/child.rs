@@ -5,11 +5,13 @@
 //! parent may have had other threads). When an operation fails it writes one [`Report`] to a
 //! close-on-exec pipe and exits; the parent knows the plan and words the message.
 
+mod attributes;
 mod machine;
 mod paths;
 
 use std::ffi::{CStr, CString};
 
+pub use attributes::{Attribute, SchedulerAttributes};
 pub(crate) use machine::{Pipes, run};
 pub use paths::Chain;
 
@@ -66,11 +68,13 @@ pub enum Op {
     },
     /// Bring the loopback interface of a new network namespace up (netdevice(7)).
     LoopbackUp,
-    /// Open a file of the host by its path and write to it once.
-    WriteFile {
+    /// Write to a file of the procfs with the root `proc` once, wherever `/proc` leads by then.
+    WriteProc {
+        proc: i32,
         path: CString,
         data: Vec<u8>,
     },
+    Attribute(Attribute),
     Hostname {
         name: Vec<u8>,
     },

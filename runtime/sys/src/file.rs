@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::{CallError, Context, raw};
 
@@ -73,6 +75,23 @@ fn write_draft(draft: &Path, content: &[u8], durable: bool) -> io::Result<()> {
 /// Names the folder.
 pub fn sync_folder(folder: &Path) -> Result<(), CallError> {
     File::open(folder).and_then(|f| f.sync_all()).call(|| format!("fsync {}", folder.display()))
+}
+
+/// The root of this machine's procfs, for writes that must go nowhere else.
+///
+/// # Errors
+/// What stands on `/proc` is no procfs, or not its root.
+pub fn open_proc() -> Result<OwnedFd, CallError> {
+    const ROOT_INODE: u64 = 1;
+    let call = || "open /proc".to_owned();
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = nix::fcntl::open("/proc", flags, Mode::empty()).call(call)?;
+    let kind = nix::sys::statfs::fstatfs(&root).call(call)?.filesystem_type();
+    let inode = nix::sys::stat::fstat(&root).call(call)?.st_ino;
+    if kind != nix::sys::statfs::PROC_SUPER_MAGIC || inode != ROOT_INODE {
+        return Err(CallError::new(call(), io::Error::other("is not the root of a procfs")));
+    }
+    Ok(root)
 }
 
 /// `struct open_how` (openat2(2), Linux 5.6).

@@ -2,9 +2,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CString;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Script, Slot, Strings};
+use hafen_sys::child::{
+    At, Attribute, Chain, Make, MountCalls, Op, SchedulerAttributes, Script, Slot, Strings,
+};
+use hafen_sys::file::open_proc;
 use hafen_sys::pidfd;
 use hafen_sys::spawn::{Birth, Outcome, launch};
 
@@ -72,7 +76,7 @@ const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: fals
 const NAMESPACES: u64 = 0x0002_0000 | 0x0400_0000 | 0x4000_0000;
 
 /// Every kind of operation that needs no root file system to stand in.
-fn long_script() -> Vec<Op> {
+fn long_script(proc: i32) -> Vec<Op> {
     let root = At::Slot(Slot(0));
     let mut ops = vec![
         Op::Umask { mask: 0 },
@@ -137,7 +141,13 @@ fn long_script() -> Vec<Op> {
         },
         Op::LoopbackUp,
         Op::Hostname { name: b"tripwire".to_vec() },
-        Op::WriteFile { path: c("/proc/self/oom_score_adj"), data: b"1000".to_vec() },
+        Op::WriteProc { proc, path: c("self/oom_score_adj"), data: b"1000".to_vec() },
+        Op::Attribute(Attribute::Nice(1)),
+        Op::Attribute(Attribute::Scheduler(SchedulerAttributes::default())),
+        Op::Attribute(Attribute::IoPriority { class: 2, level: 3 }),
+        Op::Attribute(Attribute::Affinity { processors: vec![u64::MAX] }),
+        Op::Attribute(Attribute::Personality { domain: 0 }),
+        Op::Attribute(Attribute::MemoryPolicy { mode: 1, nodes: vec![1] }),
         Op::Rlimit { resource: 7, soft: 64, hard: 64 },
         Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] },
         Op::DropBounding { capabilities: 0b110 },
@@ -166,7 +176,8 @@ fn run(ops: Vec<Op>, namespaces: u64) -> (Outcome, Option<i32>) {
 fn a_script_with_every_kind_of_operation_allocates_nothing() {
     arm();
     assert!(is_root(), "this test needs root");
-    let (outcome, code) = run(long_script(), NAMESPACES);
+    let proc = open_proc().unwrap();
+    let (outcome, code) = run(long_script(proc.as_raw_fd()), NAMESPACES);
     assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
     assert_eq!(code, Some(0));
 }

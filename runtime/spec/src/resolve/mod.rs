@@ -1,5 +1,6 @@
 //! Spec and host facts to a [`Resolved`] container: defaults, validation, all problems at once.
 
+mod attributes;
 mod limits;
 mod linux;
 mod mounts;
@@ -17,6 +18,7 @@ use oci_spec::runtime::Spec;
 use crate::resolved::{Namespace, Resolved, Root};
 use crate::{HostFacts, Problems};
 
+pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
 pub use linux::sysctl_path;
 pub use options::{FLAG_OPTIONS, MountOptions, attr};
 pub use process::RLIMITS;

@@ -3,8 +3,8 @@ use std::collections::HashSet;
 use caps::Capability;
 use oci_spec::runtime::{Capabilities as Names, PosixRlimitType, Process as OciProcess, Spec};
 
-use super::{Options, check_nul};
-use crate::resolved::{Capabilities, Process, Rlimit};
+use super::{Options, attributes, check_nul};
+use crate::resolved::{Attributes, Capabilities, Process, Rlimit};
 use crate::{HostFacts, Problems};
 
 /// Resource names with the kernel's numbers (getrlimit(2), include/uapi/asm-generic/resource.h).
@@ -54,6 +54,7 @@ pub(super) fn process(
         rlimits: rlimits(process, facts, problems, warnings),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process, facts, problems, warnings),
+        attributes: attributes::attributes(spec, process, facts, problems),
         ..empty(options)
     }
 }
@@ -71,6 +72,7 @@ fn empty(options: &Options) -> Process {
         rlimits: Vec::new(),
         no_new_privileges: false,
         oom_score_adj: None,
+        attributes: Attributes::default(),
         new_keyring: !options.no_new_keyring,
         preserve_fds: options.preserve_fds,
     }

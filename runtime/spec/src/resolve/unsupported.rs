@@ -1,6 +1,6 @@
 //! Fields that the runtime spec defines and this version does not honour yet: refused by name, never ignored.
 
-use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxResources, Process, Spec};
 
 use crate::Problems;
 
@@ -44,31 +44,17 @@ fn check_process(process: &Process, problems: &mut Problems) {
     let fields = [
         ("process.terminal", process.terminal() == Some(true)),
         ("process.commandLine", text(process.command_line())),
-        (
-            "process.apparmorProfile",
-            text(process.apparmor_profile())
-                && process.apparmor_profile().as_deref() != Some("unconfined"),
-        ),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     refuse(&fields, NOT_YET, problems);
 }
 
 fn check_linux(linux: &Linux, problems: &mut Problems) {
-    let ordinary = |p: &oci_spec::runtime::LinuxPersonality| {
-        p.domain() == LinuxPersonalityDomain::PerLinux && !filled(p.flags().as_deref())
-    };
     let fields = [
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
         ("linux.uidMappings", filled(linux.uid_mappings().as_deref())),
         ("linux.gidMappings", filled(linux.gid_mappings().as_deref())),
         ("linux.mountLabel", linux.mount_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().as_ref().is_some_and(|p| !ordinary(p))),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty())),
     ];
     refuse(&fields, NOT_YET, problems);

@@ -1,5 +1,6 @@
 use std::ffi::CStr;
 
+use super::attributes;
 use super::{At, Chain, Event, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS};
 use crate::file::{OpenHow, resolve};
 use crate::mount::{
@@ -306,7 +307,8 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::Unshare { flags } => done(plain(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0, 0]))?,
         Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
-        Op::WriteFile { path, data } => write_file(path, data)?,
+        Op::WriteProc { proc, path, data } => write_proc(*proc, path, data)?,
+        Op::Attribute(attribute) => attributes::set(attribute)?,
         // SAFETY: the name lives across the call and has the length given.
         Op::Hostname { name } => done(unsafe {
             call(libc::SYS_sethostname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0])
@@ -388,10 +390,15 @@ fn loopback_up() -> Result<(), Fault> {
     Ok(())
 }
 
-fn write_file(path: &CStr, data: &[u8]) -> Result<(), Fault> {
-    let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
-    // SAFETY: the path is a C string that outlives the call.
-    let fd = unsafe { call(libc::SYS_openat, [reg(libc::AT_FDCWD), at(path), flags, 0, 0, 0]) }?;
+/// No mount that was laid over the procfs is crossed, and no link but its own `self` and `thread-self` is followed
+/// (CVE-2025-52881: a label or setting that went to another file).
+fn write_proc(proc: i32, path: &CStr, data: &[u8]) -> Result<(), Fault> {
+    let how = OpenHow {
+        flags: (libc::O_WRONLY | libc::O_CLOEXEC) as u64,
+        mode: 0,
+        resolve: resolve::BENEATH | resolve::NO_XDEV | resolve::NO_MAGICLINKS,
+    };
+    let fd = raw::open_how(proc, path, &how)?;
     // SAFETY: the data lives across the call and has the length given.
     let written =
         unsafe { call(libc::SYS_write, [reg(fd), data.as_ptr() as usize, data.len(), 0, 0, 0]) };

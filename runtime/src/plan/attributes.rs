@@ -1,0 +1,30 @@
+use hafen_spec::plan::{Attribute, ChildStep};
+use hafen_spec::resolved::{Attributes, Process};
+
+/// Attributes that need the rights of the runtime (a real-time policy, a label) or none at all. Given once the process
+/// stands in its cgroups, which bound processors and memory nodes.
+pub(super) fn steps(attributes: &Attributes) -> Vec<ChildStep> {
+    let asked = attributes.clone();
+    let all = [
+        asked.io_priority.map(Attribute::IoPriority),
+        asked.scheduler.map(Attribute::Scheduler),
+        asked.memory_policy.map(Attribute::MemoryPolicy),
+        asked.personality.map(Attribute::Personality),
+        asked.apparmor_profile.map(Attribute::AppArmor),
+        asked.selinux_label.map(|label| se_linux("exec", label)),
+    ];
+    all.into_iter().flatten().map(ChildStep::Attribute).collect()
+}
+
+/// A keyring gets the label of the container's processes, so that they may use it.
+pub(super) fn keyring(process: &Process, name: String) -> Vec<ChildStep> {
+    let label = |label: &str| ChildStep::Attribute(se_linux("keycreate", label.to_owned()));
+    let own = process.attributes.selinux_label.as_deref().map(label);
+    let none = own.is_some().then(|| label(""));
+    let join = ChildStep::NewKeyring { name };
+    own.into_iter().chain([join]).chain(none).collect()
+}
+
+fn se_linux(file: &str, label: String) -> Attribute {
+    Attribute::SeLinux { file: file.to_owned(), label }
+}
