@@ -26,6 +26,8 @@ pub enum Need {
     Program(&'static str),
     /// The reference engine was built.
     Reference,
+    /// `hafen-oci` was built with the feature `weaken`.
+    Weaken,
     /// A path that must exist.
     File(&'static str),
     /// A file system type that the kernel has or can load.
@@ -86,6 +88,7 @@ impl Need {
             Self::Busybox => program::busybox().is_some(),
             Self::Program(name) => program::on_path(name).is_some(),
             Self::Reference => Program::Reference.find().is_ok(),
+            Self::Weaken => can_be_weakened(),
             Self::File(path) => Path::new(path).exists(),
             Self::FileSystem(name) => has_file_system(name),
             Self::Kernel(major, minor) => kernel().is_some_and(|found| found >= (major, minor)),
@@ -113,6 +116,7 @@ impl Need {
                     | Self::Busybox
                     | Self::Program(_)
                     | Self::Reference
+                    | Self::Weaken
                     | Self::FileSystem(_)
                     | Self::UserNamespaces
             ),
@@ -125,6 +129,7 @@ impl Need {
                     | Self::Busybox
                     | Self::Program(_)
                     | Self::Reference
+                    | Self::Weaken
                     | Self::FileSystem(_)
                     | Self::Cpus(..=2)
                     | Self::Capability(_)
@@ -152,6 +157,7 @@ impl fmt::Display for Need {
             Self::Busybox => f.write_str("busybox-static"),
             Self::Program(name) => write!(f, "program {name}"),
             Self::Reference => f.write_str("program hafen-reference"),
+            Self::Weaken => f.write_str("hafen-oci with the feature weaken"),
             Self::File(path) => write!(f, "file {path}"),
             Self::FileSystem(name) => write!(f, "file system {name}"),
             Self::Kernel(major, minor) => write!(f, "Linux {major}.{minor}"),
@@ -161,6 +167,14 @@ impl fmt::Display for Need {
             Self::That(name, _) => f.write_str(name),
         }
     }
+}
+
+/// With the feature the program refuses a name that is no defence.
+fn can_be_weakened() -> bool {
+    let Ok(program) = Program::Oci.find() else { return false };
+    let mut call = std::process::Command::new(program);
+    let answer = call.arg("--version").env("HAFEN_WEAKEN", "nothing-of-that-name").output();
+    answer.is_ok_and(|output| !output.status.success())
 }
 
 fn has_v1_controllers() -> bool {

@@ -46,6 +46,12 @@ impl Oci {
         &self.root
     }
 
+    /// The same state, another file as the runtime's program.
+    #[must_use]
+    pub fn with_program(&self, program: &Path) -> Self {
+        Self { program: program.to_owned(), ..self.clone() }
+    }
+
     /// A variable for all calls, such as `HAFEN_FAULT`.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hafen_spec::resolved::{Attrs, Propagation};
 use hafen_sys::file::{OpenHow, open_how, resolve};
 use hafen_sys::mount::{MountAttr, clone_tree, set_attributes};
+use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -25,6 +26,11 @@ pub struct Source {
 /// Names the field and the path.
 pub fn root_folder(bundle: &Path, path: &Path) -> Result<(PathBuf, OwnedFd), CallError> {
     let full = bundle.join(path);
+    if left_out(Defence::RootSymlink) {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let folder = open(&full, flags, Mode::empty()).call(|| format!("open {}", full.display()));
+        return Ok((full, folder?));
+    }
     let named = |e: CallError| {
         CallError::new(format!("root.path: open {}", full.display()), explain(e.source))
     };

@@ -15,6 +15,7 @@ use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespac
 use hafen_spec::{HostFacts, Resolved};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings};
 use hafen_sys::mount::MountAttr;
+use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
 use attributes::write_proc;
@@ -150,6 +151,10 @@ impl<'a> Encoder<'a> {
             ChildStep::NoNewPrivileges => {
                 Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] }
             }
+            ChildStep::Undumpable if left_out(Defence::Dumpable) => return Ok(()),
+            ChildStep::Undumpable => {
+                Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
+            }
             ChildStep::BoundingSet { keep } => {
                 Op::DropBounding { capabilities: self.facts.bounding & !keep }
             }
@@ -160,7 +165,11 @@ impl<'a> Encoder<'a> {
                 self.ops.push(Op::SetCapabilities {
                     effective: sets.effective,
                     permitted: sets.permitted,
-                    inheritable: sets.inheritable,
+                    inheritable: if left_out(Defence::Inheritable) {
+                        sets.bounding
+                    } else {
+                        sets.inheritable
+                    },
                 });
                 Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
             }
@@ -262,6 +271,7 @@ impl<'a> Encoder<'a> {
             ChildStep::ReadonlyPath { path } => {
                 Op::ReadonlyPath { root: ROOT, chain: Chain::new(path)?, calls }
             }
+            ChildStep::Folder { .. } if left_out(Defence::WorkingDirectory) => return Ok(()),
             ChildStep::Folder { path } => {
                 // The spec lets a working directory be written with "..", which ends at the root.
                 Op::Resolve {
@@ -421,7 +431,7 @@ impl<'a> Encoder<'a> {
                     attributes: mount.attrs.set,
                     into: MOUNT,
                 });
-                self.resolve(&mount.destination, Make::Folder)?;
+                self.place(mount, Make::Folder)?;
                 self.ops.push(Op::MoveMount { from: At::Slot(MOUNT), to: At::Slot(TARGET) });
                 for (propagation, recursive) in &mount.propagation {
                     let attributes = MountAttr {
@@ -436,7 +446,7 @@ impl<'a> Encoder<'a> {
                 }
             }
             (MountKind::New { fstype, source, options }, MountCalls::Classic) => {
-                self.resolve(&mount.destination, Make::Folder)?;
+                self.place(mount, Make::Folder)?;
                 let data =
                     options.iter().filter(|(key, _)| key != "ro").map(|(key, value)| match value {
                         Some(value) => format!("{key}={value}"),
@@ -455,7 +465,7 @@ impl<'a> Encoder<'a> {
             (MountKind::Bind { .. }, MountCalls::New) => {
                 let bind = self.next_bind()?;
                 let (tree, make) = (bind.tree.as_raw_fd(), target_kind(bind));
-                self.resolve(&mount.destination, make)?;
+                self.place(mount, make)?;
                 self.ops.push(Op::MoveMount { from: At::Fd(tree), to: At::Slot(TARGET) });
             }
             (MountKind::Bind { source, recursive }, MountCalls::Classic) => {
@@ -484,7 +494,7 @@ impl<'a> Encoder<'a> {
                 "recursive attributes need mount_setattr (Linux 5.12)",
             ));
         }
-        self.resolve(&mount.destination, make)?;
+        self.place(mount, make)?;
         let tree = if recursive { MS_REC } else { 0 };
         self.ops.push(Op::MountOn {
             source: Some(c_path(source)?),
@@ -512,6 +522,26 @@ impl<'a> Encoder<'a> {
                 flags,
                 data: None,
             });
+        }
+        Ok(())
+    }
+
+    /// The place of a mount, which must not come to lie in procfs by a link of the image's: what is read and masked there
+    /// would not be the kernel's any more. And procfs itself, like sysfs, goes to the place that it is looked for.
+    fn place(&mut self, mount: &Mount, make: Make) -> io::Result<()> {
+        self.resolve(&mount.destination, make)?;
+        if left_out(Defence::RootSymlink) {
+            return Ok(());
+        }
+        match &mount.kind {
+            MountKind::New { fstype, .. } if matches!(fstype.as_str(), "proc" | "sysfs") => {
+                let chain = Chain::new(&mount.destination)?;
+                self.ops.push(Op::ResolveWithoutLinks { root: ROOT, chain, into: TARGET });
+            }
+            _ if !mount.destination.starts_with("/proc/") && mount.destination != "/proc" => {
+                self.ops.push(Op::RefuseProcfs { at: At::Slot(TARGET) });
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use hafen_isolator::cgroup;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Mount, MountKind, Namespace};
-use hafen_sys::child::{MountCalls, Report, Script};
+use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script};
 use hafen_sys::file::open_proc;
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
 use hafen_sys::{CallError, Context};
@@ -367,6 +367,17 @@ fn program_reason(program: &str, errno: Errno) -> String {
 
 fn hint(step: &ChildStep, report: &Report) -> Option<String> {
     match step {
+        ChildStep::Mount(mount) if report.detail == IN_PROCFS => Some(format!(
+            "{:?} leads into procfs: what is there must be the kernel's",
+            mount.destination
+        )),
+        // runc's words.
+        ChildStep::Mount(Mount { kind: MountKind::New { fstype, .. }, .. })
+            if matches!(fstype.as_str(), "proc" | "sysfs")
+                && matches!(report.errno, libc::ELOOP | libc::ENOTDIR) =>
+        {
+            Some(format!("filesystem {fstype:?} must be mounted on ordinary directory"))
+        }
         ChildStep::WorkingDirectory { .. } if report.detail == 1 => {
             Some("leads out of the root file system".to_owned())
         }

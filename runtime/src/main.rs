@@ -10,6 +10,10 @@ use hafen_oci::{commands, log};
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
+    if let Err(unknown) = hafen_sys::weaken::read_variable() {
+        eprintln!("hafen-oci: {unknown}");
+        return ExitCode::from(FAILURE);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => {

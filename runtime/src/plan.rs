@@ -57,7 +57,8 @@ pub(crate) fn order(
 }
 
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
-    let mut steps = vec![ChildStep::ResetSignals, ChildStep::NewSession];
+    // Whoever shares the pid namespace could find the runtime's descriptors and program in /proc (CVE-2016-9962).
+    let mut steps = vec![ChildStep::ResetSignals, ChildStep::Undumpable, ChildStep::NewSession];
     if resolved.process.new_keyring {
         steps.extend(attributes::keyring(&resolved.process, format!("_ses.{}", resolved.id)));
     }

@@ -11,7 +11,8 @@ use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, Plan};
 use hafen_spec::resolve::{Options, resolve};
 use hafen_spec::resolved::{Namespace, Process};
-use hafen_spec::{HostFacts, Resolved, parse};
+use hafen_spec::{HostFacts, Problems, Resolved, parse};
+use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
@@ -65,7 +66,11 @@ pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error>
     let facts = facts::gather()?;
     let at = || request.options.bundle.join("config.json");
     let wrong = |source| Error::Bundle { path: at(), source };
-    let mut resolved = resolve(spec, &facts, &request.options).map_err(wrong)?;
+    let mut resolved = if left_out(Defence::CgroupPath) {
+        resolve_any_cgroup(spec, &facts, &request.options).map_err(wrong)?
+    } else {
+        resolve(spec, &facts, &request.options).map_err(wrong)?
+    };
     let root = open_root(&mut resolved)?;
     give_home(&mut resolved.process, root.as_ref());
     let missing = cgroup::missing_parents(&resolved, &facts);
@@ -78,6 +83,22 @@ pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error>
     let instructions = filter.as_ref().map(seccomp::Filter::len);
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
     Ok(Prepared { resolved, facts, plan, filter, root })
+}
+
+/// With the cgroup's path as it is written (tests only).
+fn resolve_any_cgroup(
+    spec: &Spec,
+    facts: &HostFacts,
+    options: &Options,
+) -> Result<Resolved, Problems> {
+    let mut spec = spec.clone();
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let path = linux.cgroups_path().clone().unwrap_or_default();
+    linux.set_cgroups_path(None);
+    spec.set_linux(Some(linux));
+    let mut resolved = resolve(&spec, facts, options)?;
+    resolved.cgroup = path.to_string_lossy().trim_start_matches('/').to_owned();
+    Ok(resolved)
 }
 
 /// Where the bundle's root stands now. In a joined mount namespace it is looked up there, later.

@@ -9,6 +9,7 @@
 //! inside await SIGNAL N    print "ready", wait until SIGNAL (number) comes, end with code N
 //! inside eat BYTES [SECS]  touch BYTES of memory, print "ate BYTES", hold it for SECS
 //! inside burn SECS [N]     keep N threads busy for SECS of wall time, print JSON {"cpu_usec":..,"wall_usec":..}
+//! inside swap A B          print "ready", exchange the two names over and over until killed
 //! inside fork N            start N sleeping processes, print JSON {"asked":..,"started":..,"error":..}, end them
 //! ```
 //! Code 64 for a command line it does not know, 1 when it fails.
@@ -18,6 +19,7 @@ use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use hafen_inside::{Ask, Facts};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::time::TimeValLike;
@@ -57,8 +59,9 @@ fn run(argv: &[String], words: &[&str]) -> Result<ExitCode, String> {
         ["burn", seconds] => burn(number(seconds)?, 1)?,
         ["burn", seconds, threads] => burn(number(seconds)?, number(threads)?)?,
         ["fork", count] => fork(&argv[0], number(count)?)?,
+        ["swap", a, b] => swap(a, b)?,
         ["help" | "--help"] | [] => {
-            print("inside facts|fds|exit|die|sleep|await|eat|burn|fork ...")?;
+            print("inside facts|fds|exit|die|sleep|await|eat|burn|swap|fork ...")?;
         }
         _ => {
             eprintln!("inside: unknown command line {words:?}");
@@ -137,6 +140,16 @@ fn burn(seconds: f64, threads: u32) -> Result<(), String> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|e| format!("getrusage: {e}"))?;
     let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     print(&format!(r#"{{"cpu_usec":{cpu},"wall_usec":{}}}"#, start.elapsed().as_micros()))
+}
+
+/// At every moment both names exist (RENAME_EXCHANGE, renameat2(2)): who looks twice sees two different things.
+fn swap(a: &str, b: &str) -> Result<(), String> {
+    let exchange = || renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE);
+    exchange().map_err(|e| format!("exchange {a} and {b}: {e}"))?;
+    print("ready")?;
+    loop {
+        exchange().map_err(|e| format!("exchange {a} and {b}: {e}"))?;
+    }
 }
 
 fn fork(program: &str, count: u32) -> Result<(), String> {

@@ -30,8 +30,8 @@ use crate::workspace;
 use artifacts::{Artifacts, Program};
 use session::Session;
 
-/// The suite finds the launch's steps by dying before each of them.
-const FEATURES: &[&str] = &["--workspace", "--features", "hafen-oci/fault-points"];
+/// The suite finds the launch's steps by dying before each of them, and leaves defences out to see attacks succeed.
+const FEATURES: &[&str] = &["--workspace", "--features", "hafen-oci/fault-points,hafen-oci/weaken"];
 
 /// What is printed is read.
 const PLAIN: &[&str] = &["--color", "never"];

@@ -130,6 +130,16 @@ pub enum Op {
         make: Make,
         into: Slot,
     },
+    /// Find a folder inside `root` where no part of the path is a symlink.
+    ResolveWithoutLinks {
+        root: At,
+        chain: Chain,
+        into: Slot,
+    },
+    /// Fail where the file lies on procfs.
+    RefuseProcfs {
+        at: At,
+    },
     /// move_mount(2) between two descriptors.
     MoveMount {
         from: At,
@@ -274,6 +284,9 @@ pub enum Event {
     /// The next call is execve: silence after this is success.
     Executing,
 }
+
+/// [`Report::detail`] of [`Op::RefuseProcfs`].
+pub const IN_PROCFS: u32 = u32::MAX;
 
 pub(crate) const WORDS: usize = 200;
 

@@ -15,5 +15,6 @@ pub mod pidfd;
 mod raw;
 pub mod shield;
 pub mod spawn;
+pub mod weaken;
 
 pub use error::{CallError, Context};

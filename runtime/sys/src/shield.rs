@@ -18,6 +18,7 @@ use nix::sys::stat::stat;
 use nix::sys::statvfs::{FsFlags, fstatvfs, statvfs};
 
 use crate::mount::{MountAttr, clone_tree, set_attributes};
+use crate::weaken::{Defence, left_out};
 use crate::{CallError, Context};
 
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -36,6 +37,9 @@ const COPY: &str = "HAFEN_OCI_COPY";
 /// # Errors
 /// Names the call; nothing has changed then.
 pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallError> {
+    if left_out(Defence::SelfExe) {
+        return Ok(None);
+    }
     if is_read_only()? {
         return Ok(own_copy());
     }

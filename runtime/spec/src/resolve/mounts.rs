@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use oci_spec::runtime::{Mount as OciMount, Spec};
 
 use super::options::attr;
@@ -33,9 +35,12 @@ fn resolve(
     for option in &sorted.unsupported {
         problems.add(field("options"), format!("{option} is not supported yet"));
     }
+    let destination = destination(mount, &field("destination"), problems)?;
+    let kind = kind(mount, &sorted, options, &field, problems)?;
+    check_procfs(&destination, &kind, &field("destination"), problems);
     Some(Mount {
-        destination: destination(mount, &field("destination"), problems)?,
-        kind: kind(mount, &sorted, options, &field, problems)?,
+        destination,
+        kind,
         attrs: sorted.attrs,
         recursive_attrs: sorted.recursive_attrs,
         propagation: sorted.propagation,
@@ -58,6 +63,39 @@ fn destination(mount: &OciMount, field: &str, problems: &mut Problems) -> Option
         return None;
     }
     Some(format!("/{}", clean.join("/")))
+}
+
+/// Files of procfs that clients cover to show a container its own share of the machine (as runc has it).
+const COVERED: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// An image may declare volumes: one over procfs would hide from the container's programs, and from those who enter it,
+/// what the kernel says and enforces there (CVE-2019-16884, CVE-2019-19921). The words are runc's.
+fn check_procfs(destination: &str, kind: &MountKind, field: &str, problems: &mut Problems) {
+    let host = |source: &Path| source == Path::new("/proc");
+    match kind {
+        MountKind::New { fstype, .. } if fstype == "proc" => {}
+        MountKind::Bind { source, .. } if destination == "/proc" && host(source) => {}
+        _ if destination == "/proc" => {
+            problems.add(field, "\"/proc\" cannot be mounted because it is not of type proc");
+        }
+        _ if destination.starts_with("/proc/") && !COVERED.contains(&destination) => {
+            let why = format!("{destination:?} cannot be mounted because it is inside /proc");
+            problems.add(field, why);
+        }
+        _ => {}
+    }
 }
 
 fn kind(

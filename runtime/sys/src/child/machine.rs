@@ -1,7 +1,9 @@
 use std::ffi::CStr;
 
 use super::attributes;
-use super::{At, Chain, Event, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS};
+use super::{
+    At, Chain, Event, IN_PROCFS, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS,
+};
 use crate::file::{OpenHow, resolve};
 use crate::mount::{
     AT_EMPTY_PATH, AT_RECURSIVE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
@@ -9,6 +11,7 @@ use crate::mount::{
     OPEN_TREE_CLONE, raw_set_attributes,
 };
 use crate::raw::{self, Answer, at, call, plain, reg};
+use crate::weaken::{Defence, left_out};
 
 const FOLDER_MODE: usize = 0o755;
 const SIGKILL_STATUS: i32 = 137;
@@ -124,6 +127,10 @@ impl Machine {
                 let found = resolve_chain(self.fd(*root), chain, *make)?;
                 self.put(*into, found);
             }
+            Op::ResolveWithoutLinks { root, chain, into } => {
+                let found = open_ordinary(self.fd(*root), &chain.full)?;
+                self.put(*into, found);
+            }
             Op::Mask { root, chain, empty, calls } => self.mask(*root, chain, *empty, *calls)?,
             Op::AwaitGo => self.await_go()?,
             Op::AwaitStart { start, report } => self.await_start(*start, *report, index)?,
@@ -160,6 +167,11 @@ impl Machine {
                 )?;
             }
             Op::RemountOn { target, set, clear } => remount(self.fd(*target), *set, *clear)?,
+            Op::RefuseProcfs { at } => {
+                if is_procfs(self.fd(*at))? {
+                    return Err(Fault { detail: IN_PROCFS, errno: libc::EPERM, log: None });
+                }
+            }
             Op::SetAttributes { mount, attributes, recursive } => {
                 raw_set_attributes(self.fd(*mount), attributes, *recursive)?;
             }
@@ -208,7 +220,7 @@ impl Machine {
         let Some(target) = existing(self.fd(root), chain)? else { return Ok(()) };
         let masked = match (is_folder(target)?, calls) {
             (false, MountCalls::New) => {
-                let null = open_tree(libc::AT_FDCWD, c"/dev/null", true, false)?;
+                let null = self.null_device(root)?;
                 let moved = move_mount(null, target);
                 let _ = raw::close(null);
                 moved
@@ -228,6 +240,15 @@ impl Machine {
         let _ = raw::close(target);
         masked?;
         Ok(())
+    }
+
+    /// The host's, while it is in sight: a container may have put anything in the place of its own (CVE-2025-31133).
+    fn null_device(&self, root: At) -> Answer {
+        if left_out(Defence::MaskSource) {
+            let own = open_in_root(self.fd(root), c"dev/null", 0)?;
+            return open_tree(own, c"", true, false);
+        }
+        open_tree(libc::AT_FDCWD, c"/dev/null", true, false)
     }
 
     /// One empty tmpfs serves all masked folders: the first mask attaches it, the others show copies.
@@ -266,6 +287,9 @@ impl Machine {
     /// Close everything from `from` on but the pipes (and fifos) that the launch still needs.
     fn close_from(&mut self, from: i32, [start, report]: [i32; 2]) -> Result<(), Fault> {
         self.slots = [-1; SLOTS];
+        if left_out(Defence::Descriptors) {
+            return Ok(());
+        }
         let mut keep = [self.pipes.report, self.pipes.go, start, report];
         keep.sort_unstable();
         let mut first = from;
@@ -393,18 +417,41 @@ fn loopback_up() -> Result<(), Fault> {
 /// No mount that was laid over the procfs is crossed, and no link but its own `self` and `thread-self` is followed
 /// (CVE-2025-52881: a label or setting that went to another file).
 fn write_proc(proc: i32, path: &CStr, data: &[u8]) -> Result<(), Fault> {
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
     let how = OpenHow {
-        flags: (libc::O_WRONLY | libc::O_CLOEXEC) as u64,
+        flags: flags as u64,
         mode: 0,
         resolve: resolve::BENEATH | resolve::NO_XDEV | resolve::NO_MAGICLINKS,
     };
-    let fd = raw::open_how(proc, path, &how)?;
+    let fd = if left_out(Defence::ProcfsWrites) {
+        open_file(open_path(libc::AT_FDCWD, c"/proc")?, path, flags)?
+    } else {
+        raw::open_how(proc, path, &how)?
+    };
     // SAFETY: the data lives across the call and has the length given.
     let written =
         unsafe { call(libc::SYS_write, [reg(fd), data.as_ptr() as usize, data.len(), 0, 0, 0]) };
     let _ = raw::close(fd);
     written.map_err(|errno| Fault { detail: 1, errno, log: None })?;
     Ok(())
+}
+
+fn open_file(dir: i32, path: &CStr, flags: i32) -> Answer {
+    // SAFETY: the path is a C string that outlives the call.
+    unsafe { call(libc::SYS_openat, [reg(dir), at(path), flags as usize, 0, 0, 0]) }
+}
+
+fn is_procfs(fd: i32) -> Result<bool, i32> {
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    Ok(statfs(fd)?[0] == PROC_SUPER_MAGIC)
+}
+
+/// struct statfs of the 64-bit kernel ABI is fifteen words, of which f_type is the first and f_flags the eleventh.
+fn statfs(fd: i32) -> Result<[u64; 15], i32> {
+    let mut statfs = [0_u64; 15];
+    // SAFETY: the buffer is a whole struct statfs.
+    unsafe { call(libc::SYS_fstatfs, [reg(fd), statfs.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    Ok(statfs)
 }
 
 fn mount(
@@ -435,11 +482,7 @@ const KEPT_FLAGS: u64 = libc::MS_RDONLY
     | libc::MS_NODIRATIME;
 
 fn remount(fd: i32, set: u64, clear: u64) -> Result<(), Fault> {
-    // struct statfs of the 64-bit kernel ABI is fifteen words, of which f_flags is the eleventh.
-    let mut statfs = [0_u64; 15];
-    // SAFETY: the buffer is a whole struct statfs.
-    unsafe { call(libc::SYS_fstatfs, [reg(fd), statfs.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
-    let has = statfs[10] & KEPT_FLAGS;
+    let has = statfs(fd)?[10] & KEPT_FLAGS;
     let flags = (has & !clear) | set | libc::MS_BIND | libc::MS_REMOUNT;
     mount(None, FdPath::new(fd).as_c_str(), None, flags, None)?;
     Ok(())
@@ -546,9 +589,29 @@ fn open_in_root(root: i32, path: &CStr, flags: i32) -> Answer {
     let how = OpenHow {
         flags: (flags | libc::O_PATH | libc::O_CLOEXEC) as u64,
         mode: 0,
-        resolve: resolve::IN_ROOT | resolve::NO_MAGICLINKS,
+        resolve: if left_out(Defence::ResolveInRoot) {
+            0
+        } else {
+            resolve::IN_ROOT | resolve::NO_MAGICLINKS
+        },
     };
     // openat2(2): a rename elsewhere may make a resolution in a root give up; it is to be repeated.
+    let mut tries = 0_u32;
+    loop {
+        match raw::open_how(root, path, &how) {
+            Err(libc::EAGAIN) if tries < 64 => tries = tries.wrapping_add(1),
+            answer => return answer,
+        }
+    }
+}
+
+/// ELOOP where a part of the path is a symlink, ENOTDIR where it names no folder.
+fn open_ordinary(root: i32, path: &CStr) -> Answer {
+    let how = OpenHow {
+        flags: (libc::O_DIRECTORY | libc::O_PATH | libc::O_CLOEXEC) as u64,
+        mode: 0,
+        resolve: resolve::BENEATH | resolve::NO_SYMLINKS,
+    };
     let mut tries = 0_u32;
     loop {
         match raw::open_how(root, path, &how) {
@@ -754,6 +817,9 @@ fn enter_folder(path: &CStr) -> Result<(), i32> {
 /// A path through a leaked descriptor of the host would leave us outside our root, where getcwd(2)
 /// answers "(unreachable)..." (CVE-2024-21626).
 fn check_folder() -> Result<(), Fault> {
+    if left_out(Defence::WorkingDirectory) {
+        return Ok(());
+    }
     let mut buffer = [0_u8; 4096];
     // SAFETY: the buffer has the length given.
     match unsafe {
@@ -788,9 +854,11 @@ fn drop_bounding(capabilities: u64) -> Result<(), Fault> {
 fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Fault> {
     let stage = |detail| move |errno| Fault { detail, errno, log: None };
     let (uid, gid) = (uid as usize, gid as usize);
-    // SAFETY: an array of the length given.
-    unsafe { call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0]) }
-        .map_err(stage(0))?;
+    if !left_out(Defence::Setgroups) {
+        // SAFETY: an array of the length given.
+        unsafe { call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0]) }
+            .map_err(stage(0))?;
+    }
     plain(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0]).map_err(stage(1))?;
     plain(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0]).map_err(stage(2))?;
     Ok(())

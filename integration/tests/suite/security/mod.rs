@@ -1,19 +1,36 @@
-//! Defences that no other module meets on its way.
+//! Defences that no other module meets on its way, and attacks.
+//!
+//! An attack is made twice: against the program as it is, where it fails, and with the one defence left out that it is
+//! about (`HAFEN_WEAKEN`, see `hafen_sys::weaken`), where it succeeds. So the test is known to be able to fail.
+
+mod descriptors;
+mod paths;
+mod procfs;
+mod program;
+mod rights;
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
-use hafen_integration::{Case, Test, cases, json};
+use hafen_integration::{Bundle, Case, Oci, Test, Value, cases, json};
 use nix::fcntl::OFlag;
 
 pub(crate) fn trials() -> Vec<Case> {
-    cases![
+    let own = cases![
         own_program_cannot_be_opened_for_writing(Root, Busybox),
         seccomp_filter_is_in_force(Root, Busybox),
         state_folder_is_private(Root, Busybox),
         writes_to_procfs_cannot_be_redirected(Root, Busybox),
-    ]
+    ];
+    own.into_iter()
+        .chain(program::trials())
+        .chain(descriptors::trials())
+        .chain(paths::trials())
+        .chain(procfs::trials())
+        .chain(rights::trials())
+        .collect()
 }
 
 /// CVE-2019-5736: who holds `/proc/PID/exe` waits until nothing runs from it any more, and writes.
@@ -104,4 +121,26 @@ fn writes_to_procfs_cannot_be_redirected(t: &Test) {
     assert_eq!(seen.stdout, "untouched\nuntouched\n777\n1\n", "{seen}");
     let _ = oci.kill(&id, "KILL").ok();
     run.wait().code(128 + 9);
+}
+
+/// The runtime without one of its defences.
+fn weakened(t: &Test, defence: &str) -> Oci {
+    t.oci().env("HAFEN_WEAKEN", defence)
+}
+
+/// A folder of the host's, shared with a container.
+fn volume(source: &Path, destination: &str) -> Value {
+    json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rw"] })
+}
+
+/// A folder in the test's own.
+fn folder(t: &Test, name: &str) -> std::path::PathBuf {
+    let path = t.dir().join(name);
+    fs::create_dir_all(&path).unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
+    path
+}
+
+/// In the pid namespace of a running process, as the containers of a pod are.
+fn beside(bundle: Bundle, pid: i32) -> Bundle {
+    bundle.namespace("pid", Some(&format!("/proc/{pid}/ns/pid")))
 }
