@@ -61,11 +61,7 @@ impl Case {
         let _turn = suite.turn()?;
         let before = Host::snapshot();
         let test = Test::new(suite, &self.name)?;
-        let mut faults = Vec::new();
-        if catch_unwind(AssertUnwindSafe(|| (self.body)(&test))).is_err() {
-            faults
-                .push(PANIC.with_borrow_mut(Option::take).unwrap_or_else(|| "panicked".to_owned()));
-        }
+        let mut faults: Vec<String> = attempt(|| (self.body)(&test)).err().into_iter().collect();
         faults.extend(test.leftovers());
         faults.extend(settle(&before, &test.dir));
         faults.extend(test.remove());
@@ -146,6 +142,16 @@ impl Test {
         Bundle::new(path, templates.as_ref().unwrap_or_else(|e| panic!("{e}")))
     }
 
+    /// A path in a folder that all tests of this run share. It is made by the first test that asks for it.
+    #[must_use]
+    pub fn shared(&self, name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+        let path = self.suite.folder.join(name);
+        if !path.exists() {
+            make(&path);
+        }
+        path
+    }
+
     /// `hafen-oci` with a `--root` in the test's folder.
     #[must_use]
     pub fn oci(&self) -> Oci {
@@ -169,7 +175,7 @@ impl Test {
         Oci::new(program, self.dir.join("state").join(name), self.dir.join("calls"))
     }
 
-    /// A call of any other program, with the test's folder as working directory.
+    /// A call of any other program, on `PATH` or by its whole path, with the test's folder as working directory.
     pub fn program<I: IntoIterator<Item: AsRef<OsStr>>>(&self, name: &str, words: I) -> Call {
         let program = program::on_path(name).unwrap_or_else(|| panic!("no {name} on PATH"));
         let words = words.into_iter().map(|w| w.as_ref().to_owned()).collect();
@@ -281,6 +287,15 @@ fn base() -> PathBuf {
 thread_local! {
     /// What the last panic of this thread said, and where.
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs what may panic, and gives what the panic said and where, for a test that must go on after it.
+///
+/// # Errors
+/// The panic's words.
+pub fn attempt(body: impl FnOnce()) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(body))
+        .map_err(|_| PANIC.with_borrow_mut(Option::take).unwrap_or_else(|| "panicked".to_owned()))
 }
 
 fn remember_panics() {

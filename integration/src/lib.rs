@@ -73,7 +73,7 @@ mod oci;
 mod program;
 
 pub use bundle::Bundle;
-pub use case::{Case, Test, main};
+pub use case::{Case, Test, attempt, main};
 pub use hafen_inside::{Facts, Mount, Status};
 pub use host::Host;
 pub use need::{Environment, Need};

@@ -1,6 +1,7 @@
 //! All end-to-end tests, in one program that can be carried into the virtual machine.
 
 mod bad_input;
+mod clients;
 mod differential;
 mod docs;
 mod explain;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         foreign::trials(),
         without::trials(),
         user::trials(),
+        clients::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

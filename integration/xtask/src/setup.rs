@@ -2,8 +2,9 @@
 //!
 //! What is there is found by looking at files; `apt-get` runs only when something is missing.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -78,11 +79,27 @@ const UP: &[Package] = &[
 const BENCH: &[Package] =
     &[package("crun", Proof::Program("crun")), package("runc", Proof::Program("runc"))];
 
+/// The clients that run containers through a runtime, and what they need of their recommended packages.
+const CLIENTS: &[Package] = &[
+    package("podman", Proof::Program("podman")),
+    package("conmon", Proof::Program("conmon")),
+    package("catatonit", Proof::Program("catatonit")),
+    package("golang-github-containers-common", Proof::File("/etc/containers/policy.json")),
+    package("buildah", Proof::Program("buildah")),
+    package("umoci", Proof::Program("umoci")),
+    package("containerd", Proof::Program("containerd")),
+    package("docker.io", Proof::Program("dockerd")),
+    // dockerd does not start without it, even when it is told to leave it alone.
+    package("iptables", Proof::Program("iptables")),
+    package("uidmap", Proof::Program("newuidmap")),
+];
+
 impl Group {
     fn packages(self) -> Vec<Package> {
         let lists: &[&[Package]] = match self {
             Self::Up => &[UP],
-            Self::Bench | Self::Test => &[UP, BENCH],
+            Self::Bench => &[UP, BENCH],
+            Self::Test => &[UP, BENCH, CLIENTS],
         };
         lists.concat()
     }
@@ -128,6 +145,7 @@ pub(crate) fn is_root() -> Result<bool> {
 fn apt_install(packages: &[&str]) -> Result<()> {
     // A source that cannot be reached and is not needed must not stand in the way, so only the install counts.
     let update = apt(&["update"])?;
+    let _quiet = NoServices::new()?;
     let mut words = vec!["install", "--yes", "--no-install-recommends"];
     words.extend(packages);
     let install = apt(&words)?;
@@ -136,6 +154,41 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     }
     eprintln!("{}\n{}", update.text, install.text);
     bail!("apt-get could not install {}: see its words above", packages.join(" "))
+}
+
+/// While it lives no package starts a service: `policy-rc.d` answers 101, "forbidden by policy", which both
+/// invoke-rc.d(8) and deb-systemd-invoke ask for. A policy of the administrator's stays as it is.
+struct NoServices {
+    policy: Option<PathBuf>,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// Known again when an earlier run was killed before it could remove its own.
+const FORBID: &str =
+    "#!/bin/sh\n# cargo xtask setup: removed when the packages are installed\nexit 101\n";
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        let path = PathBuf::from(POLICY);
+        if path.exists() && fs::read(&path).ok().as_deref() != Some(FORBID.as_bytes()) {
+            return Ok(Self { policy: None });
+        }
+        fs::write(&path, FORBID).with_context(|| format!("write {POLICY}"))?;
+        let policy = Self { policy: Some(path) };
+        let mode = Permissions::from_mode(0o755);
+        fs::set_permissions(POLICY, mode).with_context(|| format!("chmod {POLICY}"))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = &self.policy
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("remove {}: {error}", path.display());
+        }
+    }
 }
 
 struct Apt {

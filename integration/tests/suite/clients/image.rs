@@ -1,0 +1,66 @@
+//! An image of busybox, made on the spot: no registry is asked.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use hafen_integration::Test;
+
+/// A shell as process 1, for the `--init` and pods of clients, which bring their own program.
+const SHELL: &str = "box";
+
+/// An OCI image layout whose tag `box` is a busybox with the users `root`, `nobody` and `app` (1000). Beside the applets
+/// it has `/script`, which may not be executed, and `/data/seed`, for volumes that take what is below them.
+pub(super) fn layout(t: &Test) -> PathBuf {
+    t.shared("image", |layout| {
+        let unpacked = layout.with_extension("unpacked");
+        let image = format!("{}:{SHELL}", layout.display());
+        let bundle = unpacked.display().to_string();
+        umoci(t, &["init", "--layout", &layout.display().to_string()]);
+        umoci(t, &["new", "--image", &image]);
+        umoci(t, &["unpack", "--image", &image, &bundle]);
+        fill(t, &unpacked.join("rootfs"));
+        umoci(t, &["repack", "--image", &image, &bundle]);
+        let config = ["--config.cmd", "/bin/sh", "--config.env", "PATH=/bin", "--config.env"];
+        let more = ["FROM_IMAGE=yes", "--config.stopsignal", "SIGTERM", "--architecture", "amd64"];
+        umoci(t, &[&["config", "--image", &image], &config[..], &more].concat());
+        let _ = std::fs::remove_dir_all(&unpacked);
+    })
+}
+
+/// The same as a tar archive of the layout.
+pub(super) fn archive(t: &Test) -> PathBuf {
+    let layout = layout(t);
+    t.shared("image.tar", |tar| {
+        let words = ["-cf".as_ref(), tar.as_os_str(), "-C".as_ref(), layout.as_os_str()];
+        t.program("tar", words.into_iter().chain([".".as_ref()])).output().ok();
+    })
+}
+
+fn umoci(t: &Test, words: &[&str]) {
+    t.program("umoci", words).output().ok();
+}
+
+fn fill(t: &Test, root: &Path) {
+    let template = t.bundle().rootfs();
+    for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "run", "mnt", "data"] {
+        std::fs::create_dir_all(root.join(folder)).expect("mkdir in the image");
+    }
+    let busybox = std::fs::canonicalize(template.join("bin/busybox")).expect("busybox");
+    std::fs::copy(busybox, root.join("bin/busybox")).expect("copy busybox");
+    let applets = std::fs::read_dir(template.join("bin")).expect("read /bin");
+    for name in applets.filter_map(Result::ok).map(|e| e.file_name()).filter(|n| n != "busybox") {
+        symlink("busybox", root.join("bin").join(name)).expect("link an applet");
+    }
+    let files = [
+        (
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\napp:x:1000:1000::/tmp:/bin/sh\n",
+        ),
+        ("etc/group", "root:x:0:\nnogroup:x:65534:\napp:x:1000:\nextra:x:2000:app\n"),
+        ("script", "#!/bin/sh\necho never\n"),
+        ("data/seed", "seed\n"),
+    ];
+    for (path, text) in files {
+        std::fs::write(root.join(path), text).expect("write a file of the image");
+    }
+}

@@ -1,0 +1,44 @@
+//! Limits that a client asks for: a process hits each.
+
+use hafen_integration::{Case, cgroup};
+
+use super::super::Peer;
+use super::{BOX, Podman, case};
+
+pub(super) fn scenarios() -> Vec<Case> {
+    let peer = Peer::Passes("runc");
+    let limits = || hafen_integration::needs![Limit("memory"), Limit("cpu"), Limit("pids")];
+    vec![
+        case("memory_cpu_and_pids", limits(), peer, memory_cpu_and_pids),
+        case("stats_top_and_ps", limits(), peer, stats_top_and_ps),
+    ]
+}
+
+fn memory_cpu_and_pids(p: &Podman<'_>) {
+    p.call(["run", "--name", "eats", "--memory", "32m", BOX, "tail", "-n", "1", "/dev/zero"])
+        .code(137);
+    // conmon hears of it through memory.events alone; on version 1 it misses the event of runc's containers as well.
+    if cgroup::v1("memory").is_none() {
+        assert_eq!(p.inspect("eats", "State.OOMKilled"), "true");
+    }
+    let forks = "i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i+1)); done; wait";
+    let forked = p.run(&["--pids-limit", "8"], &["sh", "-c", forks]);
+    assert!(forked.stderr.contains("can't fork"), "{forked}");
+    p.start("burns", &["--cpus", "0.2"], "while :; do :; done");
+    let folder = p.cgroup("burns", "cpu");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let stat = cgroup::value(&folder, "cpu.stat");
+    let throttled =
+        stat.lines().find_map(|l| l.strip_prefix("nr_throttled ")).map(str::parse::<u64>);
+    assert!(matches!(throttled, Some(Ok(3..))), "{stat}");
+}
+
+fn stats_top_and_ps(p: &Podman<'_>) {
+    p.start("c", &["--memory", "64m"], "sleep 60 & exec sleep 61");
+    let format = "{{.MemUsage}} {{.PIDs}}";
+    let stats = p.ok(["stats", "--no-stream", "--format", format, "c"]);
+    assert!(stats.contains("/ 67.11MB") && stats.trim().ends_with(" 2"), "{stats}");
+    let top = p.ok(["top", "c", "args"]);
+    assert!(top.contains("sleep 60") && top.contains("sleep 61"), "{top}");
+    assert!(p.ok(["ps", "--format", "{{.Names}} {{.State}}"]).starts_with("c Up"));
+}
