@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 
 use hafen_integration::Test;
 
-/// A shell as process 1, for the `--init` and pods of clients, which bring their own program.
-const SHELL: &str = "box";
-
 /// An OCI image layout whose tag `box` is a busybox with the users `root`, `nobody` and `app` (1000). Beside the applets
 /// it has `/script`, which may not be executed, and `/data/seed`, for volumes that take what is below them.
 pub(super) fn layout(t: &Test) -> PathBuf {
     t.shared("image", |layout| {
-        let unpacked = layout.with_extension("unpacked");
-        let image = format!("{}:{SHELL}", layout.display());
+        let image = format!("{}:box", layout.display());
+        let unpacked = t.dir().join("unpacked");
         let bundle = unpacked.display().to_string();
         umoci(t, &["init", "--layout", &layout.display().to_string()]);
         umoci(t, &["new", "--image", &image]);
@@ -23,17 +20,18 @@ pub(super) fn layout(t: &Test) -> PathBuf {
         let config = ["--config.cmd", "/bin/sh", "--config.env", "PATH=/bin", "--config.env"];
         let more = ["FROM_IMAGE=yes", "--config.stopsignal", "SIGTERM", "--architecture", "amd64"];
         umoci(t, &[&["config", "--image", &image], &config[..], &more].concat());
-        let _ = std::fs::remove_dir_all(&unpacked);
     })
 }
 
-/// The same as a tar archive of the layout.
+/// The layout as a tar archive.
 pub(super) fn archive(t: &Test) -> PathBuf {
     let layout = layout(t);
-    t.shared("image.tar", |tar| {
-        let words = ["-cf".as_ref(), tar.as_os_str(), "-C".as_ref(), layout.as_os_str()];
-        t.program("tar", words.into_iter().chain([".".as_ref()])).output().ok();
-    })
+    t.shared("image.tar", |tar| pack(t, tar, &layout))
+}
+
+fn pack(t: &Test, tar: &Path, folder: &Path) {
+    let words = ["-cf".as_ref(), tar.as_os_str(), "-C".as_ref(), folder.as_os_str()];
+    t.program("tar", words.into_iter().chain([".".as_ref()])).output().ok();
 }
 
 fn umoci(t: &Test, words: &[&str]) {

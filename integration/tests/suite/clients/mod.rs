@@ -4,15 +4,18 @@
 //! a failure of the client, of the machine or of the scenario is told from a failure of ours. Every client keeps all
 //! that it writes in the test's folder, takes its images from there, and is ended by the test.
 
+mod containerd;
 mod image;
 mod podman;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hafen_integration::{Case, Program, Test, attempt};
+use hafen_integration::{Case, Environment, Program, Test, attempt, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
-    podman::trials()
+    [podman::trials(), containerd::trials()].into_iter().flatten().collect()
 }
 
 /// The runtime that a client is told to use.
@@ -32,10 +35,6 @@ impl Runtime {
     fn peer(t: &Test, name: &'static str) -> Self {
         Self { name, program: t.peer(name).program().to_owned() }
     }
-
-    fn is_ours(&self) -> bool {
-        self.name == "hafen-oci"
-    }
 }
 
 /// What is expected of the other runtime.
@@ -47,10 +46,14 @@ enum Peer {
     Fails(&'static str, &'static str),
 }
 
-/// Runs a scenario over both runtimes, and says whose failure it is.
+/// Runs a scenario over both runtimes, and says whose failure it is. In the virtual machine, where a client's call takes
+/// seconds, the peer is asked only when ours fails.
 fn tell_apart(t: &Test, peer: Peer, scenario: impl Fn(&Runtime)) {
     let (Peer::Passes(name) | Peer::Fails(name, _)) = peer;
     let ours = attempt(|| scenario(&Runtime::ours()));
+    if ours.is_ok() && is_emulated() {
+        return;
+    }
     let theirs = attempt(|| scenario(&Runtime::peer(t, name)));
     match (ours, theirs, peer) {
         (Ok(()), Ok(()), Peer::Passes(_)) | (Ok(()), Err(_), Peer::Fails(..)) => {}
@@ -65,4 +68,26 @@ fn tell_apart(t: &Test, peer: Peer, scenario: impl Fn(&Runtime)) {
             "both fail: the client, the machine or the scenario is at fault\n  hafen-oci: {error}\n  {name}: {other}"
         ),
     }
+}
+
+fn is_emulated() -> bool {
+    Environment::from_variable() == Ok(Environment::Vm)
+}
+
+/// What a client made and leaves, and was not there before it.
+fn remove_stray(path: &Path) {
+    if path.starts_with("/sys/fs/cgroup") {
+        remove_cgroup(path);
+    } else {
+        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    }
+}
+
+/// With all folders in it, which no process may be in any more. conmon ends a moment after its container.
+fn remove_cgroup(folder: &Path) {
+    wait_until(Duration::from_secs(5), || {
+        let folders = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        folders.map(|e| e.path()).filter(|p| p.is_dir()).for_each(|child| remove_cgroup(&child));
+        (fs::remove_dir(folder).is_ok() || !folder.exists()).then_some(())
+    });
 }

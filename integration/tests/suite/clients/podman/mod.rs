@@ -4,12 +4,12 @@ mod limits;
 mod run;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hafen_integration::{Call, Case, Need, Output, Test, cgroup, wait_until};
 
-use super::{Peer, Runtime, image, tell_apart};
+use super::{Peer, Runtime, image, remove_stray, tell_apart};
 
 pub(super) fn trials() -> Vec<Case> {
     [run::scenarios(), limits::scenarios()].into_iter().flatten().collect()
@@ -45,15 +45,18 @@ struct Podman<'t> {
     strays: Vec<PathBuf>,
 }
 
-/// Where containers/image remembers what it copied; no option moves it.
-const COPIES: &str = "/var/lib/containers";
+/// What no option moves: where containers/image remembers what it copied, Podman's locks, and the folders that runtimes
+/// keep, because Podman gives them no `--root`.
+const STRAYS: [&str; 5] =
+    ["/var/lib/containers", "/dev/shm/libpod_lock", "/run/hafen-oci", "/run/runc", "/run/crun"];
 
 impl<'t> Podman<'t> {
     fn new(test: &'t Test, runtime: Runtime) -> Self {
         let folder = test.dir().join(format!("podman-{}", runtime.name));
         fs::create_dir_all(&folder).expect("mkdir for Podman");
         let parents = cgroup::hierarchies().into_iter().map(|h| h.mount.join("libpod_parent"));
-        let strays = parents.chain([COPIES.into()]).filter(|path| !path.exists()).collect();
+        let all = parents.chain(STRAYS.iter().map(PathBuf::from));
+        let strays = all.filter(|path| !path.exists()).collect();
         let podman = Self { test, folder, runtime, strays };
         fs::write(podman.configuration(), podman.settings()).expect("write containers.conf");
         let layout = format!("oci:{}:box", image::layout(test).display());
@@ -173,21 +176,8 @@ impl Drop for Podman<'_> {
     fn drop(&mut self) {
         self.call(["pod", "rm", "--all", "--force", "--time", "0"]);
         self.call(["rm", "--all", "--force", "--time", "0", "--volumes"]);
-        for stray in &self.strays {
-            if stray == Path::new(COPIES) {
-                let _ = fs::remove_dir_all(stray);
-            } else {
-                remove_cgroup(stray);
-            }
-        }
+        // The storage stays mounted on itself, privately, where the host's mounts are shared.
+        self.test.program("umount", [self.folder.join("storage/overlay")]).output();
+        self.strays.iter().for_each(|stray| remove_stray(stray));
     }
-}
-
-/// With all folders in it, which no process may be in any more. conmon ends a moment after its container.
-fn remove_cgroup(folder: &Path) {
-    wait_until(Duration::from_secs(5), || {
-        let folders = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-        folders.map(|e| e.path()).filter(|p| p.is_dir()).for_each(|child| remove_cgroup(&child));
-        (fs::remove_dir(folder).is_ok() || !folder.exists()).then_some(())
-    });
 }
