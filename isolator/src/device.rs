@@ -1,6 +1,7 @@
 //! Which devices a container may open or make: rules of `linux.resources.devices` as an eBPF program on the container's
 //! cgroup, or as files of the v1 devices controller where the kernel has no bpf(2).
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use hafen_spec::HostFacts;
@@ -254,12 +255,62 @@ fn number_of(rule: &DeviceRule) -> Option<(u8, u32)> {
 
 /// Attach the rules to a folder of the cgroup2 tree; they stay as long as it does.
 pub(crate) fn confine(cgroup: &Path, rules: &[DeviceRule]) -> Result<(), CallError> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let folder =
-        open(cgroup, flags, Mode::empty()).call(|| format!("open {}", cgroup.display()))?;
+    let folder = open_folder(cgroup)?;
     let attached =
         bpf::load_device_program(&program(rules)).and_then(|program| bpf::attach(program, folder));
-    attached.map_err(|e| CallError::new(format!("{} {}", e.call, cgroup.display()), e.source))
+    attached.map_err(|e| at(cgroup, e))
+}
+
+fn open_folder(cgroup: &Path) -> Result<OwnedFd, CallError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(cgroup, flags, Mode::empty()).call(|| format!("open {}", cgroup.display()))
+}
+
+fn at(cgroup: &Path, e: CallError) -> CallError {
+    CallError::new(format!("{} {}", e.call, cgroup.display()), e.source)
+}
+
+/// The program that a folder had before [`reconfine`], and the one that it has now.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    folder: OwnedFd,
+    former: Option<OwnedFd>,
+    current: Option<OwnedFd>,
+}
+
+/// Have other rules from now on, in one step; none of them allows everything.
+pub(crate) fn reconfine(cgroup: &Path, rules: &[DeviceRule]) -> Result<Exchange, CallError> {
+    let exchange = || {
+        let folder = open_folder(cgroup)?;
+        let former = bpf::attached(&folder)?;
+        let current = match rules {
+            [] => None,
+            rules => Some(bpf::load_device_program(&program(rules))?),
+        };
+        exchange(former.as_ref(), current.as_ref(), &folder)?;
+        Ok(Exchange { folder, former, current })
+    };
+    exchange().map_err(|e| at(cgroup, e))
+}
+
+impl Exchange {
+    /// Have the former rules again.
+    pub(crate) fn undo(&self) -> Result<(), CallError> {
+        exchange(self.current.as_ref(), self.former.as_ref(), &self.folder)
+    }
+}
+
+fn exchange(
+    old: Option<&OwnedFd>,
+    new: Option<&OwnedFd>,
+    folder: &OwnedFd,
+) -> Result<(), CallError> {
+    match (old, new) {
+        (None, None) => Ok(()),
+        (None, Some(new)) => bpf::attach(new, folder),
+        (Some(old), Some(new)) => bpf::replace(old, new, folder),
+        (Some(old), None) => bpf::detach(old, folder),
+    }
 }
 
 /// An exception from what the v1 controller allows or denies in general.

@@ -75,6 +75,14 @@ pub enum Command {
     State { id: String },
     /// Send a signal to a container's first process.
     Kill(KillArgs),
+    /// Stop all processes of a container where they are.
+    Pause { id: String },
+    /// Let the processes of a paused container go on.
+    Resume { id: String },
+    /// Print what a container takes, every few seconds and as JSON, and when the OOM killer acts.
+    Events(EventsArgs),
+    /// Change the limits of a container.
+    Update(Box<UpdateArgs>),
     /// Remove a stopped container.
     Delete(DeleteArgs),
     /// List containers.
@@ -192,6 +200,80 @@ pub struct KillArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Print once what it takes now.
+    #[arg(long)]
+    pub stats: bool,
+    /// Between two prints, as 5s or 500ms.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub interval: String,
+    pub id: String,
+}
+
+/// Each as in `linux.resources`; what is not named stays as it is.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Read a JSON document as `linux.resources` from this file, `-` for stdin; excludes all other options.
+    #[arg(short, long, value_name = "FILE")]
+    pub resources: Option<PathBuf>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "limits", multiple = true, conflicts_with = "resources")]
+pub struct LimitArgs {
+    /// Bytes, or with K, M, G, T (powers of 1024); -1 for no limit.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory: Option<String>,
+    /// Memory and swap together.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// Memory that reclaim spares.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory_reservation: Option<String>,
+    /// Microseconds.
+    #[arg(long, value_name = "N")]
+    pub cpu_period: Option<u64>,
+    /// Microseconds of CPU time in each period; -1 for no limit.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds that may be saved up.
+    #[arg(long, value_name = "N")]
+    pub cpu_burst: Option<u64>,
+    /// Share of CPU time against others, 2 to 262144.
+    #[arg(long, alias = "cpu-shares", value_name = "N")]
+    pub cpu_share: Option<u64>,
+    /// Microseconds, of realtime scheduling.
+    #[arg(long, value_name = "N")]
+    pub cpu_rt_period: Option<u64>,
+    /// Microseconds of realtime scheduling in each period.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// 1: run only when nothing else wants to.
+    #[arg(long, value_name = "0|1", allow_hyphen_values = true)]
+    pub cpu_idle: Option<i64>,
+    /// CPUs it may run on, as 0-3,7.
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes it may use.
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Processes and threads; -1 for no limit.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Share of block I/O against others, 10 to 1000.
+    #[arg(long, value_name = "N")]
+    pub blkio_weight: Option<u16>,
+    /// Of old kernels: refused.
+    #[arg(long, value_name = "SIZE", hide = true, allow_hyphen_values = true)]
+    pub kernel_memory: Option<String>,
+    #[arg(long, value_name = "SIZE", hide = true, allow_hyphen_values = true)]
+    pub kernel_memory_tcp: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct DeleteArgs {
     /// Kill it first if it runs; a container that does not exist is no error.
     #[arg(short, long)]
@@ -213,6 +295,9 @@ pub struct PsArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub format: Format,
     pub id: String,
+    /// Options for ps(1), which then makes the table.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PS OPTIONS")]
+    pub options: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -33,6 +33,13 @@ pub enum Error {
     StartStopped,
     #[error("cannot start an already running container")]
     StartRunning,
+    #[error("cannot start a container in the paused state")]
+    StartPaused,
+    /// For `exec`, which may be told to go on all the same.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    #[error("container not paused")]
+    NotPaused,
     #[error("container not running")]
     NotRunning,
     #[error("cannot delete container {id} that is not stopped: {status}")]
@@ -42,6 +49,9 @@ pub enum Error {
     /// The first failure, after which the clean-up failed as well.
     #[error("{first} (and clean-up failed, `delete --force` tries again: {second})")]
     CleanUp { first: String, second: String },
+    /// An update that failed half-way.
+    #[error("{first}{}", remains(left))]
+    Update { first: String, left: Vec<String> },
     #[error("{0}")]
     Refused(String),
 }
@@ -64,6 +74,13 @@ impl Error {
         }
         text.replace('\n', " ")
     }
+}
+
+fn remains(left: &[String]) -> String {
+    if left.is_empty() {
+        return " (the container is as it was before)".to_owned();
+    }
+    format!(" (the rest was undone, except that {})", left.join(", "))
 }
 
 /// "Invalid argument (os error 22)" says nothing more than "Invalid argument".

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hafen_isolator::cgroup;
 use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
 use hafen_sys::file::{read_text, replace};
@@ -89,15 +90,23 @@ pub(crate) enum Status {
     Creating,
     Created,
     Running,
+    /// Its processes were stopped by `pause`, before or after `start`.
+    Paused,
     Stopped,
 }
 
 impl Status {
+    /// Is there a process?
+    pub(crate) const fn is_alive(self) -> bool {
+        matches!(self, Self::Created | Self::Running | Self::Paused)
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -303,6 +312,9 @@ impl Entry {
         let Some(process) = self.process()? else { return Ok(Status::Creating) };
         if !process.alive()? {
             return Ok(Status::Stopped);
+        }
+        if record.tree().map(cgroup::is_frozen).transpose()? == Some(true) {
+            return Ok(Status::Paused);
         }
         Ok(if self.awaits_start()? { Status::Created } else { Status::Running })
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use hafen_isolator::cgroup::{self, Usage};
+use hafen_spec::plan::Claim;
 use hafen_sys::file::replace;
 use hafen_sys::pidfd::{self, Ended};
 use hafen_sys::{CallError, Context};
@@ -124,9 +125,15 @@ fn record(running: &Running, end: &Ended) -> ExitRecord {
             user_usec: end.user_usec,
             system_usec: end.system_usec,
             max_rss_bytes: end.max_rss_bytes,
-            cgroup: cgroup::observe(&running.record.claims),
+            cgroup: cgroup::observe(&claims(running)),
         },
     }
+}
+
+/// An update may have added to what was claimed at first.
+fn claims(running: &Running) -> Vec<Claim> {
+    let now = running.entry.record().ok().flatten();
+    now.unwrap_or_else(|| running.record.clone()).claims
 }
 
 impl ExitRecord {

@@ -4,14 +4,17 @@ mod bad_input;
 mod clients;
 mod differential;
 mod docs;
+mod events;
 mod explain;
 mod faults;
 mod foreign;
 mod lifecycle;
 mod limits;
+mod pause;
 mod process_attributes;
 mod security;
 mod smoke;
+mod update;
 mod user;
 mod without;
 
@@ -27,6 +30,9 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         limits::trials(),
         process_attributes::trials(),
+        pause::trials(),
+        update::trials(),
+        events::trials(),
         security::trials(),
         faults::trials(),
         foreign::trials(),

@@ -73,6 +73,17 @@ pub fn weight_from_shares(shares: u64) -> u64 {
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
+/// A size of huge pages as names of cgroup files have it (`2MB`), from `2MB` or the kernel's own `2048kB`.
+pub(super) fn page_size(text: &str) -> Option<String> {
+    const UNITS: [(&str, u32); 3] = [("GB", 30), ("MB", 20), ("KB", 10)];
+    let upper = text.to_ascii_uppercase();
+    let (number, shift) =
+        UNITS.iter().find_map(|(unit, shift)| Some((upper.strip_suffix(unit)?, shift)))?;
+    let bytes = number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)?;
+    let (unit, shift) = UNITS.iter().find(|(_, shift)| bytes >> shift > 0)?;
+    Some(format!("{}{unit}", bytes >> shift))
+}
+
 struct Draft<'a> {
     layout: &'a CgroupLayout,
     settings: Vec<Setting>,

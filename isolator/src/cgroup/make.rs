@@ -82,6 +82,17 @@ fn prepare(tree: &Path, above: &Path, wanted: &Wanted<'_>) -> Result<Folder, Cal
     Ok(here)
 }
 
+/// Have controllers in a folder that is there already.
+pub(super) fn enable_above(tree: &Path, path: &Path, wanted: &Wanted<'_>) -> Result<(), CallError> {
+    let call = || format!("enable controllers of cgroup {}", path.display());
+    let way = path.strip_prefix(tree).ok().and_then(Path::parent);
+    let above = way.ok_or_else(|| CallError::errno(call(), Errno::EINVAL))?;
+    match ready(&tree.join(above), wanted) {
+        Some(_) => Ok(()),
+        None => prepare(tree, above, wanted).map(|_| ()),
+    }
+}
+
 /// Controllers that the folder is to have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {

@@ -6,12 +6,16 @@
 //! [`release`] removes everything again.
 
 mod folder;
+mod freeze;
 mod knobs;
 mod layout;
 mod make;
+mod oom;
 mod processes;
 mod release;
 mod share;
+mod stats;
+mod update;
 mod usage;
 
 use std::io;
@@ -20,11 +24,15 @@ use hafen_spec::plan::HostStep;
 use hafen_sys::{CallError, Context, file};
 use nix::errno::Errno;
 
+pub use freeze::{freeze, is_frozen, wait_frozen};
 pub use knobs::{Setting, knobs, weight_from_shares};
 pub use layout::discover;
+pub use oom::OomWatch;
 pub use processes::{kill, processes, wait_empty};
 pub use release::release;
 pub use share::{Share, check_free, missing_parents, share};
+pub use stats::{Stats, stats};
+pub use update::{Change, Failure, apply, change, held};
 pub use usage::{Usage, observe};
 
 /// Carry out one step of [`Share::before`] or [`Share::beside`]; the latter need the pid of the process.

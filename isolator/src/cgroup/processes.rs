@@ -69,7 +69,7 @@ fn kill_each(folder: &Folder) -> Result<(), CallError> {
         }
         result => result?,
     }
-    let result = wait_frozen(folder).and_then(|()| kill_listed(&folder.path));
+    let result = settle(folder).and_then(|()| kill_listed(&folder.path));
     let thawed = folder
         .write("cgroup.freeze", "0")
         .or_else(|e| if e.is(Errno::ENODEV) { Ok(()) } else { Err(e) });
@@ -78,7 +78,7 @@ fn kill_each(folder: &Folder) -> Result<(), CallError> {
 
 /// Freezing takes effect in its own time. What is stuck in the kernel does not fork either, so there is no need to
 /// wait for it forever.
-fn wait_frozen(folder: &Folder) -> Result<(), CallError> {
+fn settle(folder: &Folder) -> Result<(), CallError> {
     const PATIENCE: Duration = Duration::from_millis(500);
     wait_events(&folder.path, "frozen 1", PATIENCE).map(|_| ())
 }
@@ -102,7 +102,7 @@ pub fn wait_empty(path: &Path, timeout: Duration) -> Result<bool, CallError> {
     wait_events(path, "populated 0", timeout)
 }
 
-fn wait_events(path: &Path, line: &str, timeout: Duration) -> Result<bool, CallError> {
+pub(super) fn wait_events(path: &Path, line: &str, timeout: Duration) -> Result<bool, CallError> {
     let file = path.join("cgroup.events");
     let call = || format!("watch {}", file.display());
     let deadline = Instant::now().checked_add(timeout);

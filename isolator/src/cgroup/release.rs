@@ -137,7 +137,7 @@ fn held(path: &Path) -> CallError {
 }
 
 /// Nearest first. One that somebody else uses stays, and so does everything above it.
-fn remove_parents(parents: &[PathBuf]) -> Result<(), CallError> {
+pub(super) fn remove_parents(parents: &[PathBuf]) -> Result<(), CallError> {
     for parent in parents {
         if !is_removed(rmdir(parent), parent)? {
             return Ok(());

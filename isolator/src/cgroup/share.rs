@@ -136,7 +136,7 @@ impl Share {
             premade,
         });
         let own = settings.iter().filter(|s| s.home == Home::Unified);
-        self.before.extend(own.map(|s| knob(&path, s)));
+        self.before.extend(own.map(|s| HostStep::Knob(knob(&path, s))));
         if let Some(rules) = rules {
             self.before.push(HostStep::DeviceProgram { cgroup: path.clone(), rules });
         }
@@ -164,17 +164,18 @@ impl Share {
         self.before.push(HostStep::MakeLegacyCgroup { controller, path: path.clone() });
         let here =
             |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
-        self.before.extend(settings.iter().filter(here).map(|s| knob(&path, s)));
+        let knobs = settings.iter().filter(here).map(|s| HostStep::Knob(knob(&path, s)));
+        self.before.extend(knobs);
         self.beside.push(HostStep::Enter { cgroup: path });
     }
 }
 
-fn knob(folder: &Path, setting: &Setting) -> HostStep {
-    HostStep::Knob(Knob { file: folder.join(&setting.file), value: setting.value.clone() })
+pub(super) fn knob(folder: &Path, setting: &Setting) -> Knob {
+    Knob { file: folder.join(&setting.file), value: setting.value.clone() }
 }
 
 /// Controllers with something to write, each once. Files named `cgroup.*` need none.
-fn limited(settings: &[Setting], home: Home) -> Vec<String> {
+pub(super) fn limited(settings: &[Setting], home: Home) -> Vec<String> {
     let mut controllers: Vec<String> = Vec::new();
     for setting in settings.iter().filter(|s| s.home == home && s.controller != "cgroup") {
         if !controllers.contains(&setting.controller) {
@@ -186,7 +187,7 @@ fn limited(settings: &[Setting], home: Home) -> Vec<String> {
 
 /// The v1 hierarchies with something to write, and their controllers. A cpuset that is co-mounted with one of them
 /// comes along: nothing can enter its folder before it has CPUs and memory nodes.
-fn legacy_groups<'a>(
+pub(super) fn legacy_groups<'a>(
     layout: &'a CgroupLayout,
     settings: &[Setting],
 ) -> Vec<(&'a Path, Vec<&'a str>)> {
@@ -205,25 +206,25 @@ fn legacy_groups<'a>(
 
 /// A container's folder in one hierarchy.
 #[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    hierarchy: &'a Path,
+pub(super) struct Place<'a> {
+    pub(super) hierarchy: &'a Path,
     /// Relative, without `..`.
-    name: &'a str,
+    pub(super) name: &'a str,
 }
 
 impl Place<'_> {
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.hierarchy.join(self.name)
     }
 
     /// The folders between it and the top of the hierarchy, nearest first.
-    fn above(&self) -> Vec<PathBuf> {
+    pub(super) fn above(&self) -> Vec<PathBuf> {
         let names = Path::new(self.name).ancestors().skip(1).filter(|n| !n.as_os_str().is_empty());
         names.map(|n| self.hierarchy.join(n)).collect()
     }
 
     /// Those of them that go when the container goes.
-    fn parents(&self, missing: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    pub(super) fn parents(&self, missing: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
         let own = self.hierarchy.join(OWN_TOP);
         self.above().into_iter().filter(|f| *f == own || missing.contains(f)).collect()
     }

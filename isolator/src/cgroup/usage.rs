@@ -105,7 +105,7 @@ impl Usage {
 }
 
 /// v1 counts in pages and has no word for "no limit": it is the largest number of whole pages, whatever their size.
-const NO_LIMIT: u64 = (i64::MAX as u64) & !0xf_ffff;
+pub(super) const NO_LIMIT: u64 = (i64::MAX as u64) & !0xf_ffff;
 
 /// One claim never takes away what another one told.
 fn fill(slot: &mut Option<u64>, value: Option<u64>) {
@@ -113,19 +113,24 @@ fn fill(slot: &mut Option<u64>, value: Option<u64>) {
 }
 
 /// `None` also for `max`.
-fn number(folder: &Folder, file: &str) -> Option<u64> {
+pub(super) fn number(folder: &Folder, file: &str) -> Option<u64> {
     folder.read(file).ok()?.trim().parse().ok()
 }
 
+/// The number in a file; `None` also where there is no such file.
+pub(super) fn count(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
 /// A file of lines `KEY VALUE` (the kernel's "flat keyed").
-struct Keyed(String);
+pub(super) struct Keyed(String);
 
 impl Keyed {
-    fn read(folder: &Folder, file: &str) -> Self {
+    pub(super) fn read(folder: &Folder, file: &str) -> Self {
         Self(folder.read(file).unwrap_or_default())
     }
 
-    fn get(&self, key: &str) -> Option<u64> {
+    pub(super) fn get(&self, key: &str) -> Option<u64> {
         let value = self.0.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
         value?.trim().parse().ok()
     }

@@ -339,6 +339,8 @@ pub struct MemoryLimits {
     pub swappiness: Option<u64>,
     /// v1 only.
     pub disable_oom_killer: Option<bool>,
+    /// Refuse an update to a limit below what is in use.
+    pub check_before_update: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

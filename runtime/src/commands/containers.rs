@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::print_json;
 use crate::cli::{Cli, DeleteArgs};
-use crate::journal::{Entry, Record, Status};
+use crate::journal::{Entry, Record};
 use crate::{Error, release};
 
 /// For `delete --force`, while another process is at work on the container.
@@ -31,8 +31,7 @@ pub(super) struct State {
 pub(super) fn look(entry: &Entry) -> Result<(Record, State), Error> {
     let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
     let status = entry.status(Some(&record))?;
-    let alive = matches!(status, Status::Created | Status::Running);
-    let pid = if alive { entry.process()?.map(|p| p.pid) } else { None };
+    let pid = if status.is_alive() { entry.process()?.map(|p| p.pid) } else { None };
     let state = State {
         oci_version: record.oci_version.clone(),
         id: entry.id.clone(),
@@ -70,7 +69,7 @@ pub(super) fn delete(cli: &Cli, args: &DeleteArgs) -> Result<u8, Error> {
     // interest to who wants it gone anyway.
     if !args.force {
         let status = entry.status(record.as_ref())?;
-        if matches!(status, Status::Created | Status::Running) {
+        if status.is_alive() {
             return Err(Error::NotStopped { id: args.id.clone(), status: status.name() });
         }
     }

@@ -39,7 +39,9 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let Running { mut entry, record, .. } = running;
     // Who deleted it under us has released it; a container that has its id now is not ours.
     if entry.relock()? {
-        release::release(entry, Some(&record))?;
+        // An update may have added to what it claims.
+        let now = entry.record()?.unwrap_or(record);
+        release::release(entry, Some(&now))?;
     }
     saved?;
     Ok(end.code())
@@ -115,6 +117,7 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     match entry.status(record.as_ref())? {
         Status::Created => {}
         Status::Running => return Err(Error::StartRunning),
+        Status::Paused => return Err(Error::StartPaused),
         Status::Creating | Status::Stopped => return Err(Error::StartStopped),
     }
     let program = record.map(|r| r.program).unwrap_or_default();

@@ -1,9 +1,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use comfy_table::{Table, presets};
 use hafen_isolator::cgroup;
+use hafen_sys::Context;
 use serde::Serialize;
 
 use super::containers::look;
@@ -25,14 +27,14 @@ struct Row {
     created: String,
     #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     annotations: std::collections::BTreeMap<String, String>,
-    owner: &'static str,
+    owner: String,
 }
 
 pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<u8, Error> {
     let mut rows = Vec::new();
     for entry in Entry::all(&cli.root)? {
         match look(&entry) {
-            Ok((record, state)) => rows.push(row(record, state)),
+            Ok((record, state)) => rows.push(row(&entry, record, state)),
             // Gone or being made while we look; and one bad record hides no other container.
             Err(Error::Busy(_) | Error::Unknown(_)) => {}
             Err(e) => eprintln!("hafen-oci: {}", e.chain()),
@@ -46,7 +48,7 @@ pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn row(record: Record, state: super::containers::State) -> Row {
+fn row(entry: &Entry, record: Record, state: super::containers::State) -> Row {
     Row {
         oci_version: state.oci_version,
         id: state.id,
@@ -56,8 +58,24 @@ fn row(record: Record, state: super::containers::State) -> Row {
         rootfs: record.rootfs,
         created: record.created,
         annotations: state.annotations,
-        owner: "root",
+        owner: owner_of(&entry.path).map_or_else(|| "?".to_owned(), user_name),
     }
+}
+
+/// Who made the container.
+fn owner_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|m| m.uid())
+}
+
+/// From the file alone: a statically linked program has no other source of names.
+fn user_name(uid: u32) -> String {
+    let table = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("#{uid}"))
 }
 
 fn plain(header: &[&str]) -> Table {
@@ -81,7 +99,7 @@ fn table(rows: &[Row]) -> String {
             row.status,
             &bundle,
             &row.created,
-            row.owner,
+            &row.owner,
         ]);
     }
     lines(&table)
@@ -98,6 +116,10 @@ pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
         print_json(&pids)?;
         return Ok(0);
     }
+    if !args.options.is_empty() {
+        print(&by_program(&args.options, &pids)?);
+        return Ok(0);
+    }
     let mut table = plain(&["UID", "PID", "CMD"]);
     for pid in pids {
         table.add_row([owner(pid), pid.to_string(), command(pid)]);
@@ -106,8 +128,31 @@ pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// What ps(1) prints about everything, less the lines that are not about these processes.
+fn by_program(options: &[String], pids: &[i32]) -> Result<String, Error> {
+    let command = || format!("ps {}", options.join(" "));
+    let output = Command::new("ps").args(options).output().call(command)?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::Refused(format!("{}: {}", command(), words.trim())));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let header = lines.next().unwrap_or_default();
+    let column = header.split_whitespace().position(|title| title == "PID");
+    let column = column.ok_or_else(|| {
+        Error::Refused(format!("{}: has no column PID to tell processes by", command()))
+    })?;
+    let wanted = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|word| word.parse().ok());
+        pid.is_some_and(|pid: i32| pids.contains(&pid))
+    };
+    Ok(std::iter::once(header).chain(lines.filter(wanted)).collect::<Vec<_>>().join("\n"))
+}
+
 fn owner(pid: i32) -> String {
-    fs::metadata(format!("/proc/{pid}")).map_or_else(|_| "?".to_owned(), |m| m.uid().to_string())
+    owner_of(Path::new(&format!("/proc/{pid}")))
+        .map_or_else(|| "?".to_owned(), |uid| uid.to_string())
 }
 
 fn command(pid: i32) -> String {

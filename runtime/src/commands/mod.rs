@@ -2,13 +2,16 @@
 
 mod containers;
 mod doctor;
+mod events;
 mod explain;
 mod features;
 mod kill;
 mod launch;
 mod list;
+mod pause;
 mod quick;
 mod spec;
+mod update;
 
 use crate::Error;
 use crate::cli::{Cli, Command, Rootless};
@@ -25,6 +28,10 @@ pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
         Command::Run(args) => launch::run(cli, args),
         Command::State { id } => containers::state(cli, id),
         Command::Kill(args) => kill::kill(cli, args),
+        Command::Pause { id } => pause::pause(cli, id),
+        Command::Resume { id } => pause::resume(cli, id),
+        Command::Events(args) => events::events(cli, args),
+        Command::Update(args) => update::update(cli, args),
         Command::Delete(args) => containers::delete(cli, args),
         Command::List(args) => list::list(cli, args),
         Command::Ps(args) => list::ps(cli, args),

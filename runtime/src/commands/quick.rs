@@ -136,7 +136,7 @@ fn resources(args: &QuickArgs, problems: &mut Problems) -> Value {
 }
 
 /// `64M` is 64 * 1024 * 1024, -1 is no bound.
-fn bytes(text: &str) -> Option<i64> {
+pub(super) fn bytes(text: &str) -> Option<i64> {
     const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
     if text == "-1" {
         return Some(-1);

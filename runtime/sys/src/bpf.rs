@@ -70,10 +70,18 @@ impl Insn {
 
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
+const PROG_DETACH: libc::c_int = 9;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
 /// Other programs, above or beside, keep their say: access needs the consent of all.
 const ALLOW_MULTI: u32 = 1 << 1;
+/// Exchange a program for another in one step (Linux 5.6).
+const REPLACE: u32 = 1 << 2;
+/// The kernel attaches no more to one cgroup (`BPF_CGROUP_MAX_PROGS`, include/linux/bpf-cgroup.h).
+const MOST_PROGRAMS: usize = 64;
 /// The program calls no helper, so any licence will do for the kernel.
 const LICENCE: &CStr = c"Apache-2.0";
 const NAME: &[u8; 16] = b"hafen_devices\0\0\0";
@@ -98,13 +106,42 @@ struct Load {
     attach_type: u32,
 }
 
-/// `union bpf_attr` for BPF_PROG_ATTACH.
+/// `union bpf_attr` for BPF_PROG_ATTACH and BPF_PROG_DETACH.
 #[repr(C)]
 struct Attach {
     target: i32,
     program: i32,
     attach_type: u32,
     flags: u32,
+    replaced: i32,
+}
+
+/// `union bpf_attr` for BPF_PROG_QUERY.
+#[repr(C)]
+struct Query {
+    target: i32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// `union bpf_attr` for BPF_OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct Ask {
+    program: i32,
+    length: u32,
+    info: u64,
+}
+
+/// `struct bpf_prog_info` up to the name.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    before: [u64; 8],
+    name: [u8; 16],
 }
 
 /// Load a program of type BPF_PROG_TYPE_CGROUP_DEVICE. Its context is `struct bpf_cgroup_dev_ctx`; it returns 1 to
@@ -161,18 +198,106 @@ fn last_line(log: &[u8]) -> String {
 /// # Errors
 /// Of the kernel.
 pub fn attach(program: impl AsFd, cgroup: impl AsFd) -> Result<(), CallError> {
-    let attributes = Attach {
+    let mut attach = Attach::new(&program, &cgroup, ALLOW_MULTI);
+    call(PROG_ATTACH, &mut attach, "attach the device program to a cgroup")
+}
+
+/// Exchange one attached device program for another: at no moment is there neither.
+///
+/// # Errors
+/// Of the kernel; ENOENT if `old` is not attached there.
+pub fn replace(old: impl AsFd, new: impl AsFd, cgroup: impl AsFd) -> Result<(), CallError> {
+    let mut attach = Attach::new(&new, &cgroup, ALLOW_MULTI | REPLACE);
+    attach.replaced = old.as_fd().as_raw_fd();
+    call(PROG_ATTACH, &mut attach, "replace the device program of a cgroup")
+}
+
+/// Take a device program off a cgroup.
+///
+/// # Errors
+/// Of the kernel; ENOENT if it is not attached there.
+pub fn detach(program: impl AsFd, cgroup: impl AsFd) -> Result<(), CallError> {
+    let mut attach = Attach::new(&program, &cgroup, 0);
+    call(PROG_DETACH, &mut attach, "detach the device program from a cgroup")
+}
+
+/// The device program that [`attach`] put on a cgroup, told by its name from those of others.
+///
+/// # Errors
+/// Of the kernel.
+pub fn attached(cgroup: impl AsFd) -> Result<Option<OwnedFd>, CallError> {
+    let mut ids = [0u32; MOST_PROGRAMS];
+    let mut query = Query {
         target: cgroup.as_fd().as_raw_fd(),
-        program: program.as_fd().as_raw_fd(),
         attach_type: ATTACH_TYPE_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST_PROGRAMS as u32,
+        padding: 0,
     };
-    let size = size_of::<Attach>();
-    // SAFETY: the kernel reads `size` bytes of a struct that lives across the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attributes, size) };
+    call(PROG_QUERY, &mut query, "list the device programs of a cgroup")?;
+    for id in ids.into_iter().take_while(|id| *id != 0) {
+        match by_id(id) {
+            Ok(program) if is_ours(&program)? => return Ok(Some(program)),
+            // Gone by now.
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(CallError::errno(format!("open BPF program {id}"), e)),
+        }
+    }
+    Ok(None)
+}
+
+fn by_id(id: u32) -> Result<OwnedFd, Errno> {
+    // `union bpf_attr` for BPF_PROG_GET_FD_BY_ID: id, next id, open flags.
+    let attributes = [id, 0, 0];
+    // SAFETY: the kernel reads as many bytes as the array has.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_GET_FD_BY_ID,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn is_ours(program: &OwnedFd) -> Result<bool, CallError> {
+    let mut info = Info::default();
+    let mut ask = Ask {
+        program: program.as_raw_fd(),
+        length: size_of::<Info>() as u32,
+        info: &raw mut info as u64,
+    };
+    call(OBJ_GET_INFO_BY_FD, &mut ask, "ask for the name of a BPF program")?;
+    Ok(info.name == *NAME)
+}
+
+impl Attach {
+    fn new(program: &impl AsFd, cgroup: &impl AsFd, flags: u32) -> Self {
+        Self {
+            target: cgroup.as_fd().as_raw_fd(),
+            program: program.as_fd().as_raw_fd(),
+            attach_type: ATTACH_TYPE_CGROUP_DEVICE,
+            flags,
+            replaced: 0,
+        }
+    }
+}
+
+/// What a pointer inside `attributes` leads to must be as large as they say, and outlive the call.
+fn call<T>(command: libc::c_int, attributes: &mut T, what: &str) -> Result<(), CallError> {
+    // SAFETY: the kernel reads (and, of a query, writes) `size_of::<T>` bytes of a struct that lives across the call;
+    // what it points to is a local array or struct of the caller's, whose length it says.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
     match Errno::result(result) {
         Ok(_) => Ok(()),
-        Err(e) => Err(CallError::errno("attach the device program to a cgroup", e)),
+        Err(e) => Err(CallError::errno(what, e)),
     }
 }
 
@@ -187,7 +312,10 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Load, name), 48);
         assert_eq!(std::mem::offset_of!(Load, attach_type), 68);
         assert_eq!(size_of::<Load>(), 72);
-        assert_eq!(size_of::<Attach>(), 16);
+        assert_eq!(size_of::<Attach>(), 20);
+        assert_eq!(std::mem::offset_of!(Query, count), 24);
+        assert_eq!(size_of::<Ask>(), 16);
+        assert_eq!(size_of::<Info>(), 80);
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn everything() -> Limits {
             swap: Some(Amount::Of(96 << 20)),
             swappiness: None,
             disable_oom_killer: None,
+            check_before_update: false,
         },
         pids: Some(Amount::Of(32)),
         unified: BTreeMap::new(),

@@ -1,16 +1,50 @@
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 
+use super::{linux, unsupported};
 use crate::facts::Home;
-use crate::resolved::{Amount, CpuLimits, Limits, MemoryLimits};
+use crate::resolved::{Amount, CpuLimits, DeviceRule, Limits, MemoryLimits};
 use crate::{HostFacts, Problems};
 
+/// What a container is limited to already, for an update that names one half of a pair.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    pub memory: Option<Amount>,
+    pub quota: Option<Amount>,
+    pub period: Option<u64>,
+}
+
+/// Limits for a container that exists, and rules for its devices if there are any.
+///
+/// # Errors
+/// Every problem found, each with its field.
+pub fn resolve_update(
+    resources: &LinuxResources,
+    facts: &HostFacts,
+    held: &Held,
+) -> Result<(Limits, Option<Vec<DeviceRule>>), Problems> {
+    let mut problems = Problems::default();
+    unsupported::check_resources(resources, &mut problems);
+    let limits = of_resources(resources, facts, held, &mut problems);
+    let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
+    let rules = rules.map(|rules| linux::rules(rules, &mut problems));
+    problems.into_result((limits, rules))
+}
+
 pub(super) fn limits(spec: &Spec, facts: &HostFacts, problems: &mut Problems) -> Limits {
-    let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) else {
-        return Limits::default();
-    };
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let of = |resources| of_resources(resources, facts, &Held::default(), problems);
+    resources.map(of).unwrap_or_default()
+}
+
+fn of_resources(
+    resources: &LinuxResources,
+    facts: &HostFacts,
+    held: &Held,
+    problems: &mut Problems,
+) -> Limits {
     let limits = Limits {
-        cpu: resources.cpu().as_ref().map(|c| cpu(c, problems)).unwrap_or_default(),
-        memory: resources.memory().as_ref().map(|m| memory(m, problems)).unwrap_or_default(),
+        cpu: resources.cpu().as_ref().map(|c| cpu(c, held, problems)).unwrap_or_default(),
+        memory: resources.memory().as_ref().map(|m| memory(m, held, problems)).unwrap_or_default(),
         // 0 was "no limit" in the first clients, and is still written so.
         pids: resources.pids().map(|p| {
             if p.limit() > 0 { Amount::Of(p.limit().unsigned_abs()) } else { Amount::Max }
@@ -26,7 +60,7 @@ pub(super) fn limits(spec: &Spec, facts: &HostFacts, problems: &mut Problems) ->
     limits
 }
 
-fn cpu(cpu: &LinuxCpu, problems: &mut Problems) -> CpuLimits {
+fn cpu(cpu: &LinuxCpu, held: &Held, problems: &mut Problems) -> CpuLimits {
     let realtime = [
         ("realtimeRuntime", cpu.realtime_runtime().is_some_and(|r| r != 0)),
         ("realtimePeriod", cpu.realtime_period().is_some_and(|p| p != 0)),
@@ -44,6 +78,12 @@ fn cpu(cpu: &LinuxCpu, problems: &mut Problems) -> CpuLimits {
         problems.add("linux.resources.cpu.quota", "must be at least 1000 microseconds");
     }
     let quota = cpu.quota().filter(|q| *q != 0).map(amount);
+    let period = cpu.period().filter(|p| *p != 0);
+    // Written together, so what is named brings the other along.
+    let (quota, period) = (
+        quota.or(held.quota.filter(|_| period.is_some())),
+        period.or(held.period.filter(|_| quota.is_some())),
+    );
     if let (Some(burst), Some(Amount::Of(quota))) = (cpu.burst(), quota)
         && burst > quota
     {
@@ -52,7 +92,7 @@ fn cpu(cpu: &LinuxCpu, problems: &mut Problems) -> CpuLimits {
     CpuLimits {
         shares: cpu.shares().filter(|s| *s != 0),
         quota,
-        period: cpu.period().filter(|p| *p != 0),
+        period,
         burst: cpu.burst(),
         idle: cpu.idle().map(|i| i == 1),
         cpus: list(cpu.cpus().as_ref(), "linux.resources.cpu.cpus", problems),
@@ -72,7 +112,7 @@ fn list(text: Option<&String>, field: &str, problems: &mut Problems) -> Option<S
     Some(text.clone())
 }
 
-fn memory(memory: &LinuxMemory, problems: &mut Problems) -> MemoryLimits {
+fn memory(memory: &LinuxMemory, held: &Held, problems: &mut Problems) -> MemoryLimits {
     for (field, value) in [("kernel", memory.kernel()), ("kernelTCP", memory.kernel_tcp())] {
         if value.is_some_and(|v| v > 0) {
             problems.add(
@@ -84,19 +124,22 @@ fn memory(memory: &LinuxMemory, problems: &mut Problems) -> MemoryLimits {
     if memory.swappiness().is_some_and(|s| s > 100) {
         problems.add("linux.resources.memory.swappiness", "must be between 0 and 100");
     }
-    // Every kernel from 5.11 on counts hierarchically, and checkBeforeUpdate is about later changes.
+    // Every kernel from 5.11 on counts hierarchically.
     if memory.use_hierarchy() == Some(false) {
         problems.add(
             "linux.resources.memory.useHierarchy",
             "cannot be false: the kernel always counts with all below",
         );
     }
+    let swap = memory.swap().filter(|v| *v != 0).map(amount);
+    let limit = memory.limit().filter(|v| *v != 0).map(amount);
     let resolved = MemoryLimits {
-        limit: memory.limit().filter(|v| *v != 0).map(amount),
+        limit: limit.or(held.memory.filter(|_| swap.is_some())),
         reservation: memory.reservation().filter(|v| *v != 0).map(amount),
-        swap: memory.swap().filter(|v| *v != 0).map(amount),
+        swap,
         swappiness: memory.swappiness(),
         disable_oom_killer: memory.disable_oom_killer().filter(|d| *d),
+        check_before_update: memory.check_before_update() == Some(true),
     };
     check_swap(&resolved, problems);
     resolved

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::{
-    LinuxDeviceType, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Spec,
+    LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Spec,
 };
 
 use super::check_nul;
@@ -160,9 +160,15 @@ fn wildcard(number: Option<i64>) -> Option<u32> {
 
 pub(super) fn device_rules(spec: &Spec, problems: &mut Problems) -> Vec<DeviceRule> {
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-    let rules = resources.and_then(|r| r.devices().as_ref());
+    resources
+        .and_then(|r| r.devices().as_ref())
+        .map(|list| rules(list, problems))
+        .unwrap_or_default()
+}
+
+pub(super) fn rules(list: &[LinuxDeviceCgroup], problems: &mut Problems) -> Vec<DeviceRule> {
     let mut resolved = Vec::new();
-    for (i, rule) in rules.into_iter().flatten().enumerate() {
+    for (i, rule) in list.iter().enumerate() {
         let access =
             rule.access().clone().filter(|a| !a.is_empty()).unwrap_or_else(|| "rwm".to_owned());
         if let Some(c) = access.chars().find(|c| !"rwm".contains(*c)) {

@@ -61,7 +61,7 @@ fn check_linux(linux: &Linux, problems: &mut Problems) {
 }
 
 /// Clients write empty sections for what they do not use: only a filled one asks for something.
-fn check_resources(resources: &LinuxResources, problems: &mut Problems) {
+pub(super) fn check_resources(resources: &LinuxResources, problems: &mut Problems) {
     if let Some(io) = resources.block_io() {
         let fields = [
             ("linux.resources.blockIO.weight", io.weight().is_some_and(|w| w != 0)),
