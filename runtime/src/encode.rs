@@ -9,11 +9,11 @@ use std::path::Path;
 
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
+use hafen_spec::HostFacts;
 use hafen_spec::plan::{Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process};
-use hafen_spec::{HostFacts, Resolved};
-use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings};
+use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
@@ -43,6 +43,15 @@ pub(crate) struct Sources {
     pub(crate) proc: Option<OwnedFd>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
+    /// Where the master of the terminal goes.
+    pub(crate) console: Option<OwnedFd>,
+    /// The first process of a container that is joined, and its root.
+    pub(crate) container: Option<OwnedFd>,
+    pub(crate) container_root: Option<OwnedFd>,
+    /// `CLONE_NEW*` flags of those of its namespaces that are not ours.
+    pub(crate) container_namespaces: i32,
+    /// What becomes stdin, stdout and stderr, where those of the runtime do not stay.
+    pub(crate) standard: Option<[i32; 3]>,
     /// Descriptors that the child must let go of at once.
     pub(crate) private: Vec<i32>,
 }
@@ -84,10 +93,10 @@ impl<'a> Encoder<'a> {
     pub(crate) fn new(
         sources: &'a Sources,
         facts: &'a HostFacts,
-        resolved: &'a Resolved,
+        process: &'a Process,
+        root: &'a Path,
         filter: Option<&'a Filter>,
     ) -> Self {
-        let (process, root) = (&resolved.process, resolved.root.path.as_path());
         Self { sources, facts, process, root, filter, binds: sources.binds.iter(), ops: Vec::new() }
     }
 
@@ -96,6 +105,8 @@ impl<'a> Encoder<'a> {
     pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
         let mut encoded = Encoded::default();
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
+        let standard = self.sources.standard.into_iter().flatten().zip(0..);
+        self.ops.extend(standard.map(|(from, to)| Op::Duplicate { from, to }));
         // Modes below are exact; the container's own mask is set at the end.
         self.ops.push(Op::Umask { mask: 0 });
         for (index, step) in steps.iter().enumerate() {
@@ -174,7 +185,32 @@ impl<'a> Encoder<'a> {
                 Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
             }
             ChildStep::WorkingDirectory { path } => Op::Chdir { path: c(path)?, lenient: false },
-            ChildStep::CloseDescriptors { preserved } => self.close(*preserved),
+            ChildStep::CloseDescriptors { preserved } => close(*preserved, self.fifos().to_vec()),
+            ChildStep::CloseHost { preserved } => {
+                let sources = self.sources;
+                let kept =
+                    [&sources.console, &sources.container, &sources.container_root, &sources.proc];
+                close(*preserved, kept.into_iter().flatten().map(AsRawFd::as_raw_fd).collect())
+            }
+            ChildStep::OwnStandard { uid } => Op::OwnStandard { uid: *uid },
+            ChildStep::NotDumpable => {
+                Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
+            }
+            ChildStep::JoinContainer { .. } => {
+                let (fd, flag) =
+                    (raw(self.sources.container.as_ref()), self.sources.container_namespaces);
+                self.ops.push(Op::Setns { fd, flag });
+                Op::Close(fd)
+            }
+            ChildStep::JoinRoot => {
+                let fd = raw(self.sources.container_root.as_ref());
+                self.ops.push(Op::Chroot { root: At::Fd(fd) });
+                Op::Close(fd)
+            }
+            ChildStep::Terminal { size, uid, console } => {
+                Op::Terminal(self.terminal(*size, *uid, *console))
+            }
+            ChildStep::AwaitHooks { .. } => Op::Pause,
             ChildStep::FindProgram { candidates } => {
                 Op::FindProgram { candidates: all(candidates)? }
             }
@@ -225,10 +261,15 @@ impl<'a> Encoder<'a> {
             .map_or([-1, -1], |[start, report]| [start.as_raw_fd(), report.as_raw_fd()])
     }
 
-    fn close(&self, preserved: u32) -> Op {
-        Op::CloseFrom {
-            from: i32::try_from(preserved).map_or(i32::MAX, |p| p.saturating_add(3)),
-            keep: self.fifos(),
+    fn terminal(&self, size: Option<(u16, u16)>, uid: u32, console: bool) -> Terminal {
+        // In a container that is joined its root is our own by now.
+        let root = if self.sources.container.is_some() { At::Fd(-1) } else { ROOT };
+        Terminal {
+            root,
+            socket: raw(self.sources.console.as_ref()),
+            size,
+            uid,
+            console: console.then(|| mount_calls(self.facts)),
         }
     }
 
@@ -584,6 +625,16 @@ fn classic_flags(attrs: u64) -> u64 {
         (attr::NOSYMFOLLOW, 256),
     ];
     MAP.iter().filter(|(new, _)| attrs & new != 0).fold(0, |flags, (_, classic)| flags | classic)
+}
+
+fn close(preserved: u32, keep: Vec<i32>) -> Op {
+    let from = i32::try_from(preserved).map_or(i32::MAX, |p| p.saturating_add(3));
+    Op::CloseFrom { from, keep }
+}
+
+/// A descriptor that is there by construction, where a step needs it.
+fn raw(fd: Option<&OwnedFd>) -> i32 {
+    fd.map_or(-1, AsRawFd::as_raw_fd)
 }
 
 fn make_node(device: &Device) -> io::Result<Op> {

@@ -15,6 +15,9 @@ mod encode;
 mod error;
 mod facts;
 mod fault;
+mod guest;
+mod hooks;
+mod join;
 mod journal;
 mod launch;
 pub mod log;
@@ -22,6 +25,8 @@ mod plan;
 mod prepare;
 mod process;
 mod release;
+mod state;
 mod supervise;
+mod terminal;
 
 pub use error::Error;

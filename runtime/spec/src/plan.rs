@@ -247,6 +247,33 @@ pub enum ChildStep {
     Domainname {
         name: String,
     },
+    /// Stand on a pseudoterminal of the container's devpts, whose master goes to the caller.
+    Terminal {
+        size: Option<(u16, u16)>,
+        uid: u32,
+        /// Mount it on `/dev/console`.
+        console: bool,
+    },
+    /// Give the standard descriptors to the user, who may open `/dev/stdout` again then.
+    OwnStandard {
+        uid: u32,
+    },
+    /// Nobody in a container that is joined may look into this process (prctl(2), PR_SET_DUMPABLE).
+    NotDumpable,
+    /// Close every descriptor of the host's before a container that is joined could reach it through us.
+    CloseHost {
+        preserved: u32,
+    },
+    /// Become a member of a running container: all of its namespaces at once (setns(2) with a pidfd, Linux 5.8).
+    JoinContainer {
+        namespaces: Vec<&'static str>,
+    },
+    /// The container has the host's mount namespace: its root is that of its first process.
+    JoinRoot,
+    /// Wait while the runtime runs hooks.
+    AwaitHooks {
+        kinds: Vec<&'static str>,
+    },
     /// Wait until the runtime has finished everything on its side; end of file means abort.
     AwaitGo,
     UnshareCgroup,
@@ -348,6 +375,20 @@ impl fmt::Display for ChildStep {
             Self::Sysctl { key, value } => write!(f, "write {value:?} to /proc/sys/{key}"),
             Self::Hostname { name } => write!(f, "set hostname {name:?}"),
             Self::Domainname { name } => write!(f, "set domainname {name:?}"),
+            Self::Terminal { size, uid, console } => {
+                f.write_str("open a terminal")?;
+                if let Some((rows, columns)) = size {
+                    write!(f, " of {rows} rows and {columns} columns")?;
+                }
+                write!(f, " for uid {uid}{}", if *console { ", also as /dev/console" } else { "" })
+            }
+            Self::OwnStandard { uid } => write!(f, "give standard descriptors to uid {uid}"),
+            Self::NotDumpable => f.write_str("let no other process look into this one"),
+            Self::JoinContainer { namespaces } => {
+                write!(f, "join the container's namespaces [{}]", namespaces.join(" "))
+            }
+            Self::JoinRoot => f.write_str("chroot into the container's root file system"),
+            Self::AwaitHooks { kinds } => write!(f, "wait for hooks: {}", kinds.join(", ")),
             Self::AwaitGo => f.write_str("wait for the runtime's part"),
             Self::UnshareCgroup => f.write_str("unshare the cgroup namespace"),
             Self::ChangeRoot { how: ChangeRoot::Pivot } => {
@@ -378,7 +419,7 @@ impl fmt::Display for ChildStep {
                 c.effective, c.permitted, c.inheritable, c.ambient
             ),
             Self::WorkingDirectory { path } => write!(f, "chdir to cwd {path:?}"),
-            Self::CloseDescriptors { preserved } => {
+            Self::CloseHost { preserved } | Self::CloseDescriptors { preserved } => {
                 write!(f, "close all descriptors from {}", 3 + preserved)
             }
             Self::FindProgram { candidates } => {

@@ -14,7 +14,9 @@ pub mod mount;
 pub mod pidfd;
 mod raw;
 pub mod shield;
+pub mod socket;
 pub mod spawn;
+pub mod terminal;
 pub mod weaken;
 
 pub use error::{CallError, Context};

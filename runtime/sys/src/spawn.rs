@@ -46,12 +46,14 @@ pub struct Launched {
     pub pid: i32,
     pub pidfd: OwnedFd,
     reports: File,
-    go: Option<File>,
+    go: File,
 }
 
 /// What the parent hears at last.
 #[derive(Debug)]
 pub enum Outcome {
+    /// It stands at [`child::Op::Pause`].
+    Ready,
     /// It waits for `start`.
     Created,
     /// It is the user's program now.
@@ -78,7 +80,7 @@ pub fn launch(script: &Script, birth: Birth<'_>) -> Result<Launched, CallError> 
         Some(fd) => fd,
         None => pidfd::open(pid)?,
     };
-    Ok(Launched { pid, pidfd, reports: report_read.into(), go: Some(go_write.into()) })
+    Ok(Launched { pid, pidfd, reports: report_read.into(), go: go_write.into() })
 }
 
 /// The child: let go of the parent's ends, so that end of file means that the parent is gone.
@@ -133,15 +135,12 @@ unsafe fn fork(
 }
 
 impl Launched {
-    /// Let the process go on from [`child::Op::AwaitGo`].
+    /// Let the process go on from the [`child::Op::Pause`] or [`child::Op::AwaitGo`] that comes next.
     ///
     /// # Errors
     /// EPIPE where it died before.
     pub fn go(&mut self) -> io::Result<()> {
-        match self.go.take() {
-            Some(mut pipe) => pipe.write_all(b"g"),
-            None => Ok(()),
-        }
+        self.go.write_all(b"g")
     }
 
     /// Wait until the process is created, executed, or has failed.
@@ -178,6 +177,7 @@ pub fn read_outcome(reports: &mut impl Read) -> io::Result<Outcome> {
                 });
             }
             Some(report) if report.event == Event::Created => return Ok(Outcome::Created),
+            Some(report) if report.event == Event::Ready => return Ok(Outcome::Ready),
             _ => executing = true,
         }
     }

@@ -157,7 +157,8 @@ fn long_script(proc: i32) -> Vec<Op> {
         Op::Ambient { raise: 1, last: 40 },
         Op::AwaitGo,
         Op::Umask { mask: 0o22 },
-        Op::CloseFrom { from: 3, keep: [-1, -1] },
+        Op::OwnStandard { uid: 0 },
+        Op::CloseFrom { from: 3, keep: Vec::new() },
     ];
     ops.extend(program("/bin/true", &["true"]));
     ops

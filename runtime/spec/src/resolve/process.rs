@@ -4,7 +4,7 @@ use caps::Capability;
 use oci_spec::runtime::{Capabilities as Names, PosixRlimitType, Process as OciProcess, Spec};
 
 use super::{Options, attributes, check_nul};
-use crate::resolved::{Attributes, Capabilities, Process, Rlimit};
+use crate::resolved::{Attributes, Capabilities, Process, Rlimit, Terminal};
 use crate::{HostFacts, Problems};
 
 /// Resource names with the kernel's numbers (getrlimit(2), include/uapi/asm-generic/resource.h).
@@ -55,6 +55,7 @@ pub(super) fn process(
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process, facts, problems, warnings),
         attributes: attributes::attributes(spec, process, facts, problems),
+        terminal: terminal(process, problems),
         ..empty(options)
     }
 }
@@ -75,7 +76,25 @@ fn empty(options: &Options) -> Process {
         attributes: Attributes::default(),
         new_keyring: !options.no_new_keyring,
         preserve_fds: options.preserve_fds,
+        terminal: None,
     }
+}
+
+/// A size without a terminal says nothing.
+fn terminal(process: &OciProcess, problems: &mut Problems) -> Option<Terminal> {
+    if process.terminal() != Some(true) {
+        return None;
+    }
+    let mut number = |n: u64, name: &str| {
+        u16::try_from(n).unwrap_or_else(|_| {
+            problems
+                .add(format!("process.consoleSize.{name}"), format!("{n} is above {}", u16::MAX));
+            0
+        })
+    };
+    let size = process.console_size();
+    let size = size.as_ref().map(|s| (number(s.height(), "height"), number(s.width(), "width")));
+    Some(Terminal { size })
 }
 
 fn check_umask(umask: Option<u32>, problems: &mut Problems) {
