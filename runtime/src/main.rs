@@ -25,12 +25,11 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    log::remember(&cli.log);
     match commands::dispatch(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::report(&cli.log, &error.chain());
-            ExitCode::from(cli.command.failure(&error))
+            ExitCode::from(FAILURE)
         }
     }
 }
