@@ -44,10 +44,7 @@ pub fn share(
             tmpfs: scratch_inside,
         });
     } else {
-        share.child.push(ChildStep::RootBind {
-            path: resolved.root.path.clone(),
-            over_root: resolved.in_user_namespace(),
-        });
+        share.child.push(ChildStep::RootBind { path: resolved.root.path.clone() });
     }
     for mount in &resolved.mounts {
         match mount.kind {

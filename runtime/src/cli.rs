@@ -26,7 +26,7 @@ pub struct Cli {
 /// Clients read the first line, `commit:` and `spec:`.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: unknown\nspec: 1.2.1");
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// Append errors and warnings to this file.
     #[arg(long, value_name = "FILE")]
@@ -71,6 +71,8 @@ pub enum Command {
     Start { id: String },
     /// Make a container, run it in the foreground, remove it; the exit code is its program's.
     Run(RunArgs),
+    /// Run another program in a container.
+    Exec(ExecArgs),
     /// Print the state of a container as the OCI runtime spec defines it.
     State { id: String },
     /// Send a signal to a container's first process.
@@ -110,7 +112,7 @@ pub struct LaunchArgs {
     /// Write the pid of the container's first process to this file.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Refused for now: terminals come with the complete OCI runtime.
+    /// Unix socket that the master of the container's terminal is sent to.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
     /// Descriptors after the three standard ones that the container keeps.
@@ -135,8 +137,11 @@ pub struct CreateArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub launch: LaunchArgs,
+    /// Return when the program runs; `delete` removes the container then.
+    #[arg(short, long)]
+    pub detach: bool,
     /// Write how the container ended, with the kernel's numbers, to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub report: Option<PathBuf>,
     /// Name of a container from `--rootfs`; made up if it is not given.
     #[arg(long = "id", value_name = "ID", requires = "rootfs")]
@@ -185,6 +190,58 @@ pub struct QuickArgs {
     #[arg(long, requires = "rootfs")]
     pub read_only: bool,
     #[arg(last = true, value_name = "COMMAND", requires = "rootfs")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Read the process from this file, a `process` object of the OCI runtime spec, instead of the options below.
+    #[arg(short, long, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Return when the program runs.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Write its pid to this file.
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Unix socket that the master of its terminal is sent to.
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// With a terminal of its own.
+    #[arg(short, long)]
+    pub tty: bool,
+    #[arg(long, value_name = "DIR", conflicts_with = "process")]
+    pub cwd: Option<String>,
+    #[arg(short, long, value_name = "NAME=VALUE", conflicts_with = "process")]
+    pub env: Vec<String>,
+    /// Numbers, as 1000 or 1000:1000.
+    #[arg(short, long, value_name = "UID[:GID]", conflicts_with = "process")]
+    pub user: Option<String>,
+    #[arg(short = 'g', long, value_name = "GID", conflicts_with = "process")]
+    pub additional_gids: Vec<u32>,
+    /// Give it a capability that the container's program does not have.
+    #[arg(short, long, value_name = "NAME", conflicts_with = "process")]
+    pub cap: Vec<String>,
+    /// Set no_new_privs.
+    #[arg(long, conflicts_with = "process")]
+    pub no_new_privs: bool,
+    /// AppArmor profile.
+    #[arg(long, value_name = "PROFILE", conflicts_with = "process")]
+    pub apparmor: Option<String>,
+    /// SELinux label.
+    #[arg(long, value_name = "LABEL", conflicts_with = "process")]
+    pub process_label: Option<String>,
+    /// Descriptors after the three standard ones that it keeps.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Folder below the container's own cgroup to run in; it must exist.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// Also in a paused container, where it waits for `resume`.
+    #[arg(long)]
+    pub ignore_paused: bool,
+    pub id: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 

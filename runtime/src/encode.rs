@@ -9,13 +9,11 @@ use std::path::Path;
 
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
-use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep};
+use hafen_spec::HostFacts;
+use hafen_spec::plan::{Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{
-    Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process, TimeOffset,
-};
-use hafen_spec::{HostFacts, Resolved};
-use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings};
+use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process};
+use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
@@ -45,6 +43,15 @@ pub(crate) struct Sources {
     pub(crate) proc: Option<OwnedFd>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
+    /// Where the master of the terminal goes.
+    pub(crate) console: Option<OwnedFd>,
+    /// The first process of a container that is joined, and its root.
+    pub(crate) container: Option<OwnedFd>,
+    pub(crate) container_root: Option<OwnedFd>,
+    /// `CLONE_NEW*` flags of those of its namespaces that are not ours.
+    pub(crate) container_namespaces: i32,
+    /// What becomes stdin, stdout and stderr, where those of the runtime do not stay.
+    pub(crate) standard: Option<[i32; 3]>,
     /// Descriptors that the child must let go of at once.
     pub(crate) private: Vec<i32>,
 }
@@ -64,8 +71,6 @@ pub(crate) struct Encoder<'a> {
     filter: Option<&'a Filter>,
     binds: std::slice::Iter<'a, Source>,
     ops: Vec<Op>,
-    /// The root was attached at `/`.
-    over_root: bool,
 }
 
 /// Which kind of mount calls this host has.
@@ -78,9 +83,7 @@ pub(crate) fn mount_calls(facts: &HostFacts) -> MountCalls {
 pub(crate) fn needs_proc(step: &ChildStep) -> bool {
     use Attribute::{AppArmor, SeLinux};
     match step {
-        ChildStep::OomScoreAdj { .. }
-        | ChildStep::Sysctl { .. }
-        | ChildStep::TimeNamespace { .. } => true,
+        ChildStep::OomScoreAdj { .. } | ChildStep::Sysctl { .. } => true,
         ChildStep::Attribute(attribute) => matches!(attribute, AppArmor(_) | SeLinux { .. }),
         _ => false,
     }
@@ -90,20 +93,11 @@ impl<'a> Encoder<'a> {
     pub(crate) fn new(
         sources: &'a Sources,
         facts: &'a HostFacts,
-        resolved: &'a Resolved,
+        process: &'a Process,
+        root: &'a Path,
         filter: Option<&'a Filter>,
     ) -> Self {
-        let (process, root) = (&resolved.process, resolved.root.path.as_path());
-        Self {
-            sources,
-            facts,
-            process,
-            root,
-            filter,
-            binds: sources.binds.iter(),
-            ops: Vec::new(),
-            over_root: false,
-        }
+        Self { sources, facts, process, root, filter, binds: sources.binds.iter(), ops: Vec::new() }
     }
 
     /// # Errors
@@ -111,6 +105,8 @@ impl<'a> Encoder<'a> {
     pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
         let mut encoded = Encoded::default();
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
+        let standard = self.sources.standard.into_iter().flatten().zip(0..);
+        self.ops.extend(standard.map(|(from, to)| Op::Duplicate { from, to }));
         // Modes below are exact; the container's own mask is set at the end.
         self.ops.push(Op::Umask { mask: 0 });
         for (index, step) in steps.iter().enumerate() {
@@ -127,7 +123,6 @@ impl<'a> Encoder<'a> {
             | ChildStep::RootBind { .. }
             | ChildStep::RootOverlay { .. }
             | ChildStep::Mount(_)
-            | ChildStep::BindDevice(_)
             | ChildStep::SetAttributes { .. }
             | ChildStep::ChangeRoot { .. }
             | ChildStep::RootPropagation { .. }
@@ -161,13 +156,6 @@ impl<'a> Encoder<'a> {
             ChildStep::Domainname { name } => Op::Domainname { name: name.clone().into_bytes() },
             ChildStep::LoopbackUp => Op::LoopbackUp,
             ChildStep::AwaitGo => Op::AwaitGo,
-            ChildStep::TimeNamespace { offsets } => return self.time_namespace(offsets),
-            ChildStep::AwaitMaps => Op::AwaitGo,
-            ChildStep::NamespaceRoot { uid, gid, keep_groups } => {
-                let groups = (!keep_groups).then(Vec::new);
-                Op::Ids { uid: *uid, gid: *gid, groups }
-            }
-            ChildStep::UnshareIpc => Op::Unshare { flags: Namespace::Ipc.flag() },
             ChildStep::UnshareCgroup => Op::Unshare { flags: Namespace::Cgroup.flag() },
             ChildStep::Umask { mask } => Op::Umask { mask: *mask },
             ChildStep::Rlimit(l) => Op::Rlimit { resource: l.resource, soft: l.soft, hard: l.hard },
@@ -197,7 +185,32 @@ impl<'a> Encoder<'a> {
                 Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
             }
             ChildStep::WorkingDirectory { path } => Op::Chdir { path: c(path)?, lenient: false },
-            ChildStep::CloseDescriptors { preserved } => self.close(*preserved),
+            ChildStep::CloseDescriptors { preserved } => close(*preserved, self.fifos().to_vec()),
+            ChildStep::CloseHost { preserved } => {
+                let sources = self.sources;
+                let kept =
+                    [&sources.console, &sources.container, &sources.container_root, &sources.proc];
+                close(*preserved, kept.into_iter().flatten().map(AsRawFd::as_raw_fd).collect())
+            }
+            ChildStep::OwnStandard { uid } => Op::OwnStandard { uid: *uid },
+            ChildStep::NotDumpable => {
+                Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
+            }
+            ChildStep::JoinContainer { .. } => {
+                let (fd, flag) =
+                    (raw(self.sources.container.as_ref()), self.sources.container_namespaces);
+                self.ops.push(Op::Setns { fd, flag });
+                Op::Close(fd)
+            }
+            ChildStep::JoinRoot => {
+                let fd = raw(self.sources.container_root.as_ref());
+                self.ops.push(Op::Chroot { root: At::Fd(fd) });
+                Op::Close(fd)
+            }
+            ChildStep::Terminal { size, uid, console } => {
+                Op::Terminal(self.terminal(*size, *uid, *console))
+            }
+            ChildStep::AwaitHooks { .. } => Op::Pause,
             ChildStep::FindProgram { candidates } => {
                 Op::FindProgram { candidates: all(candidates)? }
             }
@@ -222,30 +235,12 @@ impl<'a> Encoder<'a> {
         Op::Setns { fd, flag: i32::try_from(namespace.flag()).unwrap_or(0) }
     }
 
-    /// Going in by setns(2) instead of through a child (Linux 5.6).
-    fn time_namespace(&mut self, offsets: &[TimeOffset]) -> io::Result<()> {
-        let flag = Namespace::Time.flag();
-        self.ops.push(Op::Unshare { flags: flag });
-        if !offsets.is_empty() {
-            let line = |o: &TimeOffset| format!("{} {}\n", plan::clock(o.clock), plan::offset(*o));
-            let lines: String = offsets.iter().map(line).collect();
-            self.ops.push(write_proc(self.proc(), "self/timens_offsets", &lines)?);
-        }
-        let path = c("self/ns/time_for_children")?;
-        self.ops.push(Op::SetnsProc {
-            proc: self.proc(),
-            path,
-            flag: i32::try_from(flag).unwrap_or(0),
-        });
-        Ok(())
-    }
-
     /// Capabilities survive the change of the user, so that the exact sets can be given afterwards (PR_SET_KEEPCAPS).
     fn ids(&mut self, uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
         // As root first: the folder may be closed to the user, or (later) to root without its capabilities.
         self.ops.push(Op::Chdir { path: c(&self.process.cwd)?, lenient: true });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [1, 0, 0, 0] });
-        self.ops.push(Op::Ids { uid, gid, groups: Some(groups.to_vec()) });
+        self.ops.push(Op::Ids { uid, gid, groups: groups.to_vec() });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [0, 0, 0, 0] });
         if self.filter.is_some() && uid != 0 {
             // The effective set was cleared with the user; installing the filter may need it.
@@ -266,10 +261,15 @@ impl<'a> Encoder<'a> {
             .map_or([-1, -1], |[start, report]| [start.as_raw_fd(), report.as_raw_fd()])
     }
 
-    fn close(&self, preserved: u32) -> Op {
-        Op::CloseFrom {
-            from: i32::try_from(preserved).map_or(i32::MAX, |p| p.saturating_add(3)),
-            keep: self.fifos(),
+    fn terminal(&self, size: Option<(u16, u16)>, uid: u32, console: bool) -> Terminal {
+        // In a container that is joined its root is our own by now.
+        let root = if self.sources.container.is_some() { At::Fd(-1) } else { ROOT };
+        Terminal {
+            root,
+            socket: raw(self.sources.console.as_ref()),
+            size,
+            uid,
+            console: console.then(|| mount_calls(self.facts)),
         }
     }
 
@@ -340,12 +340,11 @@ impl<'a> Encoder<'a> {
                     data: None,
                 });
             }
-            ChildStep::RootBind { path, over_root } => self.root_bind(path, *over_root)?,
+            ChildStep::RootBind { path } => self.root_bind(path)?,
             ChildStep::RootOverlay { lower, scratch, tmpfs } => {
                 self.root_overlay(lower, scratch, *tmpfs)?;
             }
             ChildStep::Mount(mount) => self.mount(mount)?,
-            ChildStep::BindDevice(device) => self.mount(&Mount::of_device(device))?,
             ChildStep::SetAttributes { path, attrs } => {
                 self.resolve(path, Make::Nothing)?;
                 self.set_attributes(At::Slot(TARGET), *attrs);
@@ -366,15 +365,8 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    fn root_bind(&mut self, path: &Path, over_root: bool) -> io::Result<()> {
+    fn root_bind(&mut self, path: &Path) -> io::Result<()> {
         let path = c_path(path)?;
-        if let (Some(tree), true) = (&self.sources.root, over_root) {
-            self.ops.push(Op::MoveMountTo { from: At::Fd(tree.as_raw_fd()), path: c("/")? });
-            // What was a mount without a place is the same one now that it has one.
-            self.ops.push(Op::Keep { fd: tree.as_raw_fd(), into: ROOT_SLOT });
-            self.over_root = true;
-            return Ok(());
-        }
         if let Some(tree) = &self.sources.root {
             self.ops.push(Op::MoveMountTo { from: At::Fd(tree.as_raw_fd()), path: path.clone() });
         } else {
@@ -452,8 +444,6 @@ impl<'a> Encoder<'a> {
     fn change_root(&mut self, how: ChangeRoot) -> io::Result<()> {
         let op = match (how, &self.sources.root) {
             (ChangeRoot::Pivot, _) => Op::PivotRoot { root: ROOT },
-            // It lies over `/` already.
-            (ChangeRoot::Move, _) if self.over_root => Op::Chroot { root: ROOT },
             (ChangeRoot::Move, _) => Op::MoveRoot { root: ROOT, calls: mount_calls(self.facts) },
             (ChangeRoot::Chroot, Some(folder)) => Op::Chroot { root: At::Fd(folder.as_raw_fd()) },
             // In a joined mount namespace the path means what it means there.
@@ -635,6 +625,16 @@ fn classic_flags(attrs: u64) -> u64 {
         (attr::NOSYMFOLLOW, 256),
     ];
     MAP.iter().filter(|(new, _)| attrs & new != 0).fold(0, |flags, (_, classic)| flags | classic)
+}
+
+fn close(preserved: u32, keep: Vec<i32>) -> Op {
+    let from = i32::try_from(preserved).map_or(i32::MAX, |p| p.saturating_add(3));
+    Op::CloseFrom { from, keep }
+}
+
+/// A descriptor that is there by construction, where a step needs it.
+fn raw(fd: Option<&OwnedFd>) -> i32 {
+    fd.map_or(-1, AsRawFd::as_raw_fd)
 }
 
 fn make_node(device: &Device) -> io::Result<Op> {

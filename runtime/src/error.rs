@@ -20,7 +20,10 @@ pub enum Error {
     Step { number: usize, step: String, source: CallError },
     /// The same, worded as clients expect to read it.
     #[error("exec: {program:?}: {reason}")]
-    Program { program: String, reason: String },
+    Program { program: String, reason: String, found: bool },
+    /// In runc's words as far as clients know them.
+    #[error("error running {kind} hook #{index} {}: {reason}", path.display())]
+    Hook { kind: &'static str, index: usize, path: PathBuf, reason: String },
     #[error("the container's first process was killed before it became {program:?}{hint}")]
     Vanished { program: String, hint: String },
     #[error("container with given ID already exists: {0}")]
@@ -40,6 +43,8 @@ pub enum Error {
     ExecPaused,
     #[error("container not paused")]
     NotPaused,
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
     #[error("container not running")]
     NotRunning,
     #[error("cannot delete container {id} that is not stopped: {status}")]

@@ -2,6 +2,7 @@
 //!
 //! | file | written | holds |
 //! |---|---|---|
+//! | `config.json` | before the plan | the specification as it was read, for processes that join later |
 //! | `plan.json` | before the first effect | identity, bundle, every claim |
 //! | `state.json` | after the process exists, before it may go on | pid with start time |
 //! | `start`, `report` | by `create` | fifos between the waiting process and `start` |
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use hafen_isolator::cgroup;
 use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
+use hafen_spec::resolved::Hooks;
 use hafen_sys::file::{read_text, replace};
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -49,6 +51,11 @@ pub(crate) struct Record {
     /// RFC 3339.
     pub(crate) created: String,
     pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub(crate) hooks: Hooks,
+    /// The container keeps the session keyring of the caller.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_new_keyring: bool,
     /// In the order of their making; released in reverse.
     pub(crate) claims: Vec<Claim>,
 }
@@ -249,6 +256,19 @@ impl Entry {
 
     fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Save the specification. Nobody reads it before there is a plan.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn save_config(&self, config: &[u8]) -> Result<(), CallError> {
+        let path = self.config();
+        fs::write(&path, config).call(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.file("config.json")
     }
 
     /// Save the plan. It reaches the disk only where something it claims outlives a reboot: everything else is gone

@@ -23,15 +23,15 @@
 //! (2) Nothing runs unconfined, and nothing stays, when the runtime dies.
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hafen_isolator::cgroup;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
-use hafen_spec::resolved::{Mount, MountKind, Namespace};
-use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script};
+use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
+use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script, terminal_words};
 use hafen_sys::file::open_proc;
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
 use hafen_sys::{CallError, Context};
@@ -42,10 +42,13 @@ use nix::sys::stat::Mode;
 
 use crate::encode::{Encoded, Encoder, Sources, mount_calls, needs_proc};
 use crate::fault;
-use crate::journal::{Entry, Record, boot_id};
+use crate::hooks::{self, Occasion};
+use crate::join::{self, Container, Guest};
+use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
 use crate::process::Identity;
-use crate::{Error, privilege, release};
+use crate::state::State;
+use crate::{Error, release};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -64,28 +67,38 @@ pub(crate) fn launch(
     root: &Path,
     prepared: &Prepared,
     waits: bool,
-    copy: Option<OwnedFd>,
+    own: (Option<OwnedFd>, Option<OwnedFd>),
 ) -> Result<Running, Error> {
     fault::point();
     let entry = Entry::claim(root, &prepared.resolved.id)?;
     fault::point();
-    let record = match record(prepared).and_then(|r| entry.save_plan(&r).map(|()| r)) {
+    let record = match record(prepared).and_then(|r| save(&entry, prepared, &r).map(|()| r)) {
         Ok(record) => record,
         // Nothing but the folder exists, and it holds no plan.
         Err(first) => return Err(release::after_failure(entry, None, first)),
     };
     fault::point();
     let mut made = Vec::new();
-    let own = Own { entry: &entry, copy };
+    let (copy, console) = own;
+    let mut hooked = false;
+    let own = Own { entry: &entry, record: &record, copy, console, hooked: &mut hooked };
     match carry_out(own, prepared, waits, &mut made) {
         Ok((process, started)) => Ok(Running { entry, record, process, started }),
         Err(first) => {
             // What was not begun may be somebody else's: the release would kill what is in it.
             let mut begun = record;
             begun.claims.retain(|claim| made.iter().any(|path| path == claim.path()));
+            if !hooked {
+                begun.hooks = Hooks::default();
+            }
             Err(release::after_failure(entry, Some(&begun), first))
         }
     }
+}
+
+fn save(entry: &Entry, prepared: &Prepared, record: &Record) -> Result<(), Error> {
+    entry.save_config(&prepared.config)?;
+    entry.save_plan(record)
 }
 
 fn record(prepared: &Prepared) -> Result<Record, Error> {
@@ -100,6 +113,8 @@ fn record(prepared: &Prepared) -> Result<Record, Error> {
         rootfs: resolved.root.path.clone(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         annotations: resolved.annotations.clone(),
+        hooks: resolved.hooks.clone(),
+        no_new_keyring: !resolved.process.new_keyring,
         claims: prepared.plan.claims.clone(),
     })
 }
@@ -107,12 +122,17 @@ fn record(prepared: &Prepared) -> Result<Record, Error> {
 /// What the runtime holds and the first process must not.
 struct Own<'a> {
     entry: &'a Entry,
+    record: &'a Record,
     /// The mount that our program runs from.
     copy: Option<OwnedFd>,
+    /// Where the master of the terminal goes.
+    console: Option<OwnedFd>,
+    /// Hooks have begun to run.
+    hooked: &'a mut bool,
 }
 
 fn carry_out(
-    own: Own<'_>,
+    mut own: Own<'_>,
     prepared: &Prepared,
     waits: bool,
     made: &mut Vec<PathBuf>,
@@ -121,16 +141,20 @@ fn carry_out(
         make(step, made)?;
         fault::point();
     }
-    let sources = open_sources(&own, prepared, waits)?;
+    let mut sources = open_sources(&mut own, prepared, waits)?;
+    let resolved = &prepared.resolved;
+    let filter = prepared.filter.as_ref();
     let encoder =
-        Encoder::new(&sources, &prepared.facts, &prepared.resolved, prepared.filter.as_ref());
+        Encoder::new(&sources, &prepared.facts, &resolved.process, &resolved.root.path, filter);
     let Encoded { ops, origins } = encoder.encode(&prepared.plan.child)?;
     let script = Script { ops, die_before: fault::child() };
     fault::point();
     let started = SystemTime::now();
-    let mut process = clone(prepared, &sources, &script)?;
+    let mut process = clone(prepared, &script)?;
     fault::point();
-    let outcome = accompany(own, prepared, &mut process).and_then(|()| Ok(process.outcome()?));
+    // The console's other end notices when nobody holds it any more.
+    drop(sources.console.take());
+    let outcome = accompany(own, prepared, &mut process);
     match judge(outcome, prepared, &origins) {
         Ok(()) => Ok((process, started)),
         Err(failure) => {
@@ -140,28 +164,90 @@ fn carry_out(
     }
 }
 
-/// Do the runtime's part while the first process does its own.
-fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Result<(), Error> {
+/// Do the runtime's part while the first process does its own, until it has done all.
+fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Result<Outcome, Error> {
     for step in &prepared.plan.beside {
         perform(step, Some(process.pid))?;
-        if matches!(step, HostStep::IdMaps(_)) {
-            // One that is gone already has said why in its report.
-            let _ = process.go();
-        }
         fault::point();
     }
     own.entry.save_process(Identity::of(process.pid)?)?;
     fault::point();
+    let hooks = Occasions { record: own.record, prepared, pid: process.pid };
+    if !prepared.resolved.hooks.none_before_root() {
+        match process.outcome()? {
+            Outcome::Ready => {}
+            other => return Ok(other),
+        }
+        *own.hooked = true;
+        hooks.before_root(process)?;
+        let _ = process.go();
+    }
     // A process that is gone already has said why in its report.
     let _ = process.go();
     // The first process is on its way: now nobody waits while the kernel takes the copy's mount apart.
     drop(own.copy);
     fault::point();
-    Ok(())
+    match process.outcome()? {
+        Outcome::Ready => {
+            *own.hooked = true;
+            hooks.before_program(process)?;
+            let _ = process.go();
+            Ok(process.outcome()?)
+        }
+        other => Ok(other),
+    }
+}
+
+/// The hooks of a launch.
+struct Occasions<'a> {
+    record: &'a Record,
+    prepared: &'a Prepared,
+    pid: i32,
+}
+
+impl Occasions<'_> {
+    fn guest(&self) -> Guest<'_> {
+        Guest {
+            process: &self.prepared.resolved.process,
+            filter: self.prepared.filter.as_ref(),
+            facts: &self.prepared.facts,
+            console: None,
+            cgroup: PathBuf::new(),
+        }
+    }
+
+    fn container(&self, process: &Launched) -> Result<Container, CallError> {
+        let handle = process.pidfd.try_clone().call(|| "dup a pidfd".to_owned())?;
+        Container::of(self.record, self.pid, handle)
+    }
+
+    fn before_root(&self, process: &Launched) -> Result<(), Error> {
+        let state = State::of(self.record, Status::Creating, Some(self.pid)).json()?;
+        let (hooks, bundle) = (&self.record.hooks, self.record.bundle.as_path());
+        hooks::run(&hooks.prestart, Occasion { kind: "prestart", state: &state, bundle })?;
+        fault::point();
+        hooks::run(
+            &hooks.create_runtime,
+            Occasion { kind: "createRuntime", state: &state, bundle },
+        )?;
+        fault::point();
+        if hooks.create_container.is_empty() {
+            return Ok(());
+        }
+        let (container, guest) = (self.container(process)?, self.guest());
+        let occasion = Occasion { kind: "createContainer", state: &state, bundle };
+        hooks::run_each(&hooks.create_container, occasion, |hook, standard| {
+            join::hook_visiting(&container, hook, standard, &guest)
+        })
+    }
+
+    fn before_program(&self, process: &Launched) -> Result<(), Error> {
+        join::run_start_hooks(self.record, &self.container(process)?, &self.guest())
+    }
 }
 
 /// After a failure the first process must be gone before anything is released.
-fn end(process: &Launched) -> Result<(), CallError> {
+pub(crate) fn end(process: &Launched) -> Result<(), CallError> {
     match hafen_sys::pidfd::send_signal(&process.pidfd, libc::SIGKILL) {
         Err(e) if !e.is(Errno::ESRCH) => return Err(e),
         _ => {}
@@ -180,10 +266,6 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<(), CallError> {
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
     match step {
         HostStep::MakeScratch { path } => make_scratch(path),
-        HostStep::IdMaps(_)
-        | HostStep::CheckIdMaps(_)
-        | HostStep::OomScoreAdj { .. }
-        | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)),
         _ => cgroup::perform(step, pid),
     }
 }
@@ -195,7 +277,7 @@ fn make_scratch(path: &Path) -> Result<(), CallError> {
     Ok(())
 }
 
-fn open_sources(own: &Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
+fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
     Ok(Sources {
         root: open_root(prepared)?,
         binds: open_binds(prepared)?,
@@ -208,6 +290,8 @@ fn open_sources(own: &Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sourc
             .into_iter()
             .chain(own.copy.as_ref().map(AsRawFd::as_raw_fd))
             .collect(),
+        console: own.console.take(),
+        ..Sources::default()
     })
 }
 
@@ -226,40 +310,29 @@ fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
 }
 
 fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
+    let classic = mount_calls(&prepared.facts) == MountCalls::Classic;
     let mut opened = Vec::new();
     for step in &prepared.plan.child {
-        match step {
-            ChildStep::Mount(mount) => opened.extend(open_bind(prepared, mount)?),
-            ChildStep::BindDevice(device) => {
-                let bind = open_bind(prepared, &Mount::of_device(device))?;
-                if let Some(bind) = &bind {
-                    source::check_device(bind, device)?;
-                }
-                opened.extend(bind);
-            }
-            _ => {}
-        }
+        let ChildStep::Mount(mount) = step else { continue };
+        let MountKind::Bind { source, recursive } = &mount.kind else { continue };
+        let bind = if classic {
+            source::look(source)
+        } else {
+            source::bind(
+                source,
+                *recursive,
+                prepared.resolved.root.apart(),
+                mount.attrs,
+                mount.recursive_attrs,
+                &mount.propagation,
+            )
+        };
+        let named = |e: CallError| {
+            CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source)
+        };
+        opened.push(bind.map_err(named)?);
     }
     Ok(opened)
-}
-
-/// `None` for what is no bind mount.
-fn open_bind(prepared: &Prepared, mount: &Mount) -> Result<Option<Source>, CallError> {
-    let MountKind::Bind { source, recursive } = &mount.kind else { return Ok(None) };
-    let bind = if mount_calls(&prepared.facts) == MountCalls::Classic {
-        source::look(source)
-    } else {
-        source::bind(
-            source,
-            *recursive,
-            prepared.resolved.root.apart(),
-            mount.attrs,
-            mount.recursive_attrs,
-            &mount.propagation,
-        )
-    };
-    bind.map(Some)
-        .map_err(|e| CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source))
 }
 
 fn open_namespaces(prepared: &Prepared) -> Result<Vec<(Namespace, OwnedFd)>, CallError> {
@@ -283,11 +356,9 @@ fn check_namespace(file: &OwnedFd, namespace: Namespace, path: &Path) -> Result<
     Err(CallError::new(call, std::io::Error::other("is not a namespace of that type")))
 }
 
-fn clone(prepared: &Prepared, sources: &Sources, script: &Script) -> Result<Launched, CallError> {
+fn clone(prepared: &Prepared, script: &Script) -> Result<Launched, CallError> {
     let plan = &prepared.plan;
-    let by_us = plan.spawn.joins.is_empty();
-    let join_pid =
-        prepared.resolved.namespaces.joined.iter().find(|(n, _)| by_us && *n == Namespace::Pid);
+    let join_pid = prepared.resolved.namespaces.joined.iter().find(|(n, _)| *n == Namespace::Pid);
     if let Some((_, path)) = join_pid {
         // For our children only (pid_namespaces(7)); we ourselves stay where we are.
         let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
@@ -300,21 +371,12 @@ fn clone(prepared: &Prepared, sources: &Sources, script: &Script) -> Result<Laun
         namespaces: plan.spawn.namespaces.iter().fold(0, |flags, n| flags | n.flag()),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         classic: prepared.facts.lacks("clone3"),
-        joins: &joins(prepared, sources),
     };
     spawn(script, birth)
         .map_err(|e| CallError::new(format!("{}: {}", plan.spawn, e.call), e.source))
 }
 
-fn joins<'a>(prepared: &Prepared, sources: &'a Sources) -> Vec<(BorrowedFd<'a>, u64)> {
-    let opened = |namespace: &Namespace| {
-        let found = sources.namespaces.iter().find(|(n, _)| n == namespace);
-        found.map(|(n, fd)| (fd.as_fd(), n.flag()))
-    };
-    prepared.plan.spawn.joins.iter().filter_map(|(namespace, _)| opened(namespace)).collect()
-}
-
-fn open_cgroup(path: &Path) -> Result<OwnedFd, CallError> {
+pub(crate) fn open_cgroup(path: &Path) -> Result<OwnedFd, CallError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(path, flags, Mode::empty()).call(|| format!("open {}", path.display()))
 }
@@ -326,7 +388,7 @@ fn judge(
     origins: &[usize],
 ) -> Result<(), Error> {
     match outcome? {
-        Outcome::Created | Outcome::Executed => Ok(()),
+        Outcome::Created | Outcome::Executed | Outcome::Ready => Ok(()),
         Outcome::Failed(report) | Outcome::Refused(report) => {
             Err(explain(&report, &prepared.plan.child, origins, program(prepared)))
         }
@@ -378,7 +440,11 @@ pub(crate) fn explain(
 
 /// The user's program cannot be found or executed.
 pub(crate) fn no_program(program: &str, errno: Errno) -> Error {
-    Error::Program { program: program.to_owned(), reason: program_reason(program, errno) }
+    Error::Program {
+        program: program.to_owned(),
+        reason: program_reason(program, errno),
+        found: errno != Errno::ENOENT,
+    }
 }
 
 /// Clients tell exit codes 126 and 127 apart by these words of runc's.
@@ -411,6 +477,7 @@ fn hint(step: &ChildStep, report: &Report) -> Option<String> {
         ChildStep::WorkingDirectory { .. } if report.detail == 1 => {
             Some("leads out of the root file system".to_owned())
         }
+        ChildStep::Terminal { .. } => terminal_words(report.detail).map(str::to_owned),
         ChildStep::Mount(Mount { kind: MountKind::New { options, .. }, .. })
             if report.detail > 0 =>
         {

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use crate::cli::{LogArgs, LogFormat};
@@ -10,6 +11,21 @@ use crate::cli::{LogArgs, LogFormat};
 pub fn report(args: &LogArgs, message: &str) {
     eprintln!("hafen-oci: {message}");
     write(args, "error", message);
+}
+
+static CURRENT: OnceLock<LogArgs> = OnceLock::new();
+
+/// Where [`note`] writes to.
+pub fn remember(args: &LogArgs) {
+    let _ = CURRENT.set(args.clone());
+}
+
+/// Tell of a failure that stops nothing.
+pub fn note(message: &str) {
+    eprintln!("hafen-oci: warning: {message}");
+    if let Some(args) = CURRENT.get() {
+        write(args, "warning", message);
+    }
 }
 
 /// Tell what was done otherwise than asked; only in the log file, or with `--debug` on stderr.

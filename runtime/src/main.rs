@@ -25,11 +25,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    log::remember(&cli.log);
     match commands::dispatch(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::report(&cli.log, &error.chain());
-            ExitCode::from(FAILURE)
+            ExitCode::from(cli.command.failure(&error))
         }
     }
 }

@@ -2,12 +2,10 @@
 
 mod attributes;
 
-use std::path::PathBuf;
-
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
 use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
-use hafen_spec::resolved::{Namespace, Process, Resolved};
+use hafen_spec::resolved::{Hooks, Namespace, Process, Resolved};
 
 /// Needed to install a seccomp filter without no_new_privs (seccomp(2)).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -22,17 +20,17 @@ pub(crate) fn order(
 ) -> Plan {
     let child = [
         identity(resolved),
-        time_namespace(resolved).into_iter().collect(),
-        user_namespace(resolved),
         namespaces(resolved),
         if resolved.namespaces.is_new(Namespace::Mount) { rootfs.child } else { Vec::new() },
+        terminal(resolved).into_iter().collect(),
         inside(resolved),
+        hooks_before_root(&resolved.hooks).into_iter().collect(),
         new_root(resolved),
         // The runtime's side (v1 cgroups above all) goes on beside all this, and is done before the
         // container's own view of the cgroups is fixed and before anything is given up.
         own_cgroups(resolved),
         sysctl(resolved),
-        rights(&resolved.process, filter, waits),
+        rights(&resolved.process, filter, start(resolved, waits)),
     ];
     let mut claims: Vec<Claim> = rootfs.claims.into_iter().chain(cgroup.claims).collect();
     // Claims are released in reverse, and the tree that carries the processes must go first: that ends them.
@@ -44,84 +42,44 @@ pub(crate) fn order(
     Plan {
         claims,
         before: limits.into_iter().chain(rootfs.before).collect(),
-        spawn: spawn(resolved, cgroup.born_in),
+        spawn: Spawn {
+            namespaces: resolved
+                .namespaces
+                .new
+                .iter()
+                .copied()
+                .filter(|n| *n != Namespace::Cgroup)
+                .collect(),
+            cgroup: cgroup.born_in,
+        },
         // Moves first: the first one waits for a grace period, in which the process does much of its part.
-        beside: privileges(resolved).into_iter().chain(cgroup.beside).chain(devices).collect(),
+        beside: cgroup.beside.into_iter().chain(devices).collect(),
         child: child.into_iter().flatten().collect(),
     }
-}
-
-/// The cgroup namespace shows the folder in which it is made, the clocks of a time namespace are set before anybody is in
-/// it, and whoever makes an ipc namespace owns its message queues: the process makes these itself.
-fn spawn(resolved: &Resolved, cgroup: Option<PathBuf>) -> Spawn {
-    let mut joins = Vec::new();
-    if resolved.in_user_namespace() {
-        let all = resolved.namespaces.joined.iter();
-        joins.extend(all.filter(|(n, _)| *n != Namespace::Cgroup).cloned());
-        joins.sort_by_key(|(n, _)| (*n == Namespace::User, *n == Namespace::Mount));
-    }
-    let itself = |n: &Namespace| {
-        matches!(n, Namespace::Cgroup | Namespace::Time)
-            || (resolved.in_user_namespace() && *n == Namespace::Ipc)
-    };
-    let new = resolved.namespaces.new.iter().copied().filter(|n| !itself(n));
-    Spawn { namespaces: new.collect(), cgroup, joins }
-}
-
-/// What only the runtime may do for a process in a user namespace. The maps come first: it waits for them.
-fn privileges(resolved: &Resolved) -> Vec<HostStep> {
-    if !resolved.in_user_namespace() {
-        return Vec::new();
-    }
-    let new = resolved.namespaces.is_new(Namespace::User);
-    let maps = resolved.user.clone();
-    let maps = maps.map(if new { HostStep::IdMaps } else { HostStep::CheckIdMaps });
-    let process = &resolved.process;
-    let adjust = process.oom_score_adj.map(|value| HostStep::OomScoreAdj { value });
-    let limits = process.rlimits.iter().cloned().map(HostStep::HardLimit);
-    maps.into_iter().chain(adjust).chain(limits).collect()
-}
-
-/// Before the process becomes another user, which may not write to its own files in `/proc`.
-fn time_namespace(resolved: &Resolved) -> Option<ChildStep> {
-    let offsets = || resolved.time_offsets.clone();
-    resolved
-        .namespaces
-        .is_new(Namespace::Time)
-        .then(|| ChildStep::TimeNamespace { offsets: offsets() })
-}
-
-fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
-    if !resolved.in_user_namespace() {
-        return Vec::new();
-    }
-    let (uid, gid) = resolved.namespace_root();
-    let maps = resolved.namespaces.is_new(Namespace::User).then_some(ChildStep::AwaitMaps);
-    let root = ChildStep::NamespaceRoot { uid, gid, keep_groups: false };
-    let ipc = resolved.namespaces.is_new(Namespace::Ipc).then_some(ChildStep::UnshareIpc);
-    maps.into_iter().chain([root]).chain(ipc).collect()
 }
 
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     // Whoever shares the pid namespace could find the runtime's descriptors and program in /proc (CVE-2016-9962).
     let mut steps = vec![ChildStep::ResetSignals, ChildStep::Undumpable, ChildStep::NewSession];
     if resolved.process.new_keyring {
-        steps.extend(attributes::keyring(&resolved.process, format!("_ses.{}", resolved.id)));
+        steps.extend(attributes::keyring(&resolved.process, keyring(&resolved.id)));
     }
-    if let Some(value) = resolved.process.oom_score_adj.filter(|_| !resolved.in_user_namespace()) {
+    if let Some(value) = resolved.process.oom_score_adj {
         steps.push(ChildStep::OomScoreAdj { value });
     }
     steps
 }
 
-/// The pid namespace is joined by the runtime, for its children (and most others on the way into a user namespace); the
-/// mount namespace last, because the others are named by paths of the host.
+/// As runc and crun call it.
+fn keyring(id: &str) -> String {
+    format!("_ses.{id}")
+}
+
+/// The pid namespace is joined by the runtime, for its children; the mount namespace last, because the others
+/// are named by paths of the host.
 fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
-    let before = |n: Namespace| {
-        n == Namespace::Pid || (resolved.in_user_namespace() && n != Namespace::Cgroup)
-    };
     let mut joined: Vec<_> =
-        resolved.namespaces.joined.iter().filter(|(n, _)| !before(*n)).collect();
+        resolved.namespaces.joined.iter().filter(|(n, _)| *n != Namespace::Pid).collect();
     joined.sort_by_key(|(namespace, _)| *namespace == Namespace::Mount);
     let mut steps: Vec<ChildStep> = joined
         .into_iter()
@@ -134,6 +92,90 @@ fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
         steps.push(ChildStep::HostPropagation { propagation: resolved.root.apart() });
     }
     steps
+}
+
+/// The order in which a process joins a running container. Pure.
+pub(crate) fn join(
+    id: &str,
+    process: &Process,
+    namespaces: Vec<&'static str>,
+    own_root: bool,
+    filter: Option<usize>,
+) -> Vec<ChildStep> {
+    let mut steps = vec![ChildStep::ResetSignals, ChildStep::NewSession];
+    if process.new_keyring {
+        steps.extend(attributes::keyring(process, keyring(id)));
+    }
+    steps.extend(process.oom_score_adj.map(|value| ChildStep::OomScoreAdj { value }));
+    // The container is not to be trusted: from the moment in which it can see us it must find nothing of the host's.
+    steps
+        .extend([ChildStep::NotDumpable, ChildStep::CloseHost { preserved: process.preserve_fds }]);
+    steps.push(ChildStep::JoinContainer { namespaces });
+    if own_root {
+        steps.push(ChildStep::JoinRoot);
+    }
+    steps.extend(process.terminal.map(|terminal| ChildStep::Terminal {
+        size: terminal.size,
+        uid: process.uid,
+        console: false,
+    }));
+    steps.push(ChildStep::AwaitGo);
+    steps.extend(rights(process, filter, Vec::new()));
+    steps
+}
+
+/// The order for a program of the host that runs in the container's namespaces. Pure.
+pub(crate) fn visit(
+    program: &str,
+    namespaces: Vec<&'static str>,
+    own_users: bool,
+) -> Vec<ChildStep> {
+    let mut steps = vec![
+        ChildStep::ResetSignals,
+        ChildStep::NewSession,
+        ChildStep::CloseHost { preserved: 0 },
+        ChildStep::JoinContainer { namespaces },
+        ChildStep::AwaitGo,
+    ];
+    if own_users {
+        steps.push(ChildStep::Ids { uid: 0, gid: 0, additional_gids: Vec::new() });
+    }
+    steps.extend([
+        ChildStep::CloseDescriptors { preserved: 0 },
+        ChildStep::FindProgram { candidates: vec![program.to_owned()] },
+        ChildStep::Execute { program: program.to_owned() },
+    ]);
+    steps
+}
+
+/// After the mounts, of which one is devpts, and before `/dev` may become read-only.
+fn terminal(resolved: &Resolved) -> Option<ChildStep> {
+    let wanted = resolved.process.terminal?;
+    Some(ChildStep::Terminal {
+        size: wanted.size,
+        uid: resolved.process.uid,
+        console: resolved.namespaces.is_new(Namespace::Mount),
+    })
+}
+
+/// What holds the user's program back, beside the filter.
+fn start(resolved: &Resolved, waits: bool) -> Vec<ChildStep> {
+    match (waits, resolved.hooks.start_container.is_empty()) {
+        (true, _) => vec![ChildStep::AwaitStart],
+        (false, false) => vec![ChildStep::AwaitHooks { kinds: vec!["startContainer"] }],
+        (false, true) => Vec::new(),
+    }
+}
+
+fn hooks_before_root(hooks: &Hooks) -> Option<ChildStep> {
+    let all = [
+        ("prestart", &hooks.prestart),
+        ("createRuntime", &hooks.create_runtime),
+        ("createContainer", &hooks.create_container),
+    ];
+    let kinds: Vec<&str> =
+        all.iter().filter(|(_, list)| !list.is_empty()).map(|(k, _)| *k).collect();
+    (!kinds.is_empty()).then_some(ChildStep::AwaitHooks { kinds })
 }
 
 /// What is done inside the root file system while the host's is still in sight.
@@ -184,12 +226,15 @@ fn sysctl(resolved: &Resolved) -> Vec<ChildStep> {
 }
 
 /// Rights are given up in an order in which each step still has what it needs.
-fn rights(process: &Process, filter: Option<usize>, waits: bool) -> Vec<ChildStep> {
+fn rights(process: &Process, filter: Option<usize>, start: Vec<ChildStep>) -> Vec<ChildStep> {
     let mut steps: Vec<ChildStep> =
         process.rlimits.iter().cloned().map(ChildStep::Rlimit).collect();
     steps.extend(attributes::steps(&process.attributes));
     if process.no_new_privileges {
         steps.push(ChildStep::NoNewPrivileges);
+    }
+    if process.terminal.is_none() && process.uid != 0 {
+        steps.push(ChildStep::OwnStandard { uid: process.uid });
     }
     steps.push(ChildStep::BoundingSet { keep: process.capabilities.bounding });
     steps.push(ChildStep::Ids {
@@ -211,9 +256,7 @@ fn rights(process: &Process, filter: Option<usize>, waits: bool) -> Vec<ChildSte
     steps.push(ChildStep::Umask { mask: process.umask });
     steps.push(ChildStep::CloseDescriptors { preserved: process.preserve_fds });
     steps.push(ChildStep::FindProgram { candidates: candidates(process) });
-    if waits {
-        steps.push(ChildStep::AwaitStart);
-    }
+    steps.extend(start);
     steps.extend(seccomp);
     if filter_first {
         steps.push(capabilities);
@@ -257,6 +300,7 @@ mod tests {
             attributes: hafen_spec::resolved::Attributes::default(),
             new_keyring: true,
             preserve_fds: 0,
+            terminal: None,
         }
     }
 
@@ -272,7 +316,7 @@ mod tests {
     fn the_filter_is_the_last_thing_before_the_program() {
         let mut process = process();
         process.no_new_privileges = true;
-        let steps = rights(&process, Some(10), true);
+        let steps = rights(&process, Some(10), vec![ChildStep::AwaitStart]);
         assert_eq!(position(&steps, SECCOMP), steps.len() - 2);
         assert!(position(&steps, CAPABILITIES) < position(&steps, SECCOMP));
         assert!(position(&steps, IDS) < position(&steps, CAPABILITIES));
@@ -280,7 +324,7 @@ mod tests {
 
     #[test]
     fn without_no_new_privs_the_filter_goes_in_before_the_right_to_install_it_goes() {
-        let steps = rights(&process(), Some(10), false);
+        let steps = rights(&process(), Some(10), Vec::new());
         assert_eq!(position(&steps, SECCOMP) + 1, position(&steps, CAPABILITIES));
         assert_eq!(position(&steps, CAPABILITIES), steps.len() - 2);
     }

@@ -26,6 +26,8 @@ pub(crate) struct Prepared {
     pub(crate) facts: HostFacts,
     pub(crate) plan: Plan,
     pub(crate) filter: Option<seccomp::Filter>,
+    /// The specification as it was read.
+    pub(crate) config: Vec<u8>,
     /// The root file system, seen and opened.
     pub(crate) root: Option<OwnedFd>,
 }
@@ -40,11 +42,19 @@ pub(crate) struct Request {
     pub(crate) waits: bool,
 }
 
+/// A specification, and where it came from.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    pub(crate) path: PathBuf,
+    pub(crate) spec: Spec,
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// Read `config.json` of a bundle.
 ///
 /// # Errors
 /// Names the file, or every field that is wrong.
-pub(crate) fn read_bundle(bundle: &Path) -> Result<(PathBuf, Spec), Error> {
+pub(crate) fn read_bundle(bundle: &Path) -> Result<Bundle, Error> {
     let bundle = fs::canonicalize(bundle).call(|| format!("open bundle {}", bundle.display()))?;
     let path = bundle.join("config.json");
     let bytes = match fs::read(&path) {
@@ -55,21 +65,22 @@ pub(crate) fn read_bundle(bundle: &Path) -> Result<(PathBuf, Spec), Error> {
         answer => answer.call(|| format!("read {}", path.display()))?,
     };
     let spec = parse::parse(&bytes).map_err(|source| Error::Bundle { path, source })?;
-    Ok((bundle, spec))
+    Ok(Bundle { path: bundle, spec, bytes })
 }
 
 /// Resolve and plan. Only looks: nothing on the machine is changed.
 ///
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
-pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error> {
+pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
+    let Bundle { spec, bytes, .. } = bundle;
     let facts = facts::gather()?;
     let at = || request.options.bundle.join("config.json");
     let wrong = |source| Error::Bundle { path: at(), source };
     let mut resolved = if left_out(Defence::CgroupPath) {
-        resolve_any_cgroup(spec, &facts, &request.options).map_err(wrong)?
+        resolve_any_cgroup(&spec, &facts, &request.options).map_err(wrong)?
     } else {
-        resolve(spec, &facts, &request.options).map_err(wrong)?
+        resolve(&spec, &facts, &request.options).map_err(wrong)?
     };
     let root = open_root(&mut resolved)?;
     give_home(&mut resolved.process, root.as_ref());
@@ -82,8 +93,7 @@ pub(crate) fn prepare(spec: &Spec, request: &Request) -> Result<Prepared, Error>
     let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
     let instructions = filter.as_ref().map(seccomp::Filter::len);
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
-    let facts = if resolved.in_user_namespace() { facts.in_user_namespace() } else { facts };
-    Ok(Prepared { resolved, facts, plan, filter, root })
+    Ok(Prepared { resolved, facts, plan, filter, root, config: bytes })
 }
 
 /// With the cgroup's path as it is written (tests only).
@@ -114,7 +124,7 @@ fn open_root(resolved: &mut Resolved) -> Result<Option<OwnedFd>, Error> {
 }
 
 /// A program that was given no HOME gets the one of its user, as other runtimes do.
-fn give_home(process: &mut Process, root: Option<&OwnedFd>) {
+pub(crate) fn give_home(process: &mut Process, root: Option<&OwnedFd>) {
     if let Some(root) = root
         && !process.env.iter().any(|e| e.starts_with("HOME="))
     {

@@ -5,8 +5,10 @@ use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
 use hafen_sys::CallError;
 
-use crate::journal::{Entry, Record};
-use crate::{Error, fault};
+use crate::hooks::{self, Occasion};
+use crate::journal::{Entry, Record, Status};
+use crate::state::State;
+use crate::{Error, fault, log};
 
 /// Release everything that a record claims. Goes on after a failure, and may be repeated: what is
 /// gone counts as released. The folder with the record goes last, so nothing is forgotten before.
@@ -22,10 +24,27 @@ pub(crate) fn release(entry: Entry, record: Option<&Record>) -> Result<(), Error
         }
     }
     fault::point();
-    match first {
-        Some(failure) => Err(failure.into()),
-        None => Ok(entry.remove()?),
+    if let Some(failure) = first {
+        return Err(failure.into());
     }
+    // Before the record goes: whoever dies here runs them again, rather than never.
+    if let Some(record) = record.filter(|r| !r.hooks.poststop.is_empty()) {
+        run_poststop(record)?;
+        fault::point();
+    }
+    Ok(entry.remove()?)
+}
+
+/// A hook that fails keeps no container from going (runtime-spec, runtime, "Lifecycle").
+fn run_poststop(record: &Record) -> Result<(), Error> {
+    let state = State::of(record, Status::Stopped, None).json()?;
+    let occasion = Occasion { kind: "poststop", state: &state, bundle: &record.bundle };
+    for hook in &record.hooks.poststop {
+        if let Err(e) = hooks::run(std::slice::from_ref(hook), occasion) {
+            log::note(&e.chain());
+        }
+    }
+    Ok(())
 }
 
 fn give_back(claim: &Claim) -> Result<(), CallError> {

@@ -1,6 +1,6 @@
 //! Waiting for a container in the foreground, as `run` does: signals go through, the end is recorded.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +8,7 @@ use hafen_isolator::cgroup::{self, Usage};
 use hafen_spec::plan::Claim;
 use hafen_sys::file::replace;
 use hafen_sys::pidfd::{self, Ended};
+use hafen_sys::spawn::Launched;
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::launch::Running;
+use crate::terminal::Relay;
 
 /// Shells report a death by signal as 128 and its number.
 const SIGNAL_BASE: i32 = 128;
@@ -76,34 +78,77 @@ impl Signals {
 ///
 /// # Errors
 /// Names the call.
-pub(crate) fn wait(running: &Running, signals: &Signals) -> Result<ExitRecord, Error> {
-    let process = &running.process;
-    while !ended(process.pidfd.as_fd(), signals.0.as_fd())? {
-        forward(signals, process.pidfd.as_fd())?;
+pub(crate) fn wait(
+    running: &Running,
+    signals: &Signals,
+    relay: Option<Relay>,
+) -> Result<ExitRecord, Error> {
+    Ok(record(running, &attend(&running.process, signals, relay)?))
+}
+
+/// Stand by a process until it ends: pass signals on, and what its terminal says.
+///
+/// # Errors
+/// Names the call.
+pub(crate) fn attend(
+    process: &Launched,
+    signals: &Signals,
+    mut relay: Option<Relay>,
+) -> Result<Ended, CallError> {
+    let handle = process.pidfd.as_fd();
+    loop {
+        let ready = look(handle, signals.0.as_fd(), relay.as_ref())?;
+        if let Some(relay) = &mut relay {
+            relay.turn(ready.input)?;
+        }
+        if ready.ended {
+            break;
+        }
+        forward(signals, handle, relay.as_ref())?;
     }
     let end = pidfd::wait(process.pid, true)?;
-    let end =
-        end.ok_or_else(|| CallError::errno(format!("wait4 {}", process.pid), Errno::ECHILD))?;
-    Ok(record(running, &end))
+    end.ok_or_else(|| CallError::errno(format!("wait4 {}", process.pid), Errno::ECHILD))
+}
+
+/// What poll(2) found.
+struct Ready {
+    ended: bool,
+    input: bool,
 }
 
 /// A pidfd becomes readable when its process ends (pidfd_open(2)).
-fn ended(
-    process: std::os::fd::BorrowedFd<'_>,
-    signals: std::os::fd::BorrowedFd<'_>,
-) -> Result<bool, CallError> {
+fn look(
+    process: BorrowedFd<'_>,
+    signals: BorrowedFd<'_>,
+    relay: Option<&Relay>,
+) -> Result<Ready, CallError> {
     let mut fds =
-        [PollFd::new(process, PollFlags::POLLIN), PollFd::new(signals, PollFlags::POLLIN)];
+        vec![PollFd::new(process, PollFlags::POLLIN), PollFd::new(signals, PollFlags::POLLIN)];
+    fds.extend(relay.iter().flat_map(|r| r.interest()));
     match poll(&mut fds, PollTimeout::NONE) {
-        Err(Errno::EINTR) => Ok(false),
-        Err(e) => Err(CallError::errno("poll", e)),
-        Ok(_) => Ok(fds[0].any().unwrap_or(false)),
+        Err(Errno::EINTR) => return Ok(Ready { ended: false, input: false }),
+        Err(e) => return Err(CallError::errno("poll", e)),
+        Ok(_) => {}
     }
+    let input = fds.iter().skip(2).any(|f| is_stdin(f) && f.any().unwrap_or(false));
+    Ok(Ready { ended: fds[0].any().unwrap_or(false), input })
 }
 
-fn forward(signals: &Signals, process: std::os::fd::BorrowedFd<'_>) -> Result<(), CallError> {
+fn is_stdin(fd: &PollFd<'_>) -> bool {
+    fd.as_fd().as_raw_fd() == libc::STDIN_FILENO
+}
+
+fn forward(
+    signals: &Signals,
+    process: BorrowedFd<'_>,
+    relay: Option<&Relay>,
+) -> Result<(), CallError> {
     while let Some(info) = signals.0.read_signal().call(|| "read signalfd".to_owned())? {
         let signal = info.ssi_signo.cast_signed();
+        if let Some(relay) = relay.filter(|_| signal == libc::SIGWINCH) {
+            relay.resize();
+            continue;
+        }
         match pidfd::send_signal(process, signal) {
             Err(e) if !e.is(Errno::ESRCH) => return Err(e),
             _ => {}
@@ -136,10 +181,15 @@ fn claims(running: &Running) -> Vec<Claim> {
     now.unwrap_or_else(|| running.record.clone()).claims
 }
 
+/// As shells count.
+pub(crate) fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
+    let code = code.or_else(|| signal.map(|s| SIGNAL_BASE + s)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
 impl ExitRecord {
     pub(crate) fn code(&self) -> u8 {
-        let code = self.exit_code.or_else(|| self.signal.map(|s| SIGNAL_BASE + s)).unwrap_or(1);
-        u8::try_from(code).unwrap_or(1)
+        exit_code(self.exit_code, self.signal)
     }
 
     /// # Errors

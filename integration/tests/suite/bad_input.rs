@@ -147,7 +147,7 @@ fn each_of_several_wrong_values_is_named(t: &Test) {
         .set("/process/oomScoreAdj", json!(5000))
         .set("/linux/sysctl", json!({ "kernel.core_pattern": "x" }))
         .set("/linux/maskedPaths", json!(["proc/kcore"]))
-        .set("/hooks", json!({ "poststop": [{ "path": "/bin/true" }] }));
+        .set("/hooks", json!({ "poststop": [{ "path": "bin/true", "timeout": 0 }] }));
     refused(
         t,
         &bundle,
@@ -158,7 +158,8 @@ fn each_of_several_wrong_values_is_named(t: &Test) {
             "process.oomScoreAdj",
             "linux.sysctl[\"kernel.core_pattern\"]",
             "linux.maskedPaths[0]",
-            "hooks.poststop",
+            "hooks.poststop[0].path",
+            "hooks.poststop[0].timeout",
         ],
     );
 }
@@ -270,21 +271,16 @@ fn command_lines_that_are_wrong(t: &Test) {
 
 fn fields_that_are_not_supported_yet(t: &Test) {
     let plain = t.bundle();
-    let hook = json!([{ "path": "/bin/true" }]);
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
     let table: Vec<(&str, Value, &str)> = vec![
-        ("/process/terminal", json!(true), "process.terminal"),
-        ("/hooks/prestart", hook.clone(), "hooks.prestart"),
-        ("/hooks/createRuntime", hook.clone(), "hooks.createRuntime"),
-        ("/hooks/createContainer", hook.clone(), "hooks.createContainer"),
-        ("/hooks/startContainer", hook.clone(), "hooks.startContainer"),
-        ("/hooks/poststart", hook.clone(), "hooks.poststart"),
-        ("/hooks/poststop", hook, "hooks.poststop"),
+        ("/linux/uidMappings", map.clone(), "linux.uidMappings"),
+        ("/linux/gidMappings", map.clone(), "linux.gidMappings"),
         ("/mounts/1/uidMappings", map.clone(), "mounts[1].uidMappings"),
         ("/mounts/1/gidMappings", map, "mounts[1].gidMappings"),
         ("/mounts/1/options", json!(["idmap"]), "mounts[1].options"),
         ("/linux/mountLabel", json!("system_u:object_r:x_t:s0"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({ "closID": "guaranteed" }), "linux.intelRdt"),
+        ("/linux/timeOffsets", json!({ "monotonic": { "secs": 1 } }), "linux.timeOffsets"),
         ("/linux/netDevices", json!({ "eth0": { "name": "eth1" } }), "linux.netDevices"),
         (
             "/linux/seccomp",
@@ -298,12 +294,16 @@ fn fields_that_are_not_supported_yet(t: &Test) {
     for (pointer, value, field) in table {
         field_refused(t, &plain.clone().set(pointer, value), &[field]);
     }
-    let path = plain.path().as_os_str();
+    let whole = t.bundle();
+    let path = whole.path().as_os_str();
     let words =
         ["create".as_ref(), "--console-socket".as_ref(), "/x".as_ref(), "--bundle".as_ref(), path];
     let id = t.id();
     let words: Vec<&OsStr> = words.into_iter().chain([id.as_ref()]).collect();
-    call_refused(t, &id, &words).error_with(["--console-socket"]);
+    call_refused(t, &id, &words).error_with(["console socket", "process.terminal"]);
+    for kind in ["user", "time"] {
+        field_refused(t, &plain.clone().namespace(kind, None), &["linux.namespaces[6].type", kind]);
+    }
 }
 
 fn values_that_make_no_sense(t: &Test) {

@@ -10,7 +10,6 @@ mod faults;
 mod foreign;
 mod lifecycle;
 mod limits;
-mod namespaces;
 mod pause;
 mod process_attributes;
 mod security;
@@ -30,7 +29,6 @@ fn main() -> ExitCode {
         explain::trials(),
         lifecycle::trials(),
         limits::trials(),
-        namespaces::trials(),
         process_attributes::trials(),
         pause::trials(),
         update::trials(),

@@ -15,8 +15,7 @@ pub use attribute::Attribute;
 
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
-    Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMaps, Mount, MountKind, Namespace,
-    Propagation, Rlimit, TimeOffset,
+    Attrs, Capabilities, Device, DeviceRule, Mount, MountKind, Namespace, Propagation, Rlimit,
 };
 
 /// Something of the host's that exists because of this container, named before it exists.
@@ -98,22 +97,6 @@ pub enum HostStep {
     Enter {
         cgroup: PathBuf,
     },
-    /// Give the new user namespace its id maps, which the first process waits for.
-    IdMaps(IdMaps),
-    /// The user namespace that is joined must be the one that the bundle describes.
-    CheckIdMaps(IdMaps),
-    /// For a process in a user namespace: only the host's root may lower it.
-    OomScoreAdj {
-        value: i32,
-    },
-    /// Raise a hard limit of a process in a user namespace, which cannot do so itself.
-    HardLimit(Rlimit),
-}
-
-/// Id maps as the kernel takes them, with commas for line ends.
-fn lines(map: &[IdMap]) -> String {
-    let lines: Vec<String> = map.iter().map(ToString::to_string).collect();
-    lines.join(", ")
 }
 
 /// A kernel file and the value it gets.
@@ -168,25 +151,6 @@ impl fmt::Display for HostStep {
             Self::Enter { cgroup } => {
                 write!(f, "write the pid to {}/cgroup.procs", cgroup.display())
             }
-            Self::IdMaps(maps) => {
-                write!(f, "map uids [{}] and gids [{}]", lines(&maps.uids), lines(&maps.gids))
-            }
-            Self::CheckIdMaps(maps) => write!(
-                f,
-                "compare uids [{}] and gids [{}] with the joined user namespace's",
-                lines(&maps.uids),
-                lines(&maps.gids)
-            ),
-            Self::OomScoreAdj { value } => {
-                write!(f, "write \"{value}\" to the process's oom_score_adj")
-            }
-            Self::HardLimit(limit) => {
-                write!(
-                    f,
-                    "raise the process's hard {} to {} if it is below",
-                    limit.name, limit.hard
-                )
-            }
         }
     }
 }
@@ -200,16 +164,10 @@ pub struct Spawn {
     pub namespaces: Vec<Namespace>,
     /// Folder of the cgroup2 tree that the process is born in (CLONE_INTO_CGROUP, Linux 5.7).
     pub cgroup: Option<PathBuf>,
-    /// Namespaces of others that are joined first, while the runtime's rights on the host still hold: in a user
-    /// namespace they are gone. The user namespace itself comes last.
-    pub joins: Vec<(Namespace, PathBuf)>,
 }
 
 impl fmt::Display for Spawn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (namespace, path) in &self.joins {
-            write!(f, "join {} namespace {}, ", namespace.file(), path.display())?;
-        }
         let names: Vec<&str> = self.namespaces.iter().map(|n| n.file()).collect();
         write!(f, "clone a process with new namespaces [{}]", names.join(" "))?;
         match &self.cgroup {
@@ -240,19 +198,6 @@ pub enum ChildStep {
         namespace: Namespace,
         path: PathBuf,
     },
-    /// Make a time namespace, set its clocks off, and go into it (time_namespaces(7)).
-    TimeNamespace {
-        offsets: Vec<TimeOffset>,
-    },
-    /// Wait until the runtime has written the id maps; end of file means abort.
-    AwaitMaps,
-    /// Become an id that the user namespace has, keeping all rights in it.
-    NamespaceRoot {
-        uid: u32,
-        gid: u32,
-        /// The namespace lets nobody change supplementary groups (user_namespaces(7)).
-        keep_groups: bool,
-    },
     /// Bring up `lo` in a new network namespace, so that 127.0.0.1 works without anybody's help.
     LoopbackUp,
     /// Set the propagation of every mount that the new namespace inherited.
@@ -262,8 +207,6 @@ pub enum ChildStep {
     /// Make a bind mount of the root file system, so that it can become `/`.
     RootBind {
         path: PathBuf,
-        /// Attach it at `/` instead of at its own path, which the root of a user namespace may not reach.
-        over_root: bool,
     },
     /// Stand on an overlay: `lower` read-only below, changes in `scratch`.
     RootOverlay {
@@ -279,8 +222,6 @@ pub enum ChildStep {
         attrs: Attrs,
     },
     Device(Device),
-    /// Show the host's device of the same path.
-    BindDevice(Device),
     Symlink {
         path: String,
         target: String,
@@ -306,10 +247,36 @@ pub enum ChildStep {
     Domainname {
         name: String,
     },
+    /// Stand on a pseudoterminal of the container's devpts, whose master goes to the caller.
+    Terminal {
+        size: Option<(u16, u16)>,
+        uid: u32,
+        /// Mount it on `/dev/console`.
+        console: bool,
+    },
+    /// Give the standard descriptors to the user, who may open `/dev/stdout` again then.
+    OwnStandard {
+        uid: u32,
+    },
+    /// Nobody in a container that is joined may look into this process (prctl(2), PR_SET_DUMPABLE).
+    NotDumpable,
+    /// Close every descriptor of the host's before a container that is joined could reach it through us.
+    CloseHost {
+        preserved: u32,
+    },
+    /// Become a member of a running container: all of its namespaces at once (setns(2) with a pidfd, Linux 5.8).
+    JoinContainer {
+        namespaces: Vec<&'static str>,
+    },
+    /// The container has the host's mount namespace: its root is that of its first process.
+    JoinRoot,
+    /// Wait while the runtime runs hooks.
+    AwaitHooks {
+        kinds: Vec<&'static str>,
+    },
     /// Wait until the runtime has finished everything on its side; end of file means abort.
     AwaitGo,
     UnshareCgroup,
-    UnshareIpc,
     /// Make the root file system `/` and let go of the host's.
     ChangeRoot {
         how: ChangeRoot,
@@ -378,22 +345,11 @@ impl fmt::Display for ChildStep {
             Self::Join { namespace, path } => {
                 write!(f, "join {} namespace {}", namespace.file(), path.display())
             }
-            Self::TimeNamespace { offsets } => {
-                f.write_str("enter a new time namespace")?;
-                offsets.iter().try_for_each(|o| write!(f, ", {} {}", clock(o.clock), offset(*o)))
-            }
-            Self::AwaitMaps => f.write_str("wait for the id maps"),
-            Self::NamespaceRoot { uid, gid, .. } => {
-                write!(f, "become uid {uid} gid {gid} of the user namespace")
-            }
             Self::LoopbackUp => f.write_str("bring the loopback interface up"),
             Self::HostPropagation { propagation } => {
                 write!(f, "make every inherited mount {propagation:?}")
             }
-            Self::RootBind { path, over_root } => {
-                let place = if *over_root { " over /" } else { "" };
-                write!(f, "bind root file system {}{place}", path.display())
-            }
+            Self::RootBind { path } => write!(f, "bind root file system {}", path.display()),
             Self::RootOverlay { lower, scratch, tmpfs } => {
                 let medium = if *tmpfs { " (tmpfs)" } else { "" };
                 write!(
@@ -412,9 +368,6 @@ impl fmt::Display for ChildStep {
                 "make device {} ({:?} {}:{}, mode {:o})",
                 d.path, d.kind, d.major, d.minor, d.mode
             ),
-            Self::BindDevice(d) => {
-                write!(f, "bind device {} ({:?} {}:{})", d.path, d.kind, d.major, d.minor)
-            }
             Self::Symlink { path, target } => write!(f, "make symlink {path} -> {target}"),
             Self::Folder { path } => write!(f, "make folder {path} if it is missing"),
             Self::Mask { path } => write!(f, "mask {path}"),
@@ -422,8 +375,21 @@ impl fmt::Display for ChildStep {
             Self::Sysctl { key, value } => write!(f, "write {value:?} to /proc/sys/{key}"),
             Self::Hostname { name } => write!(f, "set hostname {name:?}"),
             Self::Domainname { name } => write!(f, "set domainname {name:?}"),
+            Self::Terminal { size, uid, console } => {
+                f.write_str("open a terminal")?;
+                if let Some((rows, columns)) = size {
+                    write!(f, " of {rows} rows and {columns} columns")?;
+                }
+                write!(f, " for uid {uid}{}", if *console { ", also as /dev/console" } else { "" })
+            }
+            Self::OwnStandard { uid } => write!(f, "give standard descriptors to uid {uid}"),
+            Self::NotDumpable => f.write_str("let no other process look into this one"),
+            Self::JoinContainer { namespaces } => {
+                write!(f, "join the container's namespaces [{}]", namespaces.join(" "))
+            }
+            Self::JoinRoot => f.write_str("chroot into the container's root file system"),
+            Self::AwaitHooks { kinds } => write!(f, "wait for hooks: {}", kinds.join(", ")),
             Self::AwaitGo => f.write_str("wait for the runtime's part"),
-            Self::UnshareIpc => f.write_str("unshare the ipc namespace"),
             Self::UnshareCgroup => f.write_str("unshare the cgroup namespace"),
             Self::ChangeRoot { how: ChangeRoot::Pivot } => {
                 f.write_str("pivot_root and unmount the host's root")
@@ -453,7 +419,7 @@ impl fmt::Display for ChildStep {
                 c.effective, c.permitted, c.inheritable, c.ambient
             ),
             Self::WorkingDirectory { path } => write!(f, "chdir to cwd {path:?}"),
-            Self::CloseDescriptors { preserved } => {
+            Self::CloseHost { preserved } | Self::CloseDescriptors { preserved } => {
                 write!(f, "close all descriptors from {}", 3 + preserved)
             }
             Self::FindProgram { candidates } => {
@@ -466,21 +432,6 @@ impl fmt::Display for ChildStep {
             Self::Execute { program } => write!(f, "exec {program:?}"),
         }
     }
-}
-
-/// As `/proc/PID/timens_offsets` takes it (time_namespaces(7)).
-#[must_use]
-pub const fn clock(clock: Clock) -> &'static str {
-    match clock {
-        Clock::Monotonic => "monotonic",
-        Clock::Boottime => "boottime",
-    }
-}
-
-/// Seconds and nanoseconds for `/proc/PID/timens_offsets`.
-#[must_use]
-pub fn offset(offset: TimeOffset) -> String {
-    format!("{} {}", offset.seconds, offset.nanoseconds)
 }
 
 /// Attributes by the names that people write in `options`.

@@ -22,6 +22,7 @@ pub struct Resolved {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub process: Process,
+    pub hooks: Hooks,
     pub namespaces: Namespaces,
     /// Id maps of the user namespace: of a new one always, of a joined one where the bundle tells them.
     pub user: Option<IdMaps>,
@@ -40,17 +41,6 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// Who sets the container up: root of its user namespace, or where that has none the user of its process.
-    #[must_use]
-    pub fn namespace_root(&self) -> (u32, u32) {
-        let lacks = |map: &[IdMap]| !map.is_empty() && IdMaps::outside(map, 0).is_none();
-        let Some(maps) = &self.user else { return (0, 0) };
-        (
-            if lacks(&maps.uids) { self.process.uid } else { 0 },
-            if lacks(&maps.gids) { self.process.gid } else { 0 },
-        )
-    }
-
     /// Does it live in a user namespace other than the runtime's?
     #[must_use]
     pub fn in_user_namespace(&self) -> bool {
@@ -82,12 +72,6 @@ pub struct IdMap {
     pub inside: u32,
     pub outside: u32,
     pub size: u32,
-}
-
-impl std::fmt::Display for IdMap {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.inside, self.outside, self.size)
-    }
 }
 
 /// Clocks that a time namespace can set off (time_namespaces(7)).
@@ -165,20 +149,6 @@ pub struct Mount {
     pub propagation: Vec<(Propagation, bool)>,
 }
 
-impl Mount {
-    /// A bind of the host's device of the same path.
-    #[must_use]
-    pub fn of_device(device: &Device) -> Self {
-        Self {
-            destination: device.path.clone(),
-            kind: MountKind::Bind { source: PathBuf::from(&device.path), recursive: false },
-            attrs: Attrs::default(),
-            recursive_attrs: Attrs::default(),
-            propagation: Vec::new(),
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum MountKind {
     /// A file system of its own: `options` are its parameters as fsconfig(2) takes them.
@@ -226,6 +196,61 @@ pub struct Process {
     pub new_keyring: bool,
     /// Descriptors after the three standard ones that the container keeps.
     pub preserve_fds: u32,
+    pub terminal: Option<Terminal>,
+}
+
+/// A pseudoterminal of the container's own devpts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Terminal {
+    /// Rows and columns.
+    pub size: Option<(u16, u16)>,
+}
+
+/// Programs to run at points of the container's life (runtime-spec, config, "POSIX-platform Hooks").
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hooks {
+    /// In the runtime's namespaces, while the container's exist and its root is not changed yet.
+    pub prestart: Vec<Hook>,
+    /// As `prestart`, after it.
+    pub create_runtime: Vec<Hook>,
+    /// Programs of the host in the container's namespaces, before the root is changed.
+    pub create_container: Vec<Hook>,
+    /// Programs of the container, just before the user's.
+    pub start_container: Vec<Hook>,
+    /// In the runtime's namespaces, when the user's program runs.
+    pub poststart: Vec<Hook>,
+    /// In the runtime's namespaces, when nothing is left of the container.
+    pub poststop: Vec<Hook>,
+}
+
+impl Hooks {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.none_before_root()
+            && self.start_container.is_empty()
+            && self.poststart.is_empty()
+            && self.poststop.is_empty()
+    }
+
+    /// Is there nothing to run before the root is changed?
+    #[must_use]
+    pub fn none_before_root(&self) -> bool {
+        self.prestart.is_empty()
+            && self.create_runtime.is_empty()
+            && self.create_container.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    pub path: PathBuf,
+    /// With the name of the program itself.
+    pub args: Vec<String>,
+    /// `None` is not the same as empty: then a hook on the host has the environment of the runtime.
+    pub env: Option<Vec<String>>,
+    /// Seconds.
+    pub timeout: Option<u64>,
 }
 
 /// Capability sets as bit masks (capabilities(7)).

@@ -1,45 +1,20 @@
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
-
-use serde::Serialize;
 
 use super::print_json;
 use crate::cli::{Cli, DeleteArgs};
 use crate::journal::{Entry, Record};
+use crate::state::State;
 use crate::{Error, release};
 
 /// For `delete --force`, while another process is at work on the container.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The state of a container (runtime-spec, runtime, "State").
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct State {
-    pub(super) oci_version: String,
-    pub(super) id: String,
-    pub(super) status: &'static str,
-    /// Present while there is a process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) pid: Option<i32>,
-    pub(super) bundle: PathBuf,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) annotations: BTreeMap<String, String>,
-}
 
 /// Everything known about a container.
 pub(super) fn look(entry: &Entry) -> Result<(Record, State), Error> {
     let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
     let status = entry.status(Some(&record))?;
     let pid = if status.is_alive() { entry.process()?.map(|p| p.pid) } else { None };
-    let state = State {
-        oci_version: record.oci_version.clone(),
-        id: entry.id.clone(),
-        status: status.name(),
-        pid,
-        bundle: record.bundle.clone(),
-        annotations: record.annotations.clone(),
-    };
+    let state = State::of(&record, status, pid);
     Ok((record, state))
 }
 

@@ -12,17 +12,21 @@ const EXAMPLE: &str = "example";
 
 pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
     let overlay = args.quick.rootfs.is_some();
-    let (bundle, spec) = if overlay {
-        let (spec, bundle) = quick::spec(&args.quick)?;
-        (bundle, spec)
+    let bundle = if overlay {
+        quick::bundle(&args.quick)?
     } else {
         quick::refuse_beside_a_bundle(&args.quick)?;
         read_bundle(&args.bundle)?
     };
     let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;
-    let options = Options { id: EXAMPLE.to_owned(), bundle, overlay, ..Options::default() };
+    let options = Options {
+        id: EXAMPLE.to_owned(),
+        bundle: bundle.path.clone(),
+        overlay,
+        ..Options::default()
+    };
     let request = Request { options, scratch: root.join(EXAMPLE).join("scratch"), waits: false };
-    let prepared = prepare(&spec, &request)?;
+    let prepared = prepare(bundle, &request)?;
     match args.format {
         TextFormat::Json => print_json(&prepared.plan)?,
         TextFormat::Text => print(&text(&prepared.plan, &prepared.resolved.warnings)),

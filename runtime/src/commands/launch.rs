@@ -1,29 +1,35 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use hafen_isolator::cgroup;
 use hafen_spec::resolve::{Options, valid_id};
 use hafen_sys::file::replace;
 use hafen_sys::spawn::{Outcome, read_outcome};
 use hafen_sys::{CallError, Context, shield};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use oci_spec::runtime::Spec;
 
 use super::quick;
 use crate::cli::{Cli, CreateArgs, LaunchArgs, RunArgs};
-use crate::journal::{Entry, Status};
+use crate::guest;
+use crate::join::Container;
+use crate::journal::{Entry, Record, Status};
 use crate::launch::{self, Running};
-use crate::prepare::{Prepared, Request, prepare, read_bundle};
+use crate::prepare::{Bundle, Prepared, Request, prepare, read_bundle};
+use crate::process::Identity;
 use crate::supervise::{self, Signals};
-use crate::{Error, fault, log, release};
+use crate::terminal::{self, Console, Relay};
+use crate::{Error, fault, join, log, release};
 
 pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
     let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
-    let (bundle, spec) = read_bundle(&args.launch.bundle)?;
-    let prepared = ready(cli, &args.launch, &spec, bundle, &args.id, true)?;
-    let running = launch::launch(&cli.root, &prepared, true, copy)?;
+    let bundle = read_bundle(&args.launch.bundle)?;
+    let prepared = ready(cli, &args.launch, bundle, &args.id, true)?;
+    let theirs = console(&prepared, &args.launch, true)?.and_then(|mut c| c.give());
+    let own = (copy, theirs);
+    let running = launch::launch(&cli.root, &prepared, true, own)?;
     announce(&args.launch, running).map(|_| 0)
 }
 
@@ -31,9 +37,16 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
     let signals = Signals::block()?;
     let prepared = prepare_run(cli, args)?;
-    let running = announce(&args.launch, launch::launch(&cli.root, &prepared, false, copy)?)?;
+    let mut console = console(&prepared, &args.launch, args.detach)?;
+    let theirs = console.as_mut().and_then(Console::give);
+    let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
+    let running = after_start(announce(&args.launch, running)?)?;
+    if args.detach {
+        return Ok(0);
+    }
+    let relay = console.and_then(|c| Relay::take(c).transpose()).transpose()?;
     fault::point();
-    let end = supervise::wait(&running, &signals)?;
+    let end = supervise::wait(&running, &signals, relay)?;
     fault::point();
     let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
     let Running { mut entry, record, .. } = running;
@@ -47,31 +60,47 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     Ok(end.code())
 }
 
+fn console(
+    prepared: &Prepared,
+    args: &LaunchArgs,
+    detached: bool,
+) -> Result<Option<Console>, Error> {
+    let wanted = prepared.resolved.process.terminal.is_some();
+    terminal::console(wanted, detached, args.console_socket.as_deref())
+}
+
+/// The container runs: a hook that fails now ends it.
+fn after_start(mut running: Running) -> Result<Running, Error> {
+    let pid = running.process.pid;
+    match join::run_poststart_hooks(&running.record, pid) {
+        Ok(()) => Ok(running),
+        Err(failure) => {
+            launch::end(&running.process)?;
+            if running.entry.relock()? {
+                return Err(release::after_failure(running.entry, Some(&running.record), failure));
+            }
+            Err(failure)
+        }
+    }
+}
+
 fn prepare_run(cli: &Cli, args: &RunArgs) -> Result<Prepared, Error> {
     if args.quick.rootfs.is_some() {
         let id = args.named.clone().unwrap_or_else(quick::made_up_id);
-        let (spec, bundle) = quick::spec(&args.quick)?;
-        return ready(cli, &args.launch, &spec, bundle, &id, false);
+        return ready(cli, &args.launch, quick::bundle(&args.quick)?, &id, false);
     }
     quick::refuse_beside_a_bundle(&args.quick)?;
-    let (bundle, spec) = read_bundle(&args.launch.bundle)?;
-    ready(cli, &args.launch, &spec, bundle, args.id.as_deref().unwrap_or_default(), false)
+    let bundle = read_bundle(&args.launch.bundle)?;
+    ready(cli, &args.launch, bundle, args.id.as_deref().unwrap_or_default(), false)
 }
 
 fn ready(
     cli: &Cli,
     args: &LaunchArgs,
-    spec: &Spec,
-    bundle: PathBuf,
+    bundle: Bundle,
     id: &str,
     waits: bool,
 ) -> Result<Prepared, Error> {
-    if args.console_socket.is_some() {
-        return Err(Error::Refused(
-            "--console-socket is not supported yet: terminals come with the complete OCI runtime"
-                .to_owned(),
-        ));
-    }
     // Before the name is used for any path.
     valid_id(id).map_err(Error::Refused)?;
     let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;
@@ -81,8 +110,8 @@ fn ready(
     let request = Request {
         options: Options {
             id: id.to_owned(),
-            overlay: bundle == Path::new(quick::NO_BUNDLE),
-            bundle,
+            overlay: bundle.path == Path::new(quick::NO_BUNDLE),
+            bundle: bundle.path.clone(),
             no_pivot: args.no_pivot,
             no_new_keyring: args.no_new_keyring,
             preserve_fds: args.preserve_fds,
@@ -92,7 +121,7 @@ fn ready(
     };
     // Whoever took the id meanwhile has its cgroup as well: that is the reason to tell.
     let taken = |e| if root.join(id).exists() { Error::Exists(id.to_owned()) } else { e };
-    let prepared = prepare(spec, &request).map_err(taken)?;
+    let prepared = prepare(bundle, &request).map_err(taken)?;
     for warning in &prepared.resolved.warnings {
         log::warn(&cli.log, warning);
     }
@@ -120,14 +149,26 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
         Status::Paused => return Err(Error::StartPaused),
         Status::Creating | Status::Stopped => return Err(Error::StartStopped),
     }
-    let program = record.map(|r| r.program).unwrap_or_default();
+    let record = record.ok_or_else(|| Error::Busy(id.to_owned()))?;
+    let process = entry.process()?.ok_or(Error::StartStopped)?;
+    if !record.hooks.start_container.is_empty()
+        && let Err(failure) = start_hooks(&entry, &record, process)
+    {
+        return Err(end_all(&record, failure));
+    }
     fault::point();
     let outcome = let_go(&entry);
     fault::point();
     entry.remove_fifos()?;
     fault::point();
+    let program = record.program.clone();
     match outcome? {
-        Outcome::Executed | Outcome::Created => Ok(0),
+        Outcome::Executed | Outcome::Created | Outcome::Ready => {
+            match join::run_poststart_hooks(&record, process.pid) {
+                Ok(()) => Ok(0),
+                Err(failure) => Err(end_all(&record, failure)),
+            }
+        }
         Outcome::Vanished => Err(Error::Vanished { program, hint: String::new() }),
         Outcome::Refused(report) => {
             Err(launch::no_program(&program, Errno::from_raw(report.errno)))
@@ -136,6 +177,21 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
             let call = format!("start: operation {} of the first process", report.op);
             Err(CallError::errno(call, Errno::from_raw(report.errno)).into())
         }
+    }
+}
+
+fn start_hooks(entry: &Entry, record: &Record, process: Identity) -> Result<(), Error> {
+    let handle = process.open()?.ok_or(Error::StartStopped)?;
+    let container = Container::of(record, process.pid, handle)?;
+    let guest = guest::Document::saved(entry)?.resolve(record, 0, Some(container.root()))?;
+    join::run_start_hooks(record, &container, &guest.as_guest(None))
+}
+
+/// A container whose hooks fail has no processes any more; `delete` finds the rest.
+fn end_all(record: &Record, failure: Error) -> Error {
+    match record.tree().map_or(Ok(()), cgroup::kill) {
+        Ok(()) => failure,
+        Err(e) => Error::CleanUp { first: failure.chain(), second: Error::from(e).chain() },
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn row(entry: &Entry, record: Record, state: super::containers::State) -> Row {
+fn row(entry: &Entry, record: Record, state: crate::state::State) -> Row {
     Row {
         oci_version: state.oci_version,
         id: state.id,

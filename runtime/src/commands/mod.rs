@@ -3,6 +3,7 @@
 mod containers;
 mod doctor;
 mod events;
+mod exec;
 mod explain;
 mod features;
 mod kill;
@@ -26,6 +27,7 @@ pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
         Command::Create(args) => launch::create(cli, args),
         Command::Start { id } => launch::start(cli, id),
         Command::Run(args) => launch::run(cli, args),
+        Command::Exec(args) => exec::exec(cli, args),
         Command::State { id } => containers::state(cli, id),
         Command::Kill(args) => kill::kill(cli, args),
         Command::Pause { id } => pause::pause(cli, id),
@@ -39,6 +41,26 @@ pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
         Command::Features => features::features(),
         Command::Explain(args) => explain::explain(cli, args),
         Command::Doctor { format } => doctor::doctor(*format),
+    }
+}
+
+/// Clients know 1 only.
+const FAILURE: u8 = 1;
+/// As shells count what they could not run (POSIX, Shell Command Language, 2.8.2), and what failed before.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_JOINED: u8 = 255;
+
+impl Command {
+    /// The exit code of a failure. That of `exec` must not be taken for its program's.
+    #[must_use]
+    pub const fn failure(&self, error: &Error) -> u8 {
+        match (self, error) {
+            (Self::Exec(_), Error::Program { found: false, .. }) => NOT_FOUND,
+            (Self::Exec(_), Error::Program { .. }) => NOT_EXECUTABLE,
+            (Self::Exec(_), _) => NOT_JOINED,
+            _ => FAILURE,
+        }
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hafen_spec::{Problems, parse, template};
 use hafen_sys::Context;
-use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cli::QuickArgs;
+use crate::prepare::Bundle;
 
 /// Stands for the bundle that there is not.
 pub(super) const NO_BUNDLE: &str = "/";
@@ -49,7 +49,7 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
 
 /// # Errors
 /// Names the option that does not fit.
-pub(super) fn spec(args: &QuickArgs) -> Result<(Spec, PathBuf), Error> {
+pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let mut problems = Problems::default();
     let mut value = template::default_spec();
     let rootfs = rootfs(args)?;
@@ -61,7 +61,8 @@ pub(super) fn spec(args: &QuickArgs) -> Result<(Spec, PathBuf), Error> {
     }
     problems.into_result(()).map_err(Error::Options)?;
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
-    Ok((parse::parse(&bytes).map_err(Error::Options)?, PathBuf::from(NO_BUNDLE)))
+    let spec = parse::parse(&bytes).map_err(Error::Options)?;
+    Ok(Bundle { path: PathBuf::from(NO_BUNDLE), spec, bytes })
 }
 
 fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {

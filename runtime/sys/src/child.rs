@@ -8,12 +8,14 @@
 mod attributes;
 mod machine;
 mod paths;
+mod terminal;
 
 use std::ffi::{CStr, CString};
 
 pub use attributes::{Attribute, SchedulerAttributes};
 pub(crate) use machine::{Pipes, run};
 pub use paths::Chain;
+pub use terminal::words as terminal_words;
 
 use crate::mount::MountAttr;
 
@@ -58,12 +60,6 @@ pub enum Op {
     },
     Setns {
         fd: i32,
-        flag: i32,
-    },
-    /// setns(2) into the namespace behind a link of the procfs with the root `proc`.
-    SetnsProc {
-        proc: i32,
-        path: CString,
         flag: i32,
     },
     Unshare {
@@ -122,11 +118,6 @@ pub enum Op {
         path: CString,
         clone: bool,
         recursive: bool,
-        into: Slot,
-    },
-    /// Have a slot stand for what a descriptor of the parent's stands for.
-    Keep {
-        fd: i32,
         into: Slot,
     },
     SetAttributes {
@@ -225,8 +216,7 @@ pub enum Op {
     Ids {
         uid: u32,
         gid: u32,
-        /// `None`: those it has stay.
-        groups: Option<Vec<u32>>,
+        groups: Vec<u32>,
     },
     SetCapabilities {
         effective: u64,
@@ -242,13 +232,27 @@ pub enum Op {
         program: Vec<libc::sock_filter>,
         flags: u32,
     },
-    /// Close all descriptors from `from` on, but the pipes of the launch and those in `keep` (-1: none).
+    /// Close all descriptors from `from` on, but the pipes of the launch and those in `keep`.
     CloseFrom {
         from: i32,
-        keep: [i32; 2],
+        keep: Vec<i32>,
     },
+    /// dup3(2), without close-on-exec.
+    Duplicate {
+        from: i32,
+        to: i32,
+    },
+    /// Give the three standard descriptors to the user, so that `/dev/stdout` can be opened again; what cannot be
+    /// given is left as it is.
+    OwnStandard {
+        uid: u32,
+    },
+    /// Make a pseudoterminal (pty(7)), send its master away, and stand on the other end.
+    Terminal(Terminal),
     /// Wait for the parent's byte; end of file means that it died: exit.
     AwaitGo,
+    /// Say that this point is reached, and wait as [`Op::AwaitGo`] does.
+    Pause,
     /// Say that the container is created; wait for a byte in the descriptor `start`; from then on report to `report`.
     AwaitStart {
         start: i32,
@@ -263,6 +267,21 @@ pub enum Op {
         arguments: Strings,
         environment: Strings,
     },
+}
+
+/// What [`Op::Terminal`] needs.
+#[derive(Debug)]
+pub struct Terminal {
+    /// The root in which devpts is mounted on `/dev/pts`.
+    pub root: At,
+    /// A connected stream socket: the master goes through it (SCM_RIGHTS), with the name of the other end as data.
+    pub socket: i32,
+    /// Rows and columns.
+    pub size: Option<(u16, u16)>,
+    /// Gets the other end.
+    pub uid: u32,
+    /// Mount the other end on `/dev/console` as well.
+    pub console: Option<MountCalls>,
 }
 
 /// C strings with the null-terminated array of pointers that execve(2) wants.
@@ -291,6 +310,8 @@ impl Strings {
 pub enum Event {
     /// Operation `op` failed with `errno`.
     Failed,
+    /// [`Op::Pause`] is reached.
+    Ready,
     /// Everything is done but the wait for `start`.
     Created,
     /// The next call is execve: silence after this is success.
@@ -327,6 +348,7 @@ impl Report {
             Event::Failed => 1,
             Event::Created => 2,
             Event::Executing => 3,
+            Event::Ready => 4,
         };
         let numbers = [kind, self.op, self.detail, self.errno.cast_unsigned()];
         let words = numbers.iter().flat_map(|n| n.to_ne_bytes()).chain(self.words);
@@ -346,6 +368,7 @@ impl Report {
             1 => Event::Failed,
             2 => Event::Created,
             3 => Event::Executing,
+            4 => Event::Ready,
             _ => return None,
         };
         let mut words = [0; WORDS];

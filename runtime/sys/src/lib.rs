@@ -10,12 +10,13 @@ pub mod child;
 mod error;
 pub mod feature;
 pub mod file;
-pub mod limit;
 pub mod mount;
 pub mod pidfd;
 mod raw;
 pub mod shield;
+pub mod socket;
 pub mod spawn;
+pub mod terminal;
 pub mod weaken;
 
 pub use error::{CallError, Context};

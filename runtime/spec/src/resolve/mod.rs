@@ -1,6 +1,7 @@
 //! Spec and host facts to a [`Resolved`] container: defaults, validation, all problems at once.
 
 mod attributes;
+mod hooks;
 mod limits;
 mod linux;
 mod mounts;
@@ -13,9 +14,9 @@ mod user;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use crate::resolved::{Namespace, Resolved, Root};
+use crate::resolved::{Namespace, Process, Resolved, Root};
 use crate::{HostFacts, Problems};
 
 pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
@@ -72,6 +73,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         cgroup: linux::cgroup(spec, &options.id, &mut problems),
         device_rules: linux::device_rules(spec, &mut problems),
         seccomp: linux::seccomp(spec, &mut problems),
+        hooks: hooks::hooks(spec, &mut problems),
         process,
         namespaces,
         limits,
@@ -80,6 +82,31 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
     check_mount_namespace(&resolved, &mut problems);
     user::check_ids(&resolved, &mut problems);
     problems.into_result(resolved)
+}
+
+/// A process that joins a container: what it is, and the filter that holds for it.
+#[derive(Debug)]
+pub struct Joining {
+    pub process: Process,
+    pub seccomp: Option<LinuxSeccomp>,
+    pub warnings: Vec<String>,
+}
+
+/// Resolve `spec.process` for a container that runs already with the rest of `spec`.
+///
+/// # Errors
+/// Every problem of the process.
+pub fn resolve_joining(
+    spec: &Spec,
+    facts: &HostFacts,
+    options: &Options,
+) -> Result<Joining, Problems> {
+    let mut problems = Problems::default();
+    let mut warnings = Vec::new();
+    unsupported::check(spec, &mut problems);
+    let process = process::process(spec, facts, options, &mut problems, &mut warnings);
+    let seccomp = linux::seccomp(spec, &mut problems);
+    problems.into_result(Joining { process, seccomp, warnings })
 }
 
 /// Is this a name that a container may have?

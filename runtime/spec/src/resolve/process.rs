@@ -3,9 +3,8 @@ use std::collections::HashSet;
 use caps::Capability;
 use oci_spec::runtime::{Capabilities as Names, PosixRlimitType, Process as OciProcess, Spec};
 
-use super::linux::has_user_namespace;
 use super::{Options, attributes, check_nul};
-use crate::resolved::{Attributes, Capabilities, Process, Rlimit};
+use crate::resolved::{Attributes, Capabilities, Process, Rlimit, Terminal};
 use crate::{HostFacts, Problems};
 
 /// Resource names with the kernel's numbers (getrlimit(2), include/uapi/asm-generic/resource.h).
@@ -51,11 +50,12 @@ pub(super) fn process(
         gid: user.gid(),
         additional_gids: user.additional_gids().clone().unwrap_or_default(),
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
-        capabilities: capabilities(process, available(spec, facts), problems, warnings),
+        capabilities: capabilities(process, facts, problems, warnings),
         rlimits: rlimits(process, facts, problems, warnings),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process, facts, problems, warnings),
         attributes: attributes::attributes(spec, process, facts, problems),
+        terminal: terminal(process, problems),
         ..empty(options)
     }
 }
@@ -76,7 +76,25 @@ fn empty(options: &Options) -> Process {
         attributes: Attributes::default(),
         new_keyring: !options.no_new_keyring,
         preserve_fds: options.preserve_fds,
+        terminal: None,
     }
+}
+
+/// A size without a terminal says nothing.
+fn terminal(process: &OciProcess, problems: &mut Problems) -> Option<Terminal> {
+    if process.terminal() != Some(true) {
+        return None;
+    }
+    let mut number = |n: u64, name: &str| {
+        u16::try_from(n).unwrap_or_else(|_| {
+            problems
+                .add(format!("process.consoleSize.{name}"), format!("{n} is above {}", u16::MAX));
+            0
+        })
+    };
+    let size = process.console_size();
+    let size = size.as_ref().map(|s| (number(s.height(), "height"), number(s.width(), "width")));
+    Some(Terminal { size })
 }
 
 fn check_umask(umask: Option<u32>, problems: &mut Problems) {
@@ -117,24 +135,16 @@ fn cwd(process: &OciProcess, problems: &mut Problems) -> String {
     cwd
 }
 
-/// What can be given: in a user namespace everything, of which the runtime itself may have less.
-fn available(spec: &Spec, facts: &HostFacts) -> u64 {
-    if has_user_namespace(spec) {
-        return facts.all_capabilities();
-    }
-    facts.bounding & facts.all_capabilities()
-}
-
 fn capabilities(
     process: &OciProcess,
-    available: u64,
+    facts: &HostFacts,
     problems: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Capabilities {
     let Some(wanted) = process.capabilities() else { return Capabilities::default() };
     let mut set = |names: &Option<Names>, which: &str| -> u64 {
         let asked = names.iter().flatten().fold(0, |mask, name| mask | bit(&name.to_string()));
-        let given = asked & available;
+        let given = asked & facts.bounding & known(facts.last_cap);
         if asked != given {
             warnings.push(format!(
                 "process.capabilities.{which}: {} left out, not in the runtime's own bounding set",
@@ -174,6 +184,10 @@ fn capabilities(
         sets.ambient &= !impossible;
     }
     sets
+}
+
+const fn known(last_cap: u32) -> u64 {
+    if last_cap >= 63 { u64::MAX } else { (1 << (last_cap + 1)) - 1 }
 }
 
 fn bit(name: &str) -> u64 {

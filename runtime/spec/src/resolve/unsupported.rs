@@ -1,6 +1,6 @@
 //! Fields that the runtime spec defines and this version does not honour yet: refused by name, never ignored.
 
-use oci_spec::runtime::{Hooks, Linux, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
 
 use crate::Problems;
 
@@ -15,15 +15,7 @@ pub(super) fn check(spec: &Spec, problems: &mut Problems) {
         ("zos", spec.zos().is_some()),
     ];
     refuse(&platforms, OTHER_PLATFORM, problems);
-    let hooks = spec.hooks().as_ref();
-    let named = |list: Option<&Option<Vec<_>>>| list.is_some_and(|l| filled(l.as_deref()));
     let listed = [
-        ("hooks.prestart", named(hooks.map(Hooks::prestart))),
-        ("hooks.createRuntime", named(hooks.map(Hooks::create_runtime))),
-        ("hooks.createContainer", named(hooks.map(Hooks::create_container))),
-        ("hooks.startContainer", named(hooks.map(Hooks::start_container))),
-        ("hooks.poststart", named(hooks.map(Hooks::poststart))),
-        ("hooks.poststop", named(hooks.map(Hooks::poststop))),
         ("uidMappings", filled(spec.uid_mappings().as_deref())),
         ("gidMappings", filled(spec.gid_mappings().as_deref())),
     ];
@@ -41,18 +33,18 @@ pub(super) fn check(spec: &Spec, problems: &mut Problems) {
 
 fn check_process(process: &Process, problems: &mut Problems) {
     let text = |field: &Option<String>| field.as_deref().is_some_and(|t| !t.is_empty());
-    let fields = [
-        ("process.terminal", process.terminal() == Some(true)),
-        ("process.commandLine", text(process.command_line())),
-    ];
+    let fields = [("process.commandLine", text(process.command_line()))];
     refuse(&fields, NOT_YET, problems);
 }
 
 fn check_linux(linux: &Linux, problems: &mut Problems) {
     let fields = [
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
+        ("linux.uidMappings", filled(linux.uid_mappings().as_deref())),
+        ("linux.gidMappings", filled(linux.gid_mappings().as_deref())),
         ("linux.mountLabel", linux.mount_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty())),
     ];
     refuse(&fields, NOT_YET, problems);
 }

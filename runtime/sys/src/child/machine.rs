@@ -1,6 +1,7 @@
 use std::ffi::CStr;
 
 use super::attributes;
+use super::terminal;
 use super::{
     At, Chain, Event, IN_PROCFS, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS,
 };
@@ -26,11 +27,11 @@ pub(crate) struct Pipes {
 }
 
 /// Failure of a part of an operation.
-struct Fault {
-    detail: u32,
-    errno: i32,
+pub(super) struct Fault {
+    pub(super) detail: u32,
+    pub(super) errno: i32,
     /// A file-system context whose message log may say more.
-    log: Option<i32>,
+    pub(super) log: Option<i32>,
 }
 
 impl From<i32> for Fault {
@@ -123,11 +124,6 @@ impl Machine {
                 };
                 self.put(*into, tree);
             }
-            Op::Keep { fd, into } => {
-                let copy =
-                    plain(libc::SYS_fcntl, [reg(*fd), libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
-                self.put(*into, copy);
-            }
             Op::Resolve { root, chain, make, into } => {
                 let found = resolve_chain(self.fd(*root), chain, *make)?;
                 self.put(*into, found);
@@ -138,6 +134,10 @@ impl Machine {
             }
             Op::Mask { root, chain, empty, calls } => self.mask(*root, chain, *empty, *calls)?,
             Op::AwaitGo => self.await_go()?,
+            Op::Pause => {
+                self.send(&Report::new(Event::Ready, index));
+                self.await_go()?;
+            }
             Op::AwaitStart { start, report } => self.await_start(*start, *report, index)?,
             // The try that counts comes later, and fails again under its own name.
             Op::Chdir { path, lenient: true } => self.in_folder = enter_folder(path).is_ok(),
@@ -152,7 +152,8 @@ impl Machine {
                 // SAFETY: three null-terminated arrays prepared by `Strings`, alive in this address space.
                 unsafe { call(libc::SYS_execve, arguments) }?;
             }
-            Op::CloseFrom { from, keep } => self.close_from(*from, *keep)?,
+            Op::CloseFrom { from, keep } => self.close_from(*from, keep)?,
+            Op::Terminal(wanted) => terminal::open(wanted, self.fd(wanted.root))?,
             _ => self.step_on_descriptors(op)?,
         }
         Ok(())
@@ -290,17 +291,18 @@ impl Machine {
     }
 
     /// Close everything from `from` on but the pipes (and fifos) that the launch still needs.
-    fn close_from(&mut self, from: i32, [start, report]: [i32; 2]) -> Result<(), Fault> {
+    fn close_from(&mut self, from: i32, keep: &[i32]) -> Result<(), Fault> {
         self.slots = [-1; SLOTS];
         if left_out(Defence::Descriptors) {
             return Ok(());
         }
-        let mut keep = [self.pipes.report, self.pipes.go, start, report];
-        keep.sort_unstable();
+        let pipes = [self.pipes.report, self.pipes.go];
         let mut first = from;
-        for fd in keep.into_iter().filter(|fd| *fd >= from) {
-            close_range(first, fd.wrapping_sub(1))?;
-            first = fd.wrapping_add(1);
+        loop {
+            let kept = keep.iter().chain(&pipes).copied().filter(|fd| *fd >= first).min();
+            let Some(kept) = kept else { break };
+            close_range(first, kept.wrapping_sub(1))?;
+            first = kept.wrapping_add(1);
         }
         close_range(first, i32::MAX)?;
         Ok(())
@@ -333,7 +335,6 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::NewSession => ignore(plain(libc::SYS_setsid, [0; 6])),
         Op::JoinKeyring { name } => join_keyring(name)?,
         Op::Setns { fd, flag } => done(plain(libc::SYS_setns, [reg(*fd), reg(*flag), 0, 0, 0, 0]))?,
-        Op::SetnsProc { proc, path, flag } => setns_proc(*proc, path, *flag)?,
         Op::Unshare { flags } => done(plain(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0, 0]))?,
         Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
@@ -356,7 +357,11 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
             done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?;
         }
         Op::DropBounding { capabilities } => drop_bounding(*capabilities)?,
-        Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups.as_deref())?,
+        Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups)?,
+        Op::Duplicate { from, to } => {
+            done(plain(libc::SYS_dup3, [reg(*from), reg(*to), 0, 0, 0, 0]))?;
+        }
+        Op::OwnStandard { uid } => own_standard(*uid),
         Op::SetCapabilities { effective, permitted, inheritable } => {
             set_capabilities(*effective, *permitted, *inheritable)?;
         }
@@ -365,16 +370,6 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         // Every other operation is carried out before this point: see `Machine::step`.
         _ => return Err(libc::ENOSYS.into()),
     }
-    Ok(())
-}
-
-fn setns_proc(proc: i32, path: &CStr, flag: i32) -> Result<(), Fault> {
-    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as usize;
-    // SAFETY: the path is a C string that outlives the call.
-    let fd = unsafe { call(libc::SYS_openat, [reg(proc), at(path), flags, 0, 0, 0]) }?;
-    let joined = plain(libc::SYS_setns, [reg(fd), reg(flag), 0, 0, 0, 0]);
-    let _ = raw::close(fd);
-    joined.map_err(|errno| Fault { detail: 1, errno, log: None })?;
     Ok(())
 }
 
@@ -470,7 +465,7 @@ fn statfs(fd: i32) -> Result<[u64; 15], i32> {
     Ok(statfs)
 }
 
-fn mount(
+pub(super) fn mount(
     source: Option<&CStr>,
     target: &CStr,
     fstype: Option<&CStr>,
@@ -505,10 +500,10 @@ fn remount(fd: i32, set: u64, clear: u64) -> Result<(), Fault> {
 }
 
 /// `/proc/self/fd/N` without an allocation.
-struct FdPath([u8; 32]);
+pub(super) struct FdPath([u8; 32]);
 
 impl FdPath {
-    fn new(fd: i32) -> Self {
+    pub(super) fn new(fd: i32) -> Self {
         let mut path = [0; 32];
         let prefix = b"/proc/self/fd/";
         let mut digits = [0; 10];
@@ -529,7 +524,7 @@ impl FdPath {
         Self(path)
     }
 
-    fn as_c_str(&self) -> &CStr {
+    pub(super) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
     }
 }
@@ -577,7 +572,7 @@ fn new_mount(
     Ok(mount)
 }
 
-fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> Answer {
+pub(super) fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> Answer {
     let clone_flag = if clone { OPEN_TREE_CLONE } else { 0 };
     let recursive_flag = if recursive { AT_RECURSIVE } else { 0 };
     let flags = OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | clone_flag | recursive_flag;
@@ -585,7 +580,7 @@ fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> Answer {
     unsafe { call(libc::SYS_open_tree, [reg(dir), at(path), flags as usize, 0, 0, 0]) }
 }
 
-fn move_mount(from: i32, to: i32) -> Answer {
+pub(super) fn move_mount(from: i32, to: i32) -> Answer {
     // SAFETY: two empty C strings.
     unsafe {
         call(
@@ -601,7 +596,7 @@ fn open_path(dir: i32, path: &CStr) -> Answer {
     unsafe { call(libc::SYS_openat, [reg(dir), at(path), flags, 0, 0, 0]) }
 }
 
-fn open_in_root(root: i32, path: &CStr, flags: i32) -> Answer {
+pub(super) fn open_in_root(root: i32, path: &CStr, flags: i32) -> Answer {
     let how = OpenHow {
         flags: (flags | libc::O_PATH | libc::O_CLOEXEC) as u64,
         mode: 0,
@@ -685,7 +680,7 @@ fn make_folder(folder: i32, name: &CStr, mode: usize) -> Result<(), i32> {
     }
 }
 
-fn make_file(folder: i32, name: &CStr) -> Result<(), i32> {
+pub(super) fn make_file(folder: i32, name: &CStr) -> Result<(), i32> {
     const FILE_MODE: usize = 0o644;
     let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY | libc::O_CLOEXEC)
         as usize;
@@ -700,7 +695,7 @@ fn make_file(folder: i32, name: &CStr) -> Result<(), i32> {
     }
 }
 
-fn stat(folder: i32, name: &CStr, flags: u32) -> Result<libc::stat, i32> {
+pub(super) fn stat(folder: i32, name: &CStr, flags: u32) -> Result<libc::stat, i32> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
     let pointer = stat.as_mut_ptr() as usize;
     // SAFETY: a C string and a whole struct stat, alive across the call.
@@ -856,6 +851,19 @@ fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), i32> {
     Ok(())
 }
 
+/// A pipe or terminal that the runtime was given belongs to its caller. `/dev/null` is everybody's, and what is
+/// read-only or somebody else's stays so.
+fn own_standard(uid: u32) {
+    const NULL_DEVICE: u64 = libc::makedev(1, 3);
+    for fd in 0..3 {
+        let Ok(found) = stat(fd, c"", AT_EMPTY_PATH) else { continue };
+        if found.st_uid != uid && found.st_rdev != NULL_DEVICE {
+            let arguments = [reg(fd), uid as usize, libc::gid_t::MAX as usize, 0, 0, 0];
+            ignore(plain(libc::SYS_fchown, arguments));
+        }
+    }
+}
+
 fn drop_bounding(capabilities: u64) -> Result<(), Fault> {
     let mut left = capabilities;
     while left != 0 {
@@ -867,10 +875,10 @@ fn drop_bounding(capabilities: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<(), Fault> {
+fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Fault> {
     let stage = |detail| move |errno| Fault { detail, errno, log: None };
     let (uid, gid) = (uid as usize, gid as usize);
-    if let Some(groups) = groups.filter(|_| !left_out(Defence::Setgroups)) {
+    if !left_out(Defence::Setgroups) {
         // SAFETY: an array of the length given.
         unsafe { call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0]) }
             .map_err(stage(0))?;

@@ -1,0 +1,87 @@
+//! What a process that joins a container is: the saved specification, with a process of its own.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use hafen_isolator::seccomp::{self, Filter};
+use hafen_spec::resolve::{Joining, Options, resolve_joining};
+use hafen_spec::resolved::Process;
+use hafen_spec::{HostFacts, Problems, parse};
+use hafen_sys::Context;
+use serde_json::Value;
+
+use crate::join;
+use crate::journal::{Entry, Record};
+use crate::prepare::give_home;
+use crate::{Error, facts};
+
+/// The specification of a container as text that may still be changed.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) spec: Value,
+    path: PathBuf,
+}
+
+/// A guest that is ready to join.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) process: Process,
+    pub(crate) warnings: Vec<String>,
+    filter: Option<Filter>,
+    facts: HostFacts,
+}
+
+impl Document {
+    /// As it was when the container was made.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn saved(entry: &Entry) -> Result<Self, Error> {
+        let path = entry.config();
+        let bytes = fs::read(&path).call(|| format!("read {}", path.display()))?;
+        let spec = serde_json::from_slice(&bytes).map_err(|e| Error::Record {
+            id: entry.id.clone(),
+            reason: format!("{}: {e}", path.display()),
+        })?;
+        Ok(Self { spec, path })
+    }
+
+    /// # Errors
+    /// Every field that is wrong.
+    pub(crate) fn resolve(
+        &self,
+        record: &Record,
+        preserve_fds: u32,
+        root: Option<&OwnedFd>,
+    ) -> Result<Guest, Error> {
+        let wrong = |source: Problems| Error::Bundle { path: self.path.clone(), source };
+        let bytes = serde_json::to_vec(&self.spec).map_err(|e| Error::Refused(e.to_string()))?;
+        let spec = parse::parse(&bytes).map_err(wrong)?;
+        let facts = facts::gather()?;
+        let options = Options {
+            id: record.id.clone(),
+            bundle: record.bundle.clone(),
+            no_new_keyring: record.no_new_keyring,
+            preserve_fds,
+            ..Options::default()
+        };
+        let Joining { mut process, seccomp, warnings } =
+            resolve_joining(&spec, &facts, &options).map_err(wrong)?;
+        give_home(&mut process, root);
+        let filter = seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
+        Ok(Guest { process, warnings, filter, facts })
+    }
+}
+
+impl Guest {
+    pub(crate) fn as_guest(&self, console: Option<OwnedFd>) -> join::Guest<'_> {
+        join::Guest {
+            process: &self.process,
+            filter: self.filter.as_ref(),
+            facts: &self.facts,
+            console,
+            cgroup: PathBuf::new(),
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! A process more in a running container: for `exec`, and for hooks that run inside.
+//!
+//! The process is born in the container's cgroup and pid namespace and joins all other namespaces at once through the
+//! pidfd of the container's first process. Before that it has closed all that is the host's, and is not dumpable:
+//! in there somebody may wait for it (CVE-2016-9962, CVE-2024-21626).
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hafen_isolator::{cgroup, seccomp};
+use hafen_spec::HostFacts;
+use hafen_spec::plan::{ChildStep, Claim, HostStep};
+use hafen_spec::resolved::{Hook, Process};
+use hafen_sys::child::Script;
+use hafen_sys::file::{open_proc, read_text};
+use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
+use hafen_sys::{CallError, Context, pidfd};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, stat};
+
+use crate::encode::{Encoded, Encoder, Sources, needs_proc};
+use crate::hooks::{self, Occasion, Standard, Started};
+use crate::journal::{Record, Status};
+use crate::launch::{explain, open_cgroup};
+use crate::state::State;
+use crate::{Error, fault, plan};
+
+/// Name in `/proc/PID/ns`, and the flag of setns(2). The pid namespace is not among them: it is for children.
+const NAMESPACES: [(&str, i32); 7] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("uts", libc::CLONE_NEWUTS),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("net", libc::CLONE_NEWNET),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("time", 0x80),
+];
+
+/// A running container as those see it who join it.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pid: i32,
+    handle: OwnedFd,
+    /// Those of its namespaces that are not ours.
+    namespaces: Vec<(&'static str, i32)>,
+    own_pids: bool,
+    root: OwnedFd,
+    /// The folder of the cgroup2 tree, and those of v1 hierarchies.
+    tree: Option<PathBuf>,
+    legacy: Vec<PathBuf>,
+}
+
+impl Container {
+    /// # Errors
+    /// Names what could not be read: the container may have ended meanwhile.
+    pub(crate) fn of(record: &Record, pid: i32, handle: OwnedFd) -> Result<Self, CallError> {
+        let mut namespaces = Vec::new();
+        for (name, flag) in NAMESPACES {
+            if differs(pid, name)? {
+                namespaces.push((name, flag));
+            }
+        }
+        let path = format!("/proc/{pid}/root");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(path.as_str(), flags, Mode::empty()).call(|| format!("open {path}"))?;
+        let own_pids = differs(pid, "pid")?;
+        // Asked last: as long as it lives, all that was read above was its own.
+        pidfd::send_signal(&handle, 0)?;
+        let legacy = record.claims.iter().filter_map(|claim| match claim {
+            Claim::LegacyCgroup { path, .. } => Some(path.clone()),
+            _ => None,
+        });
+        Ok(Self {
+            pid,
+            handle,
+            namespaces,
+            own_pids,
+            root,
+            tree: record.tree().map(Path::to_owned),
+            legacy: legacy.collect(),
+        })
+    }
+
+    /// Its root file system as its first process sees it.
+    pub(crate) const fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.namespaces.iter().map(|(name, _)| *name).collect()
+    }
+
+    fn has_own(&self, namespace: &str) -> bool {
+        self.namespaces.iter().any(|(name, _)| *name == namespace)
+    }
+
+    fn sources(&self, standard: Option<[i32; 3]>) -> Result<Sources, CallError> {
+        Ok(Sources {
+            container: Some(self.handle.try_clone().call(|| "dup a pidfd".to_owned())?),
+            container_root: Some(self.root.try_clone().call(|| "dup the root".to_owned())?),
+            container_namespaces: self.namespaces.iter().fold(0, |flags, (_, flag)| flags | flag),
+            standard,
+            ..Sources::default()
+        })
+    }
+
+    /// Below its folders, `sub` or nothing.
+    fn place(&mut self, sub: &Path) {
+        for folder in self.tree.iter_mut().chain(&mut self.legacy) {
+            *folder = folder.join(sub);
+        }
+    }
+}
+
+fn differs(pid: i32, name: &str) -> Result<bool, CallError> {
+    let inode = |path: String| match stat(path.as_str()) {
+        // The kernel has no such namespaces.
+        Err(Errno::ENOENT) if Path::new("/proc/self/ns").join(name).symlink_metadata().is_err() => {
+            Ok(None)
+        }
+        answer => answer.map(|s| Some((s.st_dev, s.st_ino))).call(|| format!("stat {path}")),
+    };
+    Ok(inode(format!("/proc/{pid}/ns/{name}"))? != inode(format!("/proc/self/ns/{name}"))?)
+}
+
+/// What joins.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) filter: Option<&'a seccomp::Filter>,
+    pub(crate) facts: &'a HostFacts,
+    /// Where the master of its terminal goes.
+    pub(crate) console: Option<OwnedFd>,
+    /// Below the container's own cgroup.
+    pub(crate) cgroup: PathBuf,
+}
+
+/// Run a program of the container in it.
+///
+/// # Errors
+/// The step that failed; nothing is left of the process then.
+pub(crate) fn join(
+    id: &str,
+    mut container: Container,
+    guest: Guest<'_>,
+) -> Result<Launched, Error> {
+    let Guest { process, filter, facts, console, cgroup } = guest;
+    let instructions = filter.map(seccomp::Filter::len);
+    let own_root = !container.has_own("mnt");
+    let steps = plan::join(id, process, container.names(), own_root, instructions);
+    container.place(&cgroup);
+    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
+    let sources = Sources { console, proc, ..container.sources(None)? };
+    let encoder = Encoder::new(&sources, facts, process, Path::new("/"), filter);
+    start(&container, encoder.encode(&steps)?, &steps, facts, process)
+}
+
+fn start(
+    container: &Container,
+    encoded: Encoded,
+    steps: &[ChildStep],
+    facts: &HostFacts,
+    process: &Process,
+) -> Result<Launched, Error> {
+    let script = Script { ops: encoded.ops, die_before: fault::child() };
+    fault::point();
+    let mut launched = clone(container, &script, facts)?;
+    fault::point();
+    let entered = enter(container, launched.pid, facts);
+    // A process that is gone already has said why in its report.
+    let _ = launched.go();
+    let program = process.args.first().map_or("", String::as_str);
+    let judged = entered.map_err(Error::from).and_then(|()| match launched.outcome()? {
+        Outcome::Executed | Outcome::Created | Outcome::Ready => Ok(()),
+        Outcome::Failed(report) | Outcome::Refused(report) => {
+            Err(explain(&report, steps, &encoded.origins, program))
+        }
+        Outcome::Vanished => {
+            Err(Error::Vanished { program: program.to_owned(), hint: String::new() })
+        }
+    });
+    fault::point();
+    match judged {
+        Ok(()) => Ok(launched),
+        Err(failure) => {
+            crate::launch::end(&launched)?;
+            Err(failure)
+        }
+    }
+}
+
+/// Born among the container's processes, in their cgroup.
+fn clone(container: &Container, script: &Script, facts: &HostFacts) -> Result<Launched, CallError> {
+    let own = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .call(|| "open /proc/self/ns/pid".to_owned())?;
+    if container.own_pids {
+        // For our children only (pid_namespaces(7)).
+        setns(&container.handle, CloneFlags::CLONE_NEWPID)
+            .call(|| format!("setns to the pid namespace of process {}", container.pid))?;
+    }
+    let born = born(container, script, facts);
+    if container.own_pids {
+        setns(own, CloneFlags::CLONE_NEWPID)
+            .call(|| "setns to our own pid namespace".to_owned())?;
+    }
+    born
+}
+
+fn born(container: &Container, script: &Script, facts: &HostFacts) -> Result<Launched, CallError> {
+    let classic = facts.lacks("clone3");
+    let into = container.tree.as_deref().filter(|_| !classic && !facts.lacks("clone_into_cgroup"));
+    let birth = |cgroup: Option<&OwnedFd>| {
+        spawn(script, Birth { namespaces: 0, cgroup: cgroup.map(AsFd::as_fd), classic })
+    };
+    let Some(tree) = into else { return birth(None) };
+    match birth(Some(&open_cgroup(tree)?)) {
+        // The container has moved its processes into folders below, and this one may hold none (cgroups(7)).
+        Err(e) if e.is(Errno::EBUSY) => birth(Some(&open_cgroup(&own_folder(container, facts)?)?)),
+        answer => answer,
+    }
+}
+
+/// The folder of the cgroup2 tree in which the container's first process is (proc_pid_cgroup(5)).
+fn own_folder(container: &Container, facts: &HostFacts) -> Result<PathBuf, CallError> {
+    let path = format!("/proc/{}/cgroup", container.pid);
+    let text = read_text(Path::new(&path))?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let tree = facts.cgroup.tree.as_deref();
+    let (own, tree) =
+        own.zip(tree).ok_or_else(|| CallError::errno(format!("read {path}"), Errno::ENOENT))?;
+    Ok(tree.join(own))
+}
+
+fn enter(container: &Container, pid: i32, facts: &HostFacts) -> Result<(), CallError> {
+    let by_hand = facts.lacks("clone3") || facts.lacks("clone_into_cgroup");
+    let tree = container.tree.iter().filter(|_| by_hand);
+    for cgroup in tree.chain(&container.legacy) {
+        cgroup::perform(&HostStep::Enter { cgroup: cgroup.clone() }, Some(pid))?;
+        fault::point();
+    }
+    Ok(())
+}
+
+/// The hooks once the user's program runs.
+///
+/// # Errors
+/// The hook that failed.
+pub(crate) fn run_poststart_hooks(record: &Record, pid: i32) -> Result<(), Error> {
+    if record.hooks.poststart.is_empty() {
+        return Ok(());
+    }
+    let state = State::of(record, Status::Running, Some(pid)).json()?;
+    let occasion = Occasion { kind: "poststart", state: &state, bundle: &record.bundle };
+    hooks::run(&record.hooks.poststart, occasion)
+}
+
+/// The hooks just before the user's program.
+///
+/// # Errors
+/// The hook that failed.
+pub(crate) fn run_start_hooks(
+    record: &Record,
+    container: &Container,
+    guest: &Guest<'_>,
+) -> Result<(), Error> {
+    let state = State::of(record, Status::Created, Some(container.pid)).json()?;
+    let occasion = Occasion { kind: "startContainer", state: &state, bundle: &record.bundle };
+    hooks::run_each(&record.hooks.start_container, occasion, |hook, standard| {
+        hook_inside(&record.id, container, hook, standard, guest)
+    })
+}
+
+/// A hook that runs in the container with the rights of its program.
+///
+/// # Errors
+/// As [`join`].
+fn hook_inside(
+    id: &str,
+    container: &Container,
+    hook: &Hook,
+    standard: &Standard,
+    guest: &Guest<'_>,
+) -> Result<Started, Error> {
+    let process = as_hook(guest.process, hook);
+    let instructions = guest.filter.map(seccomp::Filter::len);
+    let mut steps =
+        plan::join(id, &process, container.names(), !container.has_own("mnt"), instructions);
+    for step in &mut steps {
+        // Not what it is called, but what it is.
+        if let ChildStep::FindProgram { candidates } = step {
+            *candidates = vec![hook.path.to_string_lossy().into_owned()];
+        }
+    }
+    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
+    let sources = Sources { proc, ..container.sources(Some(descriptors(standard)))? };
+    let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), guest.filter);
+    let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
+    Ok((launched.pid, launched.pidfd))
+}
+
+/// A hook that is a program of the host, in the container's namespaces, while the host's files are still in sight.
+///
+/// # Errors
+/// As [`join`].
+pub(crate) fn hook_visiting(
+    container: &Container,
+    hook: &Hook,
+    standard: &Standard,
+    guest: &Guest<'_>,
+) -> Result<Started, Error> {
+    let process = as_hook(guest.process, hook);
+    let steps =
+        plan::visit(&hook.path.to_string_lossy(), container.names(), container.has_own("user"));
+    let sources = container.sources(Some(descriptors(standard)))?;
+    let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), None);
+    let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
+    Ok((launched.pid, launched.pidfd))
+}
+
+fn descriptors(standard: &Standard) -> [i32; 3] {
+    let output = standard.output.as_raw_fd();
+    [standard.input.as_raw_fd(), output, output]
+}
+
+/// What the bundle gives its hook, with the rest as its program has it.
+fn as_hook(process: &Process, hook: &Hook) -> Process {
+    Process {
+        args: hook.args.clone(),
+        env: hook.env.clone().unwrap_or_default(),
+        terminal: None,
+        preserve_fds: 0,
+        ..process.clone()
+    }
+}

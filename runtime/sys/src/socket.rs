@@ -1,0 +1,69 @@
+//! Unix sockets that clients name.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::stat::Mode;
+
+/// The longest path of a socket's address, with its NUL (unix(7)).
+const LONGEST: usize = 108;
+
+/// Connect, also where the path is longer than an address: then through its folder.
+///
+/// # Errors
+/// Of opening the folder or connecting.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    if path.as_os_str().len() < LONGEST {
+        return UnixStream::connect(path);
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder =
+        open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+}
+
+/// Send a descriptor with some words (SCM_RIGHTS).
+///
+/// # Errors
+/// Of sendmsg(2).
+pub fn send(socket: &UnixStream, fd: BorrowedFd<'_>, words: &[u8]) -> io::Result<()> {
+    let descriptors = [fd.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&descriptors)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(words)],
+        &control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receive one descriptor, whatever words come with it.
+///
+/// # Errors
+/// Of recvmsg(2); EBADMSG for a message without a descriptor, or the end of the stream.
+pub fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut words = [0; 64];
+    let mut vectors = [IoSliceMut::new(&mut words)];
+    let mut space = cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(all) = control
+            && let Some(fd) = all.first()
+        {
+            // SAFETY: the kernel has just put it into our table, and nobody else knows it.
+            return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
+        }
+    }
+    Err(Errno::EBADMSG.into())
+}
