@@ -1,12 +1,13 @@
 //! An image of busybox, made on the spot: no registry is asked.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use hafen_integration::Test;
 
 /// An OCI image layout whose tag `box` is a busybox with the users `root`, `nobody` and `app` (1000). Beside the applets
-/// it has `/script`, which may not be executed, and `/data/seed`, for volumes that take what is below them.
+/// it has `/script`, which may not be executed, `size`, which prints the terminal's size, and `/data/seed`, for volumes that
+/// take what is below them.
 pub(super) fn layout(t: &Test) -> PathBuf {
     t.shared("image", |layout| {
         let image = format!("{}:box", layout.display());
@@ -43,6 +44,8 @@ fn fill(t: &Test, root: &Path) {
     for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "run", "mnt", "data"] {
         std::fs::create_dir_all(root.join(folder)).expect("mkdir in the image");
     }
+    let everybodys = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(root.join("tmp"), everybodys).expect("chmod /tmp");
     let busybox = std::fs::canonicalize(template.join("bin/busybox")).expect("busybox");
     std::fs::copy(busybox, root.join("bin/busybox")).expect("copy busybox");
     let applets = std::fs::read_dir(template.join("bin")).expect("read /bin");
@@ -56,9 +59,13 @@ fn fill(t: &Test, root: &Path) {
         ),
         ("etc/group", "root:x:0:\nnogroup:x:65534:\napp:x:1000:\nextra:x:2000:app\n"),
         ("script", "#!/bin/sh\necho never\n"),
+        // A client tells the size after the start, and reads what is written before the end.
+        ("bin/size", "#!/bin/sh\nsleep 0.5; stty size; sleep 0.5\n"),
         ("data/seed", "seed\n"),
     ];
     for (path, text) in files {
         std::fs::write(root.join(path), text).expect("write a file of the image");
     }
+    let program = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(root.join("bin/size"), program).expect("chmod /bin/size");
 }

@@ -12,11 +12,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hafen_integration::{Case, Environment, Program, Test, attempt, wait_until};
+use hafen_integration::{Call, Case, Environment, Need, Program, Test, attempt, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
     [podman::trials(), containerd::trials()].into_iter().flatten().collect()
 }
+
+/// What the scenarios wait for.
+const LATER: Need = Need::That("a part of hafen-oci that is being built", || {
+    std::env::var_os("HAFEN_LATER").is_some()
+});
 
 /// The runtime that a client is told to use.
 #[derive(Debug, Clone)]
@@ -70,8 +75,24 @@ fn tell_apart(t: &Test, peer: Peer, scenario: impl Fn(&Runtime)) {
     }
 }
 
+/// A call whose standard streams are a terminal of 33 lines and 77 columns. Its words may hold no space.
+fn in_terminal(t: &Test, call: &Call) -> Call {
+    let line = format!("stty rows 33 cols 77; {call}");
+    t.program("script", ["--quiet", "--return", "--command", &line, "/dev/null"])
+}
+
 fn is_emulated() -> bool {
     Environment::from_variable() == Ok(Environment::Vm)
+}
+
+/// Waits until no process names `folder` in its command line.
+fn await_the_end_of_processes(folder: &Path) {
+    let name = folder.as_os_str().as_encoded_bytes();
+    wait_until(Duration::from_secs(10), || {
+        let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+        let mut lines = entries.filter_map(|e| fs::read(e.path().join("cmdline")).ok());
+        (!lines.any(|line| line.windows(name.len()).any(|part| part == name))).then_some(())
+    });
 }
 
 /// What a client made and leaves, and was not there before it.

@@ -1,7 +1,11 @@
 //! Podman, as root, with conmon.
 
+mod exec;
 mod limits;
+mod pods;
 mod run;
+mod security;
+mod volumes;
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,10 +13,20 @@ use std::time::Duration;
 
 use hafen_integration::{Call, Case, Need, Output, Test, cgroup, wait_until};
 
-use super::{Peer, Runtime, image, remove_stray, tell_apart};
+use nix::mount::umount;
+
+use super::{Peer, Runtime, await_the_end_of_processes, image, remove_stray, tell_apart};
 
 pub(super) fn trials() -> Vec<Case> {
-    [run::scenarios(), limits::scenarios()].into_iter().flatten().collect()
+    let modules = [
+        run::scenarios(),
+        exec::scenarios(),
+        limits::scenarios(),
+        security::scenarios(),
+        volumes::scenarios(),
+        pods::scenarios(),
+    ];
+    modules.into_iter().flatten().collect()
 }
 
 type Scenario = fn(&Podman<'_>);
@@ -176,8 +190,10 @@ impl Drop for Podman<'_> {
     fn drop(&mut self) {
         self.call(["pod", "rm", "--all", "--force", "--time", "0"]);
         self.call(["rm", "--all", "--force", "--time", "0", "--volumes"]);
+        // conmon starts one more Podman when its container ends.
+        await_the_end_of_processes(&self.folder);
         // The storage stays mounted on itself, privately, where the host's mounts are shared.
-        self.test.program("umount", [self.folder.join("storage/overlay")]).output();
+        let _ = umount(&self.folder.join("storage/overlay"));
         self.strays.iter().for_each(|stray| remove_stray(stray));
     }
 }
