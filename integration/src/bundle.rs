@@ -152,6 +152,17 @@ impl Bundle {
         })
     }
 
+    /// A new user namespace whose ids from 0 on are the host's from `first` on. Its root gets the folders of the root
+    /// filesystem, but not the programs, which all bundles share.
+    #[must_use]
+    pub fn user_namespace(self, first: u32, size: u32) -> Self {
+        give_folders(&self.rootfs(), first);
+        let map = json!([{ "containerID": 0, "hostID": first, "size": size }]);
+        self.namespace("user", None)
+            .set("/linux/uidMappings", map.clone())
+            .set("/linux/gidMappings", map)
+    }
+
     /// Writes a file in the root filesystem, with its folders.
     #[must_use]
     pub fn file(self, path: &str, bytes: impl AsRef<[u8]>) -> Self {
@@ -196,6 +207,14 @@ fn slot<'a>(config: &'a mut Value, pointer: &str) -> &'a mut Value {
         };
     }
     at
+}
+
+fn give_folders(folder: &Path, owner: u32) {
+    std::os::unix::fs::chown(folder, Some(owner), Some(owner))
+        .unwrap_or_else(|e| panic!("chown {}: {e}", folder.display()));
+    let entries = fs::read_dir(folder).expect("list a folder").filter_map(Result::ok);
+    let folders = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    folders.for_each(|entry| give_folders(&entry.path(), owner));
 }
 
 fn link(from: &Path, to: &Path) {

@@ -34,21 +34,26 @@ pub(crate) fn steps(resolved: &Resolved) -> Vec<ChildStep> {
     }
     let named: BTreeSet<&str> = resolved.devices.iter().map(|d| d.path.as_str()).collect();
     let defaults = DEFAULT_DEVICES.iter().filter(|(path, ..)| !named.contains(path)).map(
-        |(path, major, minor)| {
-            ChildStep::Device(Device {
-                path: (*path).to_owned(),
-                kind: DeviceType::Char,
-                major: *major,
-                minor: *minor,
-                mode: 0o666,
-                uid: 0,
-                gid: 0,
-            })
+        |(path, major, minor)| Device {
+            path: (*path).to_owned(),
+            kind: DeviceType::Char,
+            major: *major,
+            minor: *minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
         },
     );
-    let listed = resolved.devices.iter().cloned().map(ChildStep::Device);
+    let listed = resolved.devices.iter().cloned();
     let links = LINKS.iter().filter(|(path, _)| !named.contains(path)).map(|(path, target)| {
         ChildStep::Symlink { path: (*path).to_owned(), target: (*target).to_owned() }
     });
-    defaults.chain(listed).chain(links).collect()
+    // Device nodes are made by the host's root only (mknod(2), EPERM): in a user namespace the host's own are shown.
+    let shown = |device: &Device| {
+        resolved.in_user_namespace() && matches!(device.kind, DeviceType::Block | DeviceType::Char)
+    };
+    let step = |device: Device| {
+        if shown(&device) { ChildStep::BindDevice(device) } else { ChildStep::Device(device) }
+    };
+    defaults.chain(listed).map(step).chain(links).collect()
 }

@@ -44,7 +44,10 @@ pub fn share(
             tmpfs: scratch_inside,
         });
     } else {
-        share.child.push(ChildStep::RootBind { path: resolved.root.path.clone() });
+        share.child.push(ChildStep::RootBind {
+            path: resolved.root.path.clone(),
+            over_root: resolved.in_user_namespace(),
+        });
     }
     for mount in &resolved.mounts {
         match mount.kind {

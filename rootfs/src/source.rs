@@ -3,14 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use hafen_spec::resolved::{Attrs, Propagation};
+use hafen_spec::resolved::{Attrs, Device, DeviceType, Propagation};
 use hafen_sys::file::{OpenHow, open_how, resolve};
 use hafen_sys::mount::{MountAttr, clone_tree, set_attributes};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 
 /// A source of a bind mount, as a mount that nobody sees yet.
 #[derive(Debug)]
@@ -101,6 +101,30 @@ pub fn bind(
         set_attributes(&tree, &top, false).map_err(named)?;
     }
     Ok(Source { tree, is_folder: kind & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() })
+}
+
+/// Is the opened device the one that the bundle describes?
+///
+/// # Errors
+/// Names the device and what is at its path on the host.
+pub fn check_device(source: &Source, device: &Device) -> Result<(), CallError> {
+    let found = fstat(&source.tree).call(|| format!("stat {}", device.path))?;
+    let kind = match device.kind {
+        DeviceType::Block => SFlag::S_IFBLK,
+        DeviceType::Char => SFlag::S_IFCHR,
+        DeviceType::Fifo => SFlag::S_IFIFO,
+    };
+    let number = makedev(u64::from(device.major), u64::from(device.minor));
+    if found.st_mode & SFlag::S_IFMT.bits() == kind.bits() && found.st_rdev == number {
+        return Ok(());
+    }
+    let call = format!(
+        "bind device {} ({:?} {}:{})",
+        device.path, device.kind, device.major, device.minor
+    );
+    let words =
+        "the host has another one there, and a user namespace can have no device of its own";
+    Err(CallError::new(call, std::io::Error::other(words)))
 }
 
 /// The `MS_*` number of a propagation type (mount(2)).

@@ -10,9 +10,11 @@ use std::path::Path;
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::HostFacts;
-use hafen_spec::plan::{Attribute, ChangeRoot, ChildStep};
+use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process};
+use hafen_spec::resolved::{
+    Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process, TimeOffset,
+};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
@@ -71,6 +73,8 @@ pub(crate) struct Encoder<'a> {
     filter: Option<&'a Filter>,
     binds: std::slice::Iter<'a, Source>,
     ops: Vec<Op>,
+    /// The root was attached at `/`.
+    over_root: bool,
 }
 
 /// Which kind of mount calls this host has.
@@ -83,7 +87,9 @@ pub(crate) fn mount_calls(facts: &HostFacts) -> MountCalls {
 pub(crate) fn needs_proc(step: &ChildStep) -> bool {
     use Attribute::{AppArmor, SeLinux};
     match step {
-        ChildStep::OomScoreAdj { .. } | ChildStep::Sysctl { .. } => true,
+        ChildStep::OomScoreAdj { .. }
+        | ChildStep::Sysctl { .. }
+        | ChildStep::TimeNamespace { .. } => true,
         ChildStep::Attribute(attribute) => matches!(attribute, AppArmor(_) | SeLinux { .. }),
         _ => false,
     }
@@ -97,7 +103,16 @@ impl<'a> Encoder<'a> {
         root: &'a Path,
         filter: Option<&'a Filter>,
     ) -> Self {
-        Self { sources, facts, process, root, filter, binds: sources.binds.iter(), ops: Vec::new() }
+        Self {
+            sources,
+            facts,
+            process,
+            root,
+            filter,
+            binds: sources.binds.iter(),
+            ops: Vec::new(),
+            over_root: false,
+        }
     }
 
     /// # Errors
@@ -123,6 +138,7 @@ impl<'a> Encoder<'a> {
             | ChildStep::RootBind { .. }
             | ChildStep::RootOverlay { .. }
             | ChildStep::Mount(_)
+            | ChildStep::BindDevice(_)
             | ChildStep::SetAttributes { .. }
             | ChildStep::ChangeRoot { .. }
             | ChildStep::RootPropagation { .. }
@@ -156,6 +172,13 @@ impl<'a> Encoder<'a> {
             ChildStep::Domainname { name } => Op::Domainname { name: name.clone().into_bytes() },
             ChildStep::LoopbackUp => Op::LoopbackUp,
             ChildStep::AwaitGo => Op::AwaitGo,
+            ChildStep::TimeNamespace { offsets } => return self.time_namespace(offsets),
+            ChildStep::AwaitMaps => Op::AwaitGo,
+            ChildStep::NamespaceRoot { uid, gid, keep_groups } => {
+                let groups = (!keep_groups).then(Vec::new);
+                Op::Ids { uid: *uid, gid: *gid, groups }
+            }
+            ChildStep::UnshareIpc => Op::Unshare { flags: Namespace::Ipc.flag() },
             ChildStep::UnshareCgroup => Op::Unshare { flags: Namespace::Cgroup.flag() },
             ChildStep::Umask { mask } => Op::Umask { mask: *mask },
             ChildStep::Rlimit(l) => Op::Rlimit { resource: l.resource, soft: l.soft, hard: l.hard },
@@ -235,12 +258,30 @@ impl<'a> Encoder<'a> {
         Op::Setns { fd, flag: i32::try_from(namespace.flag()).unwrap_or(0) }
     }
 
+    /// Going in by setns(2) instead of through a child (Linux 5.6).
+    fn time_namespace(&mut self, offsets: &[TimeOffset]) -> io::Result<()> {
+        let flag = Namespace::Time.flag();
+        self.ops.push(Op::Unshare { flags: flag });
+        if !offsets.is_empty() {
+            let line = |o: &TimeOffset| format!("{} {}\n", plan::clock(o.clock), plan::offset(*o));
+            let lines: String = offsets.iter().map(line).collect();
+            self.ops.push(write_proc(self.proc(), "self/timens_offsets", &lines)?);
+        }
+        let path = c("self/ns/time_for_children")?;
+        self.ops.push(Op::SetnsProc {
+            proc: self.proc(),
+            path,
+            flag: i32::try_from(flag).unwrap_or(0),
+        });
+        Ok(())
+    }
+
     /// Capabilities survive the change of the user, so that the exact sets can be given afterwards (PR_SET_KEEPCAPS).
     fn ids(&mut self, uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
         // As root first: the folder may be closed to the user, or (later) to root without its capabilities.
         self.ops.push(Op::Chdir { path: c(&self.process.cwd)?, lenient: true });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [1, 0, 0, 0] });
-        self.ops.push(Op::Ids { uid, gid, groups: groups.to_vec() });
+        self.ops.push(Op::Ids { uid, gid, groups: Some(groups.to_vec()) });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [0, 0, 0, 0] });
         if self.filter.is_some() && uid != 0 {
             // The effective set was cleared with the user; installing the filter may need it.
@@ -340,11 +381,12 @@ impl<'a> Encoder<'a> {
                     data: None,
                 });
             }
-            ChildStep::RootBind { path } => self.root_bind(path)?,
+            ChildStep::RootBind { path, over_root } => self.root_bind(path, *over_root)?,
             ChildStep::RootOverlay { lower, scratch, tmpfs } => {
                 self.root_overlay(lower, scratch, *tmpfs)?;
             }
             ChildStep::Mount(mount) => self.mount(mount)?,
+            ChildStep::BindDevice(device) => self.mount(&Mount::of_device(device))?,
             ChildStep::SetAttributes { path, attrs } => {
                 self.resolve(path, Make::Nothing)?;
                 self.set_attributes(At::Slot(TARGET), *attrs);
@@ -365,8 +407,15 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    fn root_bind(&mut self, path: &Path) -> io::Result<()> {
+    fn root_bind(&mut self, path: &Path, over_root: bool) -> io::Result<()> {
         let path = c_path(path)?;
+        if let (Some(tree), true) = (&self.sources.root, over_root) {
+            self.ops.push(Op::MoveMountTo { from: At::Fd(tree.as_raw_fd()), path: c("/")? });
+            // What was a mount without a place is the same one now that it has one.
+            self.ops.push(Op::Keep { fd: tree.as_raw_fd(), into: ROOT_SLOT });
+            self.over_root = true;
+            return Ok(());
+        }
         if let Some(tree) = &self.sources.root {
             self.ops.push(Op::MoveMountTo { from: At::Fd(tree.as_raw_fd()), path: path.clone() });
         } else {
@@ -444,6 +493,8 @@ impl<'a> Encoder<'a> {
     fn change_root(&mut self, how: ChangeRoot) -> io::Result<()> {
         let op = match (how, &self.sources.root) {
             (ChangeRoot::Pivot, _) => Op::PivotRoot { root: ROOT },
+            // It lies over `/` already.
+            (ChangeRoot::Move, _) if self.over_root => Op::Chroot { root: ROOT },
             (ChangeRoot::Move, _) => Op::MoveRoot { root: ROOT, calls: mount_calls(self.facts) },
             (ChangeRoot::Chroot, Some(folder)) => Op::Chroot { root: At::Fd(folder.as_raw_fd()) },
             // In a joined mount namespace the path means what it means there.

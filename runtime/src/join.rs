@@ -212,7 +212,7 @@ fn born(container: &Container, script: &Script, facts: &HostFacts) -> Result<Lau
     let classic = facts.lacks("clone3");
     let into = container.tree.as_deref().filter(|_| !classic && !facts.lacks("clone_into_cgroup"));
     let birth = |cgroup: Option<&OwnedFd>| {
-        spawn(script, Birth { namespaces: 0, cgroup: cgroup.map(AsFd::as_fd), classic })
+        spawn(script, Birth { namespaces: 0, cgroup: cgroup.map(AsFd::as_fd), classic, joins: &[] })
     };
     let Some(tree) = into else { return birth(None) };
     match birth(Some(&open_cgroup(tree)?)) {

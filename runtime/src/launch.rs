@@ -23,7 +23,7 @@
 //! (2) Nothing runs unconfined, and nothing stays, when the runtime dies.
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -48,7 +48,7 @@ use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, release};
+use crate::{Error, privilege, release};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ fn carry_out(
     let script = Script { ops, die_before: fault::child() };
     fault::point();
     let started = SystemTime::now();
-    let mut process = clone(prepared, &script)?;
+    let mut process = clone(prepared, &sources, &script)?;
     fault::point();
     // The console's other end notices when nobody holds it any more.
     drop(sources.console.take());
@@ -168,6 +168,10 @@ fn carry_out(
 fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Result<Outcome, Error> {
     for step in &prepared.plan.beside {
         perform(step, Some(process.pid))?;
+        if matches!(step, HostStep::IdMaps(_)) {
+            // One that is gone already has said why in its report.
+            let _ = process.go();
+        }
         fault::point();
     }
     own.entry.save_process(Identity::of(process.pid)?)?;
@@ -266,6 +270,10 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<(), CallError> {
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
     match step {
         HostStep::MakeScratch { path } => make_scratch(path),
+        HostStep::IdMaps(_)
+        | HostStep::CheckIdMaps(_)
+        | HostStep::OomScoreAdj { .. }
+        | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)),
         _ => cgroup::perform(step, pid),
     }
 }
@@ -310,29 +318,40 @@ fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
 }
 
 fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
-    let classic = mount_calls(&prepared.facts) == MountCalls::Classic;
     let mut opened = Vec::new();
     for step in &prepared.plan.child {
-        let ChildStep::Mount(mount) = step else { continue };
-        let MountKind::Bind { source, recursive } = &mount.kind else { continue };
-        let bind = if classic {
-            source::look(source)
-        } else {
-            source::bind(
-                source,
-                *recursive,
-                prepared.resolved.root.apart(),
-                mount.attrs,
-                mount.recursive_attrs,
-                &mount.propagation,
-            )
-        };
-        let named = |e: CallError| {
-            CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source)
-        };
-        opened.push(bind.map_err(named)?);
+        match step {
+            ChildStep::Mount(mount) => opened.extend(open_bind(prepared, mount)?),
+            ChildStep::BindDevice(device) => {
+                let bind = open_bind(prepared, &Mount::of_device(device))?;
+                if let Some(bind) = &bind {
+                    source::check_device(bind, device)?;
+                }
+                opened.extend(bind);
+            }
+            _ => {}
+        }
     }
     Ok(opened)
+}
+
+/// `None` for what is no bind mount.
+fn open_bind(prepared: &Prepared, mount: &Mount) -> Result<Option<Source>, CallError> {
+    let MountKind::Bind { source, recursive } = &mount.kind else { return Ok(None) };
+    let bind = if mount_calls(&prepared.facts) == MountCalls::Classic {
+        source::look(source)
+    } else {
+        source::bind(
+            source,
+            *recursive,
+            prepared.resolved.root.apart(),
+            mount.attrs,
+            mount.recursive_attrs,
+            &mount.propagation,
+        )
+    };
+    bind.map(Some)
+        .map_err(|e| CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source))
 }
 
 fn open_namespaces(prepared: &Prepared) -> Result<Vec<(Namespace, OwnedFd)>, CallError> {
@@ -356,9 +375,11 @@ fn check_namespace(file: &OwnedFd, namespace: Namespace, path: &Path) -> Result<
     Err(CallError::new(call, std::io::Error::other("is not a namespace of that type")))
 }
 
-fn clone(prepared: &Prepared, script: &Script) -> Result<Launched, CallError> {
+fn clone(prepared: &Prepared, sources: &Sources, script: &Script) -> Result<Launched, CallError> {
     let plan = &prepared.plan;
-    let join_pid = prepared.resolved.namespaces.joined.iter().find(|(n, _)| *n == Namespace::Pid);
+    let by_us = plan.spawn.joins.is_empty();
+    let join_pid =
+        prepared.resolved.namespaces.joined.iter().find(|(n, _)| by_us && *n == Namespace::Pid);
     if let Some((_, path)) = join_pid {
         // For our children only (pid_namespaces(7)); we ourselves stay where we are.
         let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
@@ -371,9 +392,18 @@ fn clone(prepared: &Prepared, script: &Script) -> Result<Launched, CallError> {
         namespaces: plan.spawn.namespaces.iter().fold(0, |flags, n| flags | n.flag()),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         classic: prepared.facts.lacks("clone3"),
+        joins: &joins(prepared, sources),
     };
     spawn(script, birth)
         .map_err(|e| CallError::new(format!("{}: {}", plan.spawn, e.call), e.source))
+}
+
+fn joins<'a>(prepared: &Prepared, sources: &'a Sources) -> Vec<(BorrowedFd<'a>, u64)> {
+    let opened = |namespace: &Namespace| {
+        let found = sources.namespaces.iter().find(|(n, _)| n == namespace);
+        found.map(|(n, fd)| (fd.as_fd(), n.flag()))
+    };
+    prepared.plan.spawn.joins.iter().filter_map(|(namespace, _)| opened(namespace)).collect()
 }
 
 pub(crate) fn open_cgroup(path: &Path) -> Result<OwnedFd, CallError> {

@@ -23,6 +23,7 @@ mod launch;
 pub mod log;
 mod plan;
 mod prepare;
+mod privilege;
 mod process;
 mod release;
 mod state;

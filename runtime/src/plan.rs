@@ -2,6 +2,8 @@
 
 mod attributes;
 
+use std::path::PathBuf;
+
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
 use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
@@ -19,7 +21,9 @@ pub(crate) fn order(
     waits: bool,
 ) -> Plan {
     let child = [
+        time_namespace(resolved).into_iter().collect(),
         identity(resolved),
+        user_namespace(resolved),
         namespaces(resolved),
         if resolved.namespaces.is_new(Namespace::Mount) { rootfs.child } else { Vec::new() },
         terminal(resolved).into_iter().collect(),
@@ -42,20 +46,62 @@ pub(crate) fn order(
     Plan {
         claims,
         before: limits.into_iter().chain(rootfs.before).collect(),
-        spawn: Spawn {
-            namespaces: resolved
-                .namespaces
-                .new
-                .iter()
-                .copied()
-                .filter(|n| *n != Namespace::Cgroup)
-                .collect(),
-            cgroup: cgroup.born_in,
-        },
+        spawn: spawn(resolved, cgroup.born_in),
         // Moves first: the first one waits for a grace period, in which the process does much of its part.
-        beside: cgroup.beside.into_iter().chain(devices).collect(),
+        beside: privileges(resolved).into_iter().chain(cgroup.beside).chain(devices).collect(),
         child: child.into_iter().flatten().collect(),
     }
+}
+
+/// The cgroup namespace shows the folder in which it is made, the clocks of a time namespace are set before anybody is in
+/// it, and whoever makes an ipc namespace owns its message queues: the process makes these itself.
+fn spawn(resolved: &Resolved, cgroup: Option<PathBuf>) -> Spawn {
+    let mut joins = Vec::new();
+    if resolved.in_user_namespace() {
+        let all = resolved.namespaces.joined.iter();
+        joins.extend(all.filter(|(n, _)| *n != Namespace::Cgroup).cloned());
+        joins.sort_by_key(|(n, _)| (*n == Namespace::User, *n == Namespace::Mount));
+    }
+    let itself = |n: &Namespace| {
+        matches!(n, Namespace::Cgroup | Namespace::Time)
+            || (resolved.in_user_namespace() && *n == Namespace::Ipc)
+    };
+    let new = resolved.namespaces.new.iter().copied().filter(|n| !itself(n));
+    Spawn { namespaces: new.collect(), cgroup, joins }
+}
+
+/// What only the runtime may do for a process in a user namespace. The maps come first: it waits for them.
+fn privileges(resolved: &Resolved) -> Vec<HostStep> {
+    if !resolved.in_user_namespace() {
+        return Vec::new();
+    }
+    let new = resolved.namespaces.is_new(Namespace::User);
+    let maps = resolved.user.clone();
+    let maps = maps.map(if new { HostStep::IdMaps } else { HostStep::CheckIdMaps });
+    let process = &resolved.process;
+    let adjust = process.oom_score_adj.map(|value| HostStep::OomScoreAdj { value });
+    let limits = process.rlimits.iter().cloned().map(HostStep::HardLimit);
+    maps.into_iter().chain(adjust).chain(limits).collect()
+}
+
+/// First of all: a process that is not dumpable, or becomes another user, may not write to its own files in `/proc`.
+fn time_namespace(resolved: &Resolved) -> Option<ChildStep> {
+    let offsets = || resolved.time_offsets.clone();
+    resolved
+        .namespaces
+        .is_new(Namespace::Time)
+        .then(|| ChildStep::TimeNamespace { offsets: offsets() })
+}
+
+fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
+    if !resolved.in_user_namespace() {
+        return Vec::new();
+    }
+    let (uid, gid) = resolved.namespace_root();
+    let maps = resolved.namespaces.is_new(Namespace::User).then_some(ChildStep::AwaitMaps);
+    let root = ChildStep::NamespaceRoot { uid, gid, keep_groups: false };
+    let ipc = resolved.namespaces.is_new(Namespace::Ipc).then_some(ChildStep::UnshareIpc);
+    maps.into_iter().chain([root]).chain(ipc).collect()
 }
 
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
@@ -64,7 +110,7 @@ fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     if resolved.process.new_keyring {
         steps.extend(attributes::keyring(&resolved.process, keyring(&resolved.id)));
     }
-    if let Some(value) = resolved.process.oom_score_adj {
+    if let Some(value) = resolved.process.oom_score_adj.filter(|_| !resolved.in_user_namespace()) {
         steps.push(ChildStep::OomScoreAdj { value });
     }
     steps
@@ -75,11 +121,14 @@ fn keyring(id: &str) -> String {
     format!("_ses.{id}")
 }
 
-/// The pid namespace is joined by the runtime, for its children; the mount namespace last, because the others
-/// are named by paths of the host.
+/// The pid namespace is joined by the runtime, for its children (and most others on the way into a user namespace); the
+/// mount namespace last, because the others are named by paths of the host.
 fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
+    let before = |n: Namespace| {
+        n == Namespace::Pid || (resolved.in_user_namespace() && n != Namespace::Cgroup)
+    };
     let mut joined: Vec<_> =
-        resolved.namespaces.joined.iter().filter(|(n, _)| *n != Namespace::Pid).collect();
+        resolved.namespaces.joined.iter().filter(|(n, _)| !before(*n)).collect();
     joined.sort_by_key(|(namespace, _)| *namespace == Namespace::Mount);
     let mut steps: Vec<ChildStep> = joined
         .into_iter()

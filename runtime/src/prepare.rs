@@ -93,6 +93,7 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
     let instructions = filter.as_ref().map(seccomp::Filter::len);
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
+    let facts = if resolved.in_user_namespace() { facts.in_user_namespace() } else { facts };
     Ok(Prepared { resolved, facts, plan, filter, root, config: bytes })
 }
 

@@ -273,14 +273,11 @@ fn fields_that_are_not_supported_yet(t: &Test) {
     let plain = t.bundle();
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
     let table: Vec<(&str, Value, &str)> = vec![
-        ("/linux/uidMappings", map.clone(), "linux.uidMappings"),
-        ("/linux/gidMappings", map.clone(), "linux.gidMappings"),
         ("/mounts/1/uidMappings", map.clone(), "mounts[1].uidMappings"),
         ("/mounts/1/gidMappings", map, "mounts[1].gidMappings"),
         ("/mounts/1/options", json!(["idmap"]), "mounts[1].options"),
         ("/linux/mountLabel", json!("system_u:object_r:x_t:s0"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({ "closID": "guaranteed" }), "linux.intelRdt"),
-        ("/linux/timeOffsets", json!({ "monotonic": { "secs": 1 } }), "linux.timeOffsets"),
         ("/linux/netDevices", json!({ "eth0": { "name": "eth1" } }), "linux.netDevices"),
         (
             "/linux/seccomp",
@@ -301,9 +298,6 @@ fn fields_that_are_not_supported_yet(t: &Test) {
     let id = t.id();
     let words: Vec<&OsStr> = words.into_iter().chain([id.as_ref()]).collect();
     call_refused(t, &id, &words).error_with(["console socket", "process.terminal"]);
-    for kind in ["user", "time"] {
-        field_refused(t, &plain.clone().namespace(kind, None), &["linux.namespaces[6].type", kind]);
-    }
 }
 
 fn values_that_make_no_sense(t: &Test) {

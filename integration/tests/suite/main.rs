@@ -10,6 +10,7 @@ mod faults;
 mod foreign;
 mod lifecycle;
 mod limits;
+mod namespaces;
 mod pause;
 mod process_attributes;
 mod security;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         explain::trials(),
         lifecycle::trials(),
         limits::trials(),
+        namespaces::trials(),
         process_attributes::trials(),
         pause::trials(),
         update::trials(),

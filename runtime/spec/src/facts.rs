@@ -35,6 +35,19 @@ impl HostFacts {
         self.missing_calls.iter().any(|c| c == call)
     }
 
+    /// Every capability bit that the kernel knows: whoever enters a user namespace has them all in it.
+    #[must_use]
+    pub const fn all_capabilities(&self) -> u64 {
+        if self.last_cap >= 63 { u64::MAX } else { (1 << (self.last_cap + 1)) - 1 }
+    }
+
+    /// The same machine as a process in a user namespace of its own finds it.
+    #[must_use]
+    pub fn in_user_namespace(self) -> Self {
+        let all = self.all_capabilities();
+        Self { bounding: all, effective: all, ..self }
+    }
+
     #[must_use]
     pub fn has_capability(&self, cap: caps::Capability) -> bool {
         self.effective & cap.bitmask() != 0

@@ -15,7 +15,8 @@ pub use attribute::Attribute;
 
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
-    Attrs, Capabilities, Device, DeviceRule, Mount, MountKind, Namespace, Propagation, Rlimit,
+    Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMaps, Mount, MountKind, Namespace,
+    Propagation, Rlimit, TimeOffset,
 };
 
 /// Something of the host's that exists because of this container, named before it exists.
@@ -97,6 +98,22 @@ pub enum HostStep {
     Enter {
         cgroup: PathBuf,
     },
+    /// Give the new user namespace its id maps, which the first process waits for.
+    IdMaps(IdMaps),
+    /// The user namespace that is joined must be the one that the bundle describes.
+    CheckIdMaps(IdMaps),
+    /// For a process in a user namespace: only the host's root may lower it.
+    OomScoreAdj {
+        value: i32,
+    },
+    /// Raise a hard limit of a process in a user namespace, which cannot do so itself.
+    HardLimit(Rlimit),
+}
+
+/// Id maps as the kernel takes them, with commas for line ends.
+fn lines(map: &[IdMap]) -> String {
+    let lines: Vec<String> = map.iter().map(ToString::to_string).collect();
+    lines.join(", ")
 }
 
 /// A kernel file and the value it gets.
@@ -151,6 +168,25 @@ impl fmt::Display for HostStep {
             Self::Enter { cgroup } => {
                 write!(f, "write the pid to {}/cgroup.procs", cgroup.display())
             }
+            Self::IdMaps(maps) => {
+                write!(f, "map uids [{}] and gids [{}]", lines(&maps.uids), lines(&maps.gids))
+            }
+            Self::CheckIdMaps(maps) => write!(
+                f,
+                "compare uids [{}] and gids [{}] with the joined user namespace's",
+                lines(&maps.uids),
+                lines(&maps.gids)
+            ),
+            Self::OomScoreAdj { value } => {
+                write!(f, "write \"{value}\" to the process's oom_score_adj")
+            }
+            Self::HardLimit(limit) => {
+                write!(
+                    f,
+                    "raise the process's hard {} to {} if it is below",
+                    limit.name, limit.hard
+                )
+            }
         }
     }
 }
@@ -164,10 +200,16 @@ pub struct Spawn {
     pub namespaces: Vec<Namespace>,
     /// Folder of the cgroup2 tree that the process is born in (CLONE_INTO_CGROUP, Linux 5.7).
     pub cgroup: Option<PathBuf>,
+    /// Namespaces of others that are joined first, while the runtime's rights on the host still hold: in a user
+    /// namespace they are gone. The user namespace itself comes last.
+    pub joins: Vec<(Namespace, PathBuf)>,
 }
 
 impl fmt::Display for Spawn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (namespace, path) in &self.joins {
+            write!(f, "join {} namespace {}, ", namespace.file(), path.display())?;
+        }
         let names: Vec<&str> = self.namespaces.iter().map(|n| n.file()).collect();
         write!(f, "clone a process with new namespaces [{}]", names.join(" "))?;
         match &self.cgroup {
@@ -198,6 +240,19 @@ pub enum ChildStep {
         namespace: Namespace,
         path: PathBuf,
     },
+    /// Make a time namespace, set its clocks off, and go into it (time_namespaces(7)).
+    TimeNamespace {
+        offsets: Vec<TimeOffset>,
+    },
+    /// Wait until the runtime has written the id maps; end of file means abort.
+    AwaitMaps,
+    /// Become an id that the user namespace has, keeping all rights in it.
+    NamespaceRoot {
+        uid: u32,
+        gid: u32,
+        /// The namespace lets nobody change supplementary groups (user_namespaces(7)).
+        keep_groups: bool,
+    },
     /// Bring up `lo` in a new network namespace, so that 127.0.0.1 works without anybody's help.
     LoopbackUp,
     /// Set the propagation of every mount that the new namespace inherited.
@@ -207,6 +262,8 @@ pub enum ChildStep {
     /// Make a bind mount of the root file system, so that it can become `/`.
     RootBind {
         path: PathBuf,
+        /// Attach it at `/` instead of at its own path, which the root of a user namespace may not reach.
+        over_root: bool,
     },
     /// Stand on an overlay: `lower` read-only below, changes in `scratch`.
     RootOverlay {
@@ -222,6 +279,8 @@ pub enum ChildStep {
         attrs: Attrs,
     },
     Device(Device),
+    /// Show the host's device of the same path.
+    BindDevice(Device),
     Symlink {
         path: String,
         target: String,
@@ -277,6 +336,7 @@ pub enum ChildStep {
     /// Wait until the runtime has finished everything on its side; end of file means abort.
     AwaitGo,
     UnshareCgroup,
+    UnshareIpc,
     /// Make the root file system `/` and let go of the host's.
     ChangeRoot {
         how: ChangeRoot,
@@ -345,11 +405,22 @@ impl fmt::Display for ChildStep {
             Self::Join { namespace, path } => {
                 write!(f, "join {} namespace {}", namespace.file(), path.display())
             }
+            Self::TimeNamespace { offsets } => {
+                f.write_str("enter a new time namespace")?;
+                offsets.iter().try_for_each(|o| write!(f, ", {} {}", clock(o.clock), offset(*o)))
+            }
+            Self::AwaitMaps => f.write_str("wait for the id maps"),
+            Self::NamespaceRoot { uid, gid, .. } => {
+                write!(f, "become uid {uid} gid {gid} of the user namespace")
+            }
             Self::LoopbackUp => f.write_str("bring the loopback interface up"),
             Self::HostPropagation { propagation } => {
                 write!(f, "make every inherited mount {propagation:?}")
             }
-            Self::RootBind { path } => write!(f, "bind root file system {}", path.display()),
+            Self::RootBind { path, over_root } => {
+                let place = if *over_root { " over /" } else { "" };
+                write!(f, "bind root file system {}{place}", path.display())
+            }
             Self::RootOverlay { lower, scratch, tmpfs } => {
                 let medium = if *tmpfs { " (tmpfs)" } else { "" };
                 write!(
@@ -368,6 +439,9 @@ impl fmt::Display for ChildStep {
                 "make device {} ({:?} {}:{}, mode {:o})",
                 d.path, d.kind, d.major, d.minor, d.mode
             ),
+            Self::BindDevice(d) => {
+                write!(f, "bind device {} ({:?} {}:{})", d.path, d.kind, d.major, d.minor)
+            }
             Self::Symlink { path, target } => write!(f, "make symlink {path} -> {target}"),
             Self::Folder { path } => write!(f, "make folder {path} if it is missing"),
             Self::Mask { path } => write!(f, "mask {path}"),
@@ -390,6 +464,7 @@ impl fmt::Display for ChildStep {
             Self::JoinRoot => f.write_str("chroot into the container's root file system"),
             Self::AwaitHooks { kinds } => write!(f, "wait for hooks: {}", kinds.join(", ")),
             Self::AwaitGo => f.write_str("wait for the runtime's part"),
+            Self::UnshareIpc => f.write_str("unshare the ipc namespace"),
             Self::UnshareCgroup => f.write_str("unshare the cgroup namespace"),
             Self::ChangeRoot { how: ChangeRoot::Pivot } => {
                 f.write_str("pivot_root and unmount the host's root")
@@ -402,9 +477,18 @@ impl fmt::Display for ChildStep {
             }
             Self::RootPropagation { propagation } => write!(f, "make \"/\" {propagation:?}"),
             Self::RootReadonly => f.write_str("make \"/\" read-only"),
+            _ => self.write_last_part(f),
+        }
+    }
+}
+
+impl ChildStep {
+    /// The steps in which the process gives up rights and becomes the user's program.
+    fn write_last_part(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
             Self::Rlimit(l) => write!(f, "set {} soft {} hard {}", l.name, l.soft, l.hard),
-            Self::Attribute(attribute) => attribute.fmt(f),
+            Self::Attribute(attribute) => fmt::Display::fmt(attribute, f),
             Self::Undumpable => f.write_str("hide from other processes until the program starts"),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::BoundingSet { keep } => {
@@ -430,8 +514,24 @@ impl fmt::Display for ChildStep {
             }
             Self::AwaitStart => f.write_str("wait for start"),
             Self::Execute { program } => write!(f, "exec {program:?}"),
+            other => write!(f, "{other:?}"),
         }
     }
+}
+
+/// As `/proc/PID/timens_offsets` takes it (time_namespaces(7)).
+#[must_use]
+pub const fn clock(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Monotonic => "monotonic",
+        Clock::Boottime => "boottime",
+    }
+}
+
+/// Seconds and nanoseconds for `/proc/PID/timens_offsets`.
+#[must_use]
+pub fn offset(offset: TimeOffset) -> String {
+    format!("{} {}", offset.seconds, offset.nanoseconds)
 }
 
 /// Attributes by the names that people write in `options`.

@@ -41,6 +41,17 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// Who sets the container up: root of its user namespace, or where that has none the user of its process.
+    #[must_use]
+    pub fn namespace_root(&self) -> (u32, u32) {
+        let lacks = |map: &[IdMap]| !map.is_empty() && IdMaps::outside(map, 0).is_none();
+        let Some(maps) = &self.user else { return (0, 0) };
+        (
+            if lacks(&maps.uids) { self.process.uid } else { 0 },
+            if lacks(&maps.gids) { self.process.gid } else { 0 },
+        )
+    }
+
     /// Does it live in a user namespace other than the runtime's?
     #[must_use]
     pub fn in_user_namespace(&self) -> bool {
@@ -72,6 +83,12 @@ pub struct IdMap {
     pub inside: u32,
     pub outside: u32,
     pub size: u32,
+}
+
+impl std::fmt::Display for IdMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.inside, self.outside, self.size)
+    }
 }
 
 /// Clocks that a time namespace can set off (time_namespaces(7)).
@@ -147,6 +164,20 @@ pub struct Mount {
     pub recursive_attrs: Attrs,
     /// Propagation and whether it holds for the whole tree.
     pub propagation: Vec<(Propagation, bool)>,
+}
+
+impl Mount {
+    /// A bind of the host's device of the same path.
+    #[must_use]
+    pub fn of_device(device: &Device) -> Self {
+        Self {
+            destination: device.path.clone(),
+            kind: MountKind::Bind { source: PathBuf::from(&device.path), recursive: false },
+            attrs: Attrs::default(),
+            recursive_attrs: Attrs::default(),
+            propagation: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

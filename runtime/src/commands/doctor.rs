@@ -154,9 +154,13 @@ fn overlay() -> Finding {
 fn user_namespaces() -> Finding {
     let most = read("/proc/sys/user/max_user_namespaces");
     if most.parse::<u64>().is_ok_and(|n| n > 0) {
-        return fine("user namespaces", format!("up to {most}; not used by this version"));
+        return fine("user namespaces", format!("up to {most}"));
     }
-    lacking("user namespaces", most, "sysctl user.max_user_namespaces; not used by this version")
+    lacking(
+        "user namespaces",
+        most,
+        "bundles with one are refused: sysctl user.max_user_namespaces",
+    )
 }
 
 fn seccomp() -> Finding {

@@ -62,6 +62,12 @@ pub enum Op {
         fd: i32,
         flag: i32,
     },
+    /// setns(2) into the namespace behind a link of the procfs with the root `proc`.
+    SetnsProc {
+        proc: i32,
+        path: CString,
+        flag: i32,
+    },
     Unshare {
         flags: u64,
     },
@@ -118,6 +124,11 @@ pub enum Op {
         path: CString,
         clone: bool,
         recursive: bool,
+        into: Slot,
+    },
+    /// Have a slot stand for what a descriptor of the parent's stands for.
+    Keep {
+        fd: i32,
         into: Slot,
     },
     SetAttributes {
@@ -216,7 +227,8 @@ pub enum Op {
     Ids {
         uid: u32,
         gid: u32,
-        groups: Vec<u32>,
+        /// `None`: those it has stay.
+        groups: Option<Vec<u32>>,
     },
     SetCapabilities {
         effective: u64,

@@ -38,6 +38,9 @@ pub struct Birth<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Use clone(2): clone3(2) is missing here.
     pub classic: bool,
+    /// Namespaces to go into first (setns(2)), in this order, each with its `CLONE_NEW*` flag. We ourselves stay where we
+    /// are: a process between us and the new one goes.
+    pub joins: &'a [(BorrowedFd<'a>, u64)],
 }
 
 /// A process on its way through the script.
@@ -74,8 +77,16 @@ pub fn launch(script: &Script, birth: Birth<'_>) -> Result<Launched, CallError> 
     let (go_read, go_write) = pipe()?;
     let pipes = child::Pipes { report: report_write.as_raw_fd(), go: go_read.as_raw_fd() };
     let ours = [report_read.as_raw_fd(), go_write.as_raw_fd()];
-    // SAFETY: `enter` and the machine behind it keep to prepared memory and never return.
-    let (pid, pidfd) = unsafe { fork(birth, script, pipes, ours) }?;
+    let made = if birth.joins.is_empty() {
+        // SAFETY: `enter` and the machine behind it keep to prepared memory and never return.
+        unsafe { fork(birth, script, pipes, ours) }
+    } else {
+        // SAFETY: as above.
+        unsafe { fork_through(birth, script, pipes, ours) }
+    };
+    let (pid, pidfd) = made.map_err(|(call, errno)| CallError::errno(call.words(birth), errno))?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let pidfd = match pidfd {
         Some(fd) => fd,
         None => pidfd::open(pid)?,
@@ -95,6 +106,33 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), CallError> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).call(|| "pipe2".to_owned())
 }
 
+/// What may fail on the way to a process.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Pipe,
+    /// The process between us and the first one.
+    Between,
+    /// By its place in [`Birth::joins`].
+    Join(usize),
+    Clone,
+}
+
+impl Stage {
+    fn words(self, birth: Birth<'_>) -> String {
+        match self {
+            Self::Pipe => "pipe2".to_owned(),
+            Self::Between => "clone a process that joins namespaces".to_owned(),
+            Self::Join(index) => {
+                let flag = birth.joins.get(index).map_or(0, |(_, flag)| *flag);
+                format!("setns with flag {flag:#x}")
+            }
+            Self::Clone => format!("clone3 with flags {:#x}", birth.namespaces),
+        }
+    }
+}
+
+type Forked = Result<(i32, Option<i32>), (Stage, Errno)>;
+
 /// # Safety
 /// The child is a copy of this process in which other threads have stopped wherever they were: [`enter`]
 /// must neither allocate nor lock, and never return.
@@ -103,35 +141,128 @@ unsafe fn fork(
     script: &Script,
     pipes: child::Pipes,
     parents: [i32; 2],
-) -> Result<(i32, Option<OwnedFd>), CallError> {
+) -> Forked {
+    // SAFETY: passed on to our caller.
+    match unsafe { raw_fork(birth, 0) } {
+        Ok((0, _)) => enter(script, pipes, parents),
+        Ok(made) => Ok(made),
+        Err(errno) => Err((Stage::Clone, Errno::from_raw(errno))),
+    }
+}
+
+/// The pid (0 in the child), and the number of its pidfd in our table. With CLONE_PARENT in `flags` our parent gets the
+/// child.
+///
+/// # Safety
+/// As [`fork`].
+unsafe fn raw_fork(birth: Birth<'_>, flags: u64) -> Result<(i32, Option<i32>), i32> {
     let mut pidfd: i32 = -1;
-    let answer = if birth.classic {
-        let flags = birth.namespaces as usize | libc::SIGCHLD as usize;
+    // The kernel takes the signal of the process between us then, and wants no other here.
+    let signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
+    let pid = if birth.classic {
+        let flags = (birth.namespaces | flags | signal) as usize;
         // SAFETY: no stack and no pointers are given: this is fork(2) with namespaces.
         unsafe { raw::call(libc::SYS_clone, [flags, 0, 0, 0, 0, 0]) }
     } else {
         let into = birth.cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
         let arguments = CloneArgs {
-            flags: birth.namespaces | into | CLONE_PIDFD,
+            flags: birth.namespaces | into | CLONE_PIDFD | flags,
             pidfd: (&raw mut pidfd) as u64,
-            exit_signal: libc::SIGCHLD as u64,
+            exit_signal: signal,
             cgroup: birth.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
             ..CloneArgs::default()
         };
         let pointer = std::ptr::from_ref(&arguments) as usize;
         // SAFETY: a clone_args of the size given; no stack, so the child goes on with a copy of ours.
         unsafe { raw::call(libc::SYS_clone3, [pointer, size_of::<CloneArgs>(), 0, 0, 0, 0]) }
+    }?;
+    Ok((pid, (pid != 0 && pidfd >= 0).then_some(pidfd)))
+}
+
+/// What the process between us and the first one answers: the number of the join that failed (or how many there are),
+/// errno, pid, pidfd.
+type Answer = [i32; 4];
+
+/// Send a process into the namespaces to be joined; the one that it makes there is our child (CLONE_PARENT), and its pidfd
+/// is in our table (CLONE_FILES).
+///
+/// # Safety
+/// As [`fork`].
+unsafe fn fork_through(
+    birth: Birth<'_>,
+    script: &Script,
+    pipes: child::Pipes,
+    parents: [i32; 2],
+) -> Forked {
+    let (answer_read, answer_write) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| (Stage::Pipe, e))?;
+    let flags = libc::CLONE_FILES as usize | libc::SIGCHLD as usize;
+    let answer_pipe = answer_write.as_raw_fd();
+    // SAFETY: fork(2) with a shared table of descriptors; `go_between` keeps to prepared memory and never returns.
+    let between = match unsafe { raw::call(libc::SYS_clone, [flags, 0, 0, 0, 0, 0]) } {
+        Ok(0) => go_between(birth, script, pipes, parents, answer_pipe),
+        answer => answer.map_err(|e| (Stage::Between, Errno::from_raw(e)))?,
     };
-    match answer.map_err(Errno::from_raw) {
-        Ok(0) => enter(script, pipes, parents),
-        Ok(pid) if pidfd >= 0 => {
-            // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok((pid, Some(pidfd)))
-        }
-        Ok(pid) => Ok((pid, None)),
-        Err(e) => Err(CallError::errno(format!("clone3 with flags {:#x}", birth.namespaces), e)),
+    let ended = pidfd::wait(between, true).map_err(|e| (Stage::Between, Errno::from_raw(e.raw())));
+    drop(answer_write);
+    let mut bytes = [0; size_of::<Answer>()];
+    let read = File::from(answer_read).read_exact(&mut bytes);
+    if ended.is_err() || read.is_err() {
+        return Err((Stage::Between, Errno::ECHILD));
     }
+    let word = |i: usize| {
+        let mut word = [0; 4];
+        word.copy_from_slice(&bytes[i * 4..i * 4 + 4]);
+        i32::from_ne_bytes(word)
+    };
+    let joined = usize::try_from(word(0)).unwrap_or(0);
+    match word(1) {
+        0 => Ok((word(2), (word(3) >= 0).then_some(word(3)))),
+        errno if joined < birth.joins.len() => Err((Stage::Join(joined), Errno::from_raw(errno))),
+        errno => Err((Stage::Clone, Errno::from_raw(errno))),
+    }
+}
+
+/// Allocates nothing, takes no lock, never returns.
+fn go_between(
+    birth: Birth<'_>,
+    script: &Script,
+    pipes: child::Pipes,
+    parents: [i32; 2],
+    answer_pipe: i32,
+) -> ! {
+    let mut joined: i32 = 0;
+    // Whoever is in there already may not look into a process that holds the host's descriptors (ptrace(2)).
+    let mut failure =
+        raw::plain(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 0, 0, 0, 0, 0]).err();
+    for (namespace, flag) in birth.joins {
+        if failure.is_none() {
+            let setns = [raw::reg(namespace.as_raw_fd()), *flag as usize, 0, 0, 0, 0];
+            failure = raw::plain(libc::SYS_setns, setns).err();
+            if failure.is_none() {
+                joined = joined.wrapping_add(1);
+            }
+        }
+    }
+    let mut answer: Answer = [joined, failure.unwrap_or(0), 0, -1];
+    if failure.is_none() {
+        // SAFETY: as for our caller; the child goes on in `enter`.
+        match unsafe { raw_fork(birth, libc::CLONE_PARENT as u64) } {
+            Ok((0, _)) => {
+                // Ours is a copy of the shared table: nothing of it is the parent's any more.
+                let _ = raw::close(answer_pipe);
+                enter(script, pipes, parents)
+            }
+            Ok((pid, pidfd)) => answer = [joined, 0, pid, pidfd.unwrap_or(-1)],
+            Err(errno) => answer = [joined, errno, 0, -1],
+        }
+    }
+    let pointer = answer.as_ptr() as usize;
+    // SAFETY: the array lives across the call and has the length given.
+    let _ = unsafe {
+        raw::call(libc::SYS_write, [raw::reg(answer_pipe), pointer, size_of::<Answer>(), 0, 0, 0])
+    };
+    raw::exit(0)
 }
 
 impl Launched {

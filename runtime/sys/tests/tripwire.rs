@@ -71,7 +71,7 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: false };
+const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: false, joins: &[] };
 /// CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWNET
 const NAMESPACES: u64 = 0x0002_0000 | 0x0400_0000 | 0x4000_0000;
 
@@ -152,7 +152,7 @@ fn long_script(proc: i32) -> Vec<Op> {
         Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] },
         Op::DropBounding { capabilities: 0b110 },
         Op::Chdir { path: c("/"), lenient: false },
-        Op::Ids { uid: 0, gid: 0, groups: vec![1, 2] },
+        Op::Ids { uid: 0, gid: 0, groups: Some(vec![1, 2]) },
         Op::SetCapabilities { effective: 0, permitted: 1, inheritable: 1 },
         Op::Ambient { raise: 1, last: 40 },
         Op::AwaitGo,

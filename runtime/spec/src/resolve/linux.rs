@@ -23,12 +23,6 @@ pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
     let listed = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     for (i, namespace) in listed.into_iter().flatten().enumerate() {
         let kind = kind(namespace.typ());
-        if matches!(kind, Namespace::User | Namespace::Time) {
-            problems.add(
-                format!("linux.namespaces[{i}].type"),
-                format!("{} namespaces are not supported yet", namespace.typ()),
-            );
-        }
         if found.is_private(kind) {
             problems.add(
                 format!("linux.namespaces[{i}].type"),
@@ -49,6 +43,11 @@ pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
         }
     }
     found
+}
+
+pub(super) fn has_user_namespace(spec: &Spec) -> bool {
+    let listed = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    listed.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User)
 }
 
 const fn kind(typ: LinuxNamespaceType) -> Namespace {

@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use caps::Capability;
 use oci_spec::runtime::{Capabilities as Names, PosixRlimitType, Process as OciProcess, Spec};
 
+use super::linux::has_user_namespace;
 use super::{Options, attributes, check_nul};
 use crate::resolved::{Attributes, Capabilities, Process, Rlimit, Terminal};
 use crate::{HostFacts, Problems};
@@ -50,7 +51,7 @@ pub(super) fn process(
         gid: user.gid(),
         additional_gids: user.additional_gids().clone().unwrap_or_default(),
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
-        capabilities: capabilities(process, facts, problems, warnings),
+        capabilities: capabilities(process, available(spec, facts), problems, warnings),
         rlimits: rlimits(process, facts, problems, warnings),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process, facts, problems, warnings),
@@ -135,16 +136,24 @@ fn cwd(process: &OciProcess, problems: &mut Problems) -> String {
     cwd
 }
 
+/// What can be given: in a user namespace everything, of which the runtime itself may have less.
+fn available(spec: &Spec, facts: &HostFacts) -> u64 {
+    if has_user_namespace(spec) {
+        return facts.all_capabilities();
+    }
+    facts.bounding & facts.all_capabilities()
+}
+
 fn capabilities(
     process: &OciProcess,
-    facts: &HostFacts,
+    available: u64,
     problems: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Capabilities {
     let Some(wanted) = process.capabilities() else { return Capabilities::default() };
     let mut set = |names: &Option<Names>, which: &str| -> u64 {
         let asked = names.iter().flatten().fold(0, |mask, name| mask | bit(&name.to_string()));
-        let given = asked & facts.bounding & known(facts.last_cap);
+        let given = asked & available;
         if asked != given {
             warnings.push(format!(
                 "process.capabilities.{which}: {} left out, not in the runtime's own bounding set",
@@ -184,10 +193,6 @@ fn capabilities(
         sets.ambient &= !impossible;
     }
     sets
-}
-
-const fn known(last_cap: u32) -> u64 {
-    if last_cap >= 63 { u64::MAX } else { (1 << (last_cap + 1)) - 1 }
 }
 
 fn bit(name: &str) -> u64 {

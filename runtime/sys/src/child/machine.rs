@@ -124,6 +124,11 @@ impl Machine {
                 };
                 self.put(*into, tree);
             }
+            Op::Keep { fd, into } => {
+                let copy =
+                    plain(libc::SYS_fcntl, [reg(*fd), libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
+                self.put(*into, copy);
+            }
             Op::Resolve { root, chain, make, into } => {
                 let found = resolve_chain(self.fd(*root), chain, *make)?;
                 self.put(*into, found);
@@ -335,6 +340,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::NewSession => ignore(plain(libc::SYS_setsid, [0; 6])),
         Op::JoinKeyring { name } => join_keyring(name)?,
         Op::Setns { fd, flag } => done(plain(libc::SYS_setns, [reg(*fd), reg(*flag), 0, 0, 0, 0]))?,
+        Op::SetnsProc { proc, path, flag } => setns_proc(*proc, path, *flag)?,
         Op::Unshare { flags } => done(plain(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0, 0]))?,
         Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
@@ -357,7 +363,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
             done(plain(libc::SYS_prctl, [reg(*option), a[0], a[1], a[2], a[3], 0]))?;
         }
         Op::DropBounding { capabilities } => drop_bounding(*capabilities)?,
-        Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups)?,
+        Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups.as_deref())?,
         Op::Duplicate { from, to } => {
             done(plain(libc::SYS_dup3, [reg(*from), reg(*to), 0, 0, 0, 0]))?;
         }
@@ -370,6 +376,16 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         // Every other operation is carried out before this point: see `Machine::step`.
         _ => return Err(libc::ENOSYS.into()),
     }
+    Ok(())
+}
+
+fn setns_proc(proc: i32, path: &CStr, flag: i32) -> Result<(), Fault> {
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as usize;
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe { call(libc::SYS_openat, [reg(proc), at(path), flags, 0, 0, 0]) }?;
+    let joined = plain(libc::SYS_setns, [reg(fd), reg(flag), 0, 0, 0, 0]);
+    let _ = raw::close(fd);
+    joined.map_err(|errno| Fault { detail: 1, errno, log: None })?;
     Ok(())
 }
 
@@ -875,10 +891,10 @@ fn drop_bounding(capabilities: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Fault> {
+fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<(), Fault> {
     let stage = |detail| move |errno| Fault { detail, errno, log: None };
     let (uid, gid) = (uid as usize, gid as usize);
-    if !left_out(Defence::Setgroups) {
+    if let Some(groups) = groups.filter(|_| !left_out(Defence::Setgroups)) {
         // SAFETY: an array of the length given.
         unsafe { call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0]) }
             .map_err(stage(0))?;
