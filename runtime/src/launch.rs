@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use hafen_isolator::cgroup;
+use hafen_isolator::cgroup::{self, Hold};
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
@@ -137,8 +137,9 @@ fn carry_out(
     waits: bool,
     made: &mut Vec<PathBuf>,
 ) -> Result<(Launched, SystemTime), Error> {
+    let mut holds = Vec::new();
     for step in &prepared.plan.before {
-        make(step, made)?;
+        holds.extend(make(step, made)?);
         fault::point();
     }
     let mut sources = open_sources(&mut own, prepared, waits)?;
@@ -154,7 +155,7 @@ fn carry_out(
     fault::point();
     // The console's other end notices when nobody holds it any more.
     drop(sources.console.take());
-    let outcome = accompany(own, prepared, &mut process);
+    let outcome = accompany(own, prepared, holds, &mut process);
     match judge(outcome, prepared, &origins) {
         Ok(()) => Ok((process, started)),
         Err(failure) => {
@@ -165,7 +166,12 @@ fn carry_out(
 }
 
 /// Do the runtime's part while the first process does its own, until it has done all.
-fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Result<Outcome, Error> {
+fn accompany(
+    own: Own<'_>,
+    prepared: &Prepared,
+    holds: Vec<Hold>,
+    process: &mut Launched,
+) -> Result<Outcome, Error> {
     for step in &prepared.plan.beside {
         perform(step, Some(process.pid))?;
         if matches!(step, HostStep::IdMaps(_)) {
@@ -174,6 +180,8 @@ fn accompany(own: Own<'_>, prepared: &Prepared, process: &mut Launched) -> Resul
         }
         fault::point();
     }
+    // It is in all of its cgroups, where everybody sees it.
+    drop(holds);
     own.entry.save_process(Identity::of(process.pid)?)?;
     fault::point();
     let hooks = Occasions { record: own.record, prepared, pid: process.pid };
@@ -260,20 +268,20 @@ pub(crate) fn end(process: &Launched) -> Result<(), CallError> {
 }
 
 /// Perform a step and note what it makes, also where it fails half-way; not where it was there already (EEXIST).
-fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<(), CallError> {
+fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<Option<Hold>, CallError> {
     let performed = perform(step, None);
     let taken = performed.as_ref().is_err_and(|e| e.is(Errno::EEXIST));
     made.extend(step.makes().filter(|_| !taken).map(Path::to_owned));
     performed
 }
 
-fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
+fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
     match step {
-        HostStep::MakeScratch { path } => make_scratch(path),
+        HostStep::MakeScratch { path } => make_scratch(path).map(|()| None),
         HostStep::IdMaps(_)
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }
-        | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)),
+        | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)).map(|()| None),
         _ => cgroup::perform(step, pid),
     }
 }

@@ -5,6 +5,7 @@
 
 mod outside;
 mod records;
+mod shared_cgroups;
 mod storage;
 mod walk;
 
@@ -14,7 +15,13 @@ use std::time::Duration;
 use hafen_integration::{Bundle, Case, Oci, Output, Test, cgroup, json, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
-    let modules = [walk::trials(), outside::trials(), records::trials(), storage::trials()];
+    let modules = [
+        walk::trials(),
+        outside::trials(),
+        records::trials(),
+        shared_cgroups::trials(),
+        storage::trials(),
+    ];
     modules.into_iter().flatten().collect()
 }
 

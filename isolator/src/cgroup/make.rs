@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use cgroups_rs::fs::blkio::BlkIoController;
@@ -10,8 +11,10 @@ use cgroups_rs::fs::devices::DevicesController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Controller, error};
-use hafen_sys::{CallError, Context};
+use hafen_sys::{CallError, Context, xattr};
 use nix::errno::Errno;
+use nix::fcntl::{self, Flock, FlockArg, OFlag};
+use nix::sys::stat::Mode;
 
 use super::folder::Folder;
 use super::processes::{self, names_of};
@@ -26,21 +29,57 @@ pub(super) fn cgroup(
     path: &Path,
     wanted: &Wanted<'_>,
     premade: bool,
-) -> Result<(), CallError> {
+) -> Result<Hold, CallError> {
     let call = || format!("make cgroup {}", path.display());
     let (Ok(way), Some(name)) = (path.strip_prefix(tree), path.file_name().map(Path::new)) else {
         return Err(CallError::errno(call(), Errno::EINVAL));
     };
     let above = way.parent().unwrap_or(Path::new(""));
     for _ in 0..ATTEMPTS {
-        match attempt(tree, above, name, wanted) {
+        let made = match attempt(tree, above, name, wanted) {
+            Err(e) if e.is(Errno::EEXIST) && premade => Ok(()),
+            answer => answer,
+        };
+        match made.and_then(|()| Hold::take(path)).and_then(|hold| take_over(path).map(|()| hold)) {
             Err(e) if is_gone(&e) && tree.exists() => {}
-            Err(e) if e.is(Errno::EEXIST) && premade => return take_over(path),
-            result => return result,
+            answer => return answer,
         }
     }
     let why = format!("{} (a folder above it kept vanishing)", call());
     Err(CallError::errno(why, Errno::ENOENT))
+}
+
+/// A folder that nobody else takes while this lives: until the first process is in it, and everybody can see that.
+///
+/// Two launches that ask for the same folder at the same moment would both find it empty. The lock (flock(2)) is the
+/// kernel's to let go when the runtime dies.
+#[derive(Debug)]
+pub struct Hold {
+    _lock: Flock<OwnedFd>,
+}
+
+impl Hold {
+    fn take(path: &Path) -> Result<Self, CallError> {
+        let call = || format!("make cgroup {}", path.display());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = fcntl::open(path, flags, Mode::empty()).call(call)?;
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { _lock: lock }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let why = format!("{} (another launch is taking it)", call());
+                Err(CallError::errno(why, Errno::EEXIST))
+            }
+            Err((_, e)) => Err(e).call(|| format!("flock {}", path.display())),
+        }
+    }
+}
+
+/// Says of a folder above a container's that the runtime made it (xattr(7)): whoever is last below it takes it away,
+/// also if another container made it. A kernel that takes no mark leaves it to that other one.
+const MARK: &str = "hafen.made";
+
+pub(super) fn is_marked(path: &Path) -> bool {
+    xattr::is_set(path, MARK)
 }
 
 /// ENODEV is the answer of a file whose folder was removed while it was open.
@@ -71,7 +110,8 @@ fn prepare(tree: &Path, above: &Path, wanted: &Wanted<'_>) -> Result<Folder, Cal
         wanted.enable(&here)?;
         let name = Path::new(name);
         match here.make(name) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+            Ok(()) => xattr::set(&here.path.join(name), MARK),
+            Err(Errno::EEXIST) => {}
             Err(e) => {
                 return Err(e).call(|| format!("make cgroup {}", here.path.join(name).display()));
             }
@@ -219,15 +259,21 @@ pub(super) fn take_over_legacy(path: &Path) -> Result<(), CallError> {
 
 /// Make a folder in a v1 hierarchy with all that is missing above it. A new cpuset is useless until it has CPUs and
 /// memory nodes: cgroups-rs copies them from above, also into new folders on the way.
-pub(super) fn legacy(controllers: &str, path: &Path) -> Result<(), CallError> {
+pub(super) fn legacy(controllers: &str, path: &Path) -> Result<Hold, CallError> {
     let controller = controller(controllers, path);
-    if controller.exists() {
-        return take_over_legacy(path);
-    }
     let call = || format!("make v1 cgroup {}", path.display());
-    let mut result = Ok(());
+    let mut result = Err(CallError::errno(call(), Errno::ENOENT));
     for _ in 0..ATTEMPTS {
-        result = controller.create().map_err(|e| CallError::new(call(), cause(e)));
+        let missing: Vec<&Path> =
+            path.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
+        let made = if controller.exists() {
+            Ok(())
+        } else {
+            controller.create().map_err(|e| CallError::new(call(), cause(e)))
+        };
+        missing.into_iter().for_each(|folder| xattr::set(folder, MARK));
+        let held = made.and_then(|()| Hold::take(path));
+        result = held.and_then(|hold| take_over_legacy(path).map(|()| hold));
         match &result {
             Err(e) if is_gone(e) => {}
             _ => break,

@@ -27,6 +27,7 @@ use nix::errno::Errno;
 pub use freeze::{freeze, is_frozen, wait_frozen};
 pub use knobs::{Setting, knobs, weight_from_shares};
 pub use layout::discover;
+pub use make::Hold;
 pub use oom::OomWatch;
 pub use processes::{kill, processes, wait_empty};
 pub use release::release;
@@ -38,16 +39,20 @@ pub use usage::{Usage, observe};
 /// Carry out one step of [`Share::before`] or [`Share::beside`]; the latter need the pid of the process.
 ///
 /// A folder that was there when the plan was made is taken over if no process is in it by now. Otherwise the error is
-/// EEXIST, and the folder must not be released: it belongs to somebody else.
+/// EEXIST, and the folder must not be released: it belongs to somebody else. The answer keeps others away from a folder
+/// that was made or taken over, to be let go when the process is in it.
 ///
 /// # Errors
 /// Names the call, the value and the file, and who is in the way.
-pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
-    match step {
+pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
+    let done = match step {
         HostStep::MakeCgroup { tree, path, controllers, accounting, premade } => {
-            make::cgroup(tree, path, &make::Wanted { controllers, accounting }, *premade)
+            let wanted = make::Wanted { controllers, accounting };
+            return make::cgroup(tree, path, &wanted, *premade).map(Some);
         }
-        HostStep::MakeLegacyCgroup { controller, path } => make::legacy(controller, path),
+        HostStep::MakeLegacyCgroup { controller, path } => {
+            return make::legacy(controller, path).map(Some);
+        }
         HostStep::Knob(knob) => write(knob),
         HostStep::DeviceProgram { cgroup, rules } => crate::device::confine(cgroup, rules),
         HostStep::Enter { cgroup } => match pid {
@@ -55,7 +60,8 @@ pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<(), CallError> {
             None => Err(misplaced(step, "there is no process yet")),
         },
         _ => Err(misplaced(step, "not a step of the isolator")),
-    }
+    };
+    done.map(|()| None)
 }
 
 fn misplaced(step: &HostStep, why: &str) -> CallError {

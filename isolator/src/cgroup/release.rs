@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::folder::{Visit, walk};
+use super::make::is_marked;
 use super::processes::{kill, kill_listed, names_of, processes, wait_empty};
 
 /// A killed process may have much memory to give back, or be stuck in the kernel on a slow disk.
@@ -27,20 +28,20 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// Names the call, and who holds the folder when it stays in use. May be tried again.
 pub fn release(claim: &Claim) -> Result<(), CallError> {
-    let parents = match claim {
+    let (path, parents) = match claim {
         Claim::Cgroup { path, parents } => {
             remove(path, end_unified)?;
-            parents
+            (path, parents)
         }
         Claim::LegacyCgroup { path, parents, .. } => {
             remove(path, end_legacy)?;
-            parents
+            (path, parents)
         }
         Claim::Scratch { .. } => {
             return Err(CallError::errno(format!("release {claim} as a cgroup"), Errno::EINVAL));
         }
     };
-    remove_parents(parents)
+    remove_parents(path, parents)
 }
 
 /// The usual case takes one call: the processes are gone, and rmdir(2) succeeds on an empty cgroup only.
@@ -136,10 +137,12 @@ fn held(path: &Path) -> CallError {
     CallError::errno(call, Errno::EBUSY)
 }
 
-/// Nearest first. One that somebody else uses stays, and so does everything above it.
-pub(super) fn remove_parents(parents: &[PathBuf]) -> Result<(), CallError> {
-    for parent in parents {
-        if !is_removed(rmdir(parent), parent)? {
+/// Nearest first: those of the claim, and those that another container had made for itself and could not take away,
+/// because of this one. One that somebody else uses stays, and so does everything above it.
+pub(super) fn remove_parents(path: &Path, parents: &[PathBuf]) -> Result<(), CallError> {
+    for folder in path.ancestors().skip(1) {
+        let ours = parents.iter().any(|parent| parent == folder) || is_marked(folder);
+        if !ours || !is_removed(rmdir(folder), folder)? {
             return Ok(());
         }
     }

@@ -219,6 +219,8 @@ pub fn apply(change: &Change) -> Result<(), Failure> {
 struct Done {
     /// Folders with those above them that go with them.
     made: Vec<(PathBuf, Vec<PathBuf>)>,
+    /// Nobody else takes those folders until the processes are in them.
+    holds: Vec<make::Hold>,
     written: Vec<Former>,
     exchange: Option<Exchange>,
     /// Process, where it is now, and where it was.
@@ -245,7 +247,7 @@ impl Change {
                 if !made.as_ref().is_err_and(|e| e.is(Errno::EEXIST)) {
                     done.made.push((path.clone(), parents.clone()));
                 }
-                made?;
+                done.holds.push(made?);
             }
         }
         self.write(done)?;
@@ -356,7 +358,7 @@ impl Done {
                     kept.push(path.clone());
                 }
                 // Of no consequence where they stay: they are empty.
-                _ => drop(remove_parents(parents)),
+                _ => drop(remove_parents(path, parents)),
             }
         }
         (left, kept)

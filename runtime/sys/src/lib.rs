@@ -19,5 +19,6 @@ pub mod socket;
 pub mod spawn;
 pub mod terminal;
 pub mod weaken;
+pub mod xattr;
 
 pub use error::{CallError, Context};
