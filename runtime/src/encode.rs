@@ -185,10 +185,6 @@ impl<'a> Encoder<'a> {
             ChildStep::NoNewPrivileges => {
                 Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] }
             }
-            ChildStep::Undumpable if left_out(Defence::Dumpable) => return Ok(()),
-            ChildStep::Undumpable => {
-                Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
-            }
             ChildStep::BoundingSet { keep } => {
                 Op::DropBounding { capabilities: self.facts.bounding & !keep }
             }
@@ -216,6 +212,7 @@ impl<'a> Encoder<'a> {
                 close(*preserved, kept.into_iter().flatten().map(AsRawFd::as_raw_fd).collect())
             }
             ChildStep::OwnStandard { uid } => Op::OwnStandard { uid: *uid },
+            ChildStep::NotDumpable if left_out(Defence::Dumpable) => return Ok(()),
             ChildStep::NotDumpable => {
                 Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
             }

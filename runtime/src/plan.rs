@@ -106,7 +106,7 @@ fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
 
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     // Whoever shares the pid namespace could find the runtime's descriptors and program in /proc (CVE-2016-9962).
-    let mut steps = vec![ChildStep::ResetSignals, ChildStep::Undumpable, ChildStep::NewSession];
+    let mut steps = vec![ChildStep::ResetSignals, ChildStep::NotDumpable, ChildStep::NewSession];
     if resolved.process.new_keyring {
         steps.extend(attributes::keyring(&resolved.process, keyring(&resolved.id)));
     }

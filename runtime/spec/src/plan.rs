@@ -234,8 +234,6 @@ pub enum ChildStep {
     OomScoreAdj {
         value: i32,
     },
-    /// Nobody else may look into the process before it is the user's program (PR_SET_DUMPABLE, prctl(2)).
-    Undumpable,
     Join {
         namespace: Namespace,
         path: PathBuf,
@@ -489,7 +487,6 @@ impl ChildStep {
             Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
             Self::Rlimit(l) => write!(f, "set {} soft {} hard {}", l.name, l.soft, l.hard),
             Self::Attribute(attribute) => fmt::Display::fmt(attribute, f),
-            Self::Undumpable => f.write_str("hide from other processes until the program starts"),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::BoundingSet { keep } => {
                 write!(f, "drop all capabilities but {keep:#x} from the bounding set")

@@ -14,6 +14,7 @@ pub(super) fn trials() -> Vec<Case> {
             Root, Busybox, Weaken
         ),
         cve_2025_31133_masked_paths_when_dev_null_is_a_link(Root, Busybox, Weaken),
+        cve_2025_52565_the_console_is_a_link(Root, Busybox, Weaken),
         cve_2023_28642_proc_of_the_image_is_a_link(Root, Busybox, Weaken),
         cve_2023_27561_sys_of_the_image_is_a_link(Root, Busybox, Weaken),
         the_root_filesystem_is_a_link(Root, Busybox, Weaken),
@@ -36,9 +37,11 @@ fn cve_2021_30465_a_volume_that_is_exchanged_for_a_link_during_the_mounts(t: &Te
     running.await_text("ready");
 
     let listed = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
-    let launch = |oci: &Oci, number| {
+    let mut last = None;
+    let mut launch = |oci: &Oci, number| {
         let output = oci.run(&t.id(), &victim(t, &shared, number));
         assert!(!output.timed_out, "{output}");
+        last = Some(output);
         listed(&host)
     };
     let reached: usize = (0..LAUNCHES).map(|n| launch(&oci, n)).sum();
@@ -49,7 +52,7 @@ fn cve_2021_30465_a_volume_that_is_exchanged_for_a_link_during_the_mounts(t: &Te
     drop(running);
     let _ = oci.delete_force(&attacker).ok();
     assert_eq!(reached, 0, "mounts were made on the host");
-    assert!(inside > Some(0), "no launch met the folder: there was no race");
+    assert!(inside > Some(0), "no launch met the folder: there was no race; {last:?}");
     assert!(without.is_some(), "without the defence nothing was reached");
 }
 
@@ -91,6 +94,30 @@ fn cve_2025_31133_masked_paths_when_dev_null_is_a_link(t: &Test) {
     let oci = weakened(t, "mask-source");
     let output = oci.run(&t.id(), &bundle(Some("/dev/chosen"))).ok();
     assert!(output.stdout.starts_with("the attacker's\n"), "without the defence: {output}");
+}
+
+/// The terminal would cover what the link names.
+fn cve_2025_52565_the_console_is_a_link(t: &Test) {
+    let shared = folder(t, "shared");
+    for name in ["pts", "shm", "mqueue"] {
+        fs::create_dir(shared.join(name)).expect("make a folder");
+    }
+    for link in ["null", "tty"] {
+        symlink(format!("/proc/self/fd/{link}"), shared.join(link)).expect("make a link");
+    }
+    symlink("/etc/passwd", shared.join("console")).expect("make a link");
+    let bundle = t
+        .bundle()
+        .edit(|config| {
+            let mounts = config["mounts"].as_array_mut().expect("an array");
+            let dev = mounts.iter_mut().find(|m| m["destination"] == "/dev").expect("/dev");
+            *dev = volume(&shared, "/dev");
+        })
+        .set("/process/terminal", json!(true))
+        .sh("[ -c /etc/passwd ] && echo covered");
+    t.oci().run(&t.id(), &bundle).error_with(["mount it on /dev/console"]);
+    let output = weakened(t, "console-target").run(&t.id(), &bundle).ok();
+    assert!(output.stdout.contains("covered"), "without the defence: {output}");
 }
 
 /// Masks, labels and settings would go to where the link leads, and programs would read what the image put at `/proc`.

@@ -6,6 +6,7 @@ use super::{MountCalls, Terminal};
 use crate::file::{OpenHow, resolve};
 use crate::mount::AT_EMPTY_PATH;
 use crate::raw::{self, Answer, call, plain, reg};
+use crate::weaken::{Defence, left_out};
 
 /// statfs(2).
 const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
@@ -160,7 +161,11 @@ fn name(number: u32) -> ([u8; LONGEST_NAME], usize) {
 fn mount_console(root: i32, other: i32, calls: MountCalls) -> Result<(), i32> {
     let folder = open_in_root(root, c"dev", libc::O_DIRECTORY)?;
     make_file(folder, c"console")?;
-    let target = open_in_root(folder, c"console", libc::O_NOFOLLOW)?;
+    let target = if left_out(Defence::ConsoleTarget) {
+        open_in_root(root, c"dev/console", 0)?
+    } else {
+        open_in_root(folder, c"console", libc::O_NOFOLLOW)?
+    };
     let _ = raw::close(folder);
     let kind = stat(target, c"", AT_EMPTY_PATH)?.st_mode & libc::S_IFMT;
     if kind != libc::S_IFREG && kind != libc::S_IFCHR {
