@@ -20,6 +20,7 @@ mod hooks;
 mod join;
 mod journal;
 mod launch;
+mod listener;
 pub mod log;
 mod plan;
 mod prepare;

@@ -13,6 +13,7 @@ mod limits;
 mod namespaces;
 mod pause;
 mod process_attributes;
+mod seccomp;
 mod security;
 mod smoke;
 mod update;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         pause::trials(),
         update::trials(),
         events::trials(),
+        seccomp::trials(),
         security::trials(),
         faults::trials(),
         foreign::trials(),
