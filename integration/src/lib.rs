@@ -71,6 +71,7 @@ mod host;
 mod need;
 mod oci;
 mod program;
+mod receive;
 
 pub use bundle::Bundle;
 pub use case::{Case, Test, attempt, main};
@@ -79,6 +80,7 @@ pub use host::Host;
 pub use need::{Environment, Need};
 pub use oci::{Call, Oci, Output, Running};
 pub use program::{Program, patience, wait_until};
+pub use receive::{Receiver, read_terminal};
 pub use serde_json::{Value, json};
 
 /// `cases![name(Need, Need(..)), ..]`: a [`Case`] for each function `name` of this module.

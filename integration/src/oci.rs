@@ -435,7 +435,12 @@ impl Output {
     #[must_use]
     #[track_caller]
     pub fn error_line(&self) -> &str {
-        assert!(self.exit == Some(1), "wanted exit code 1: {self}");
+        self.error_line_of(1)
+    }
+
+    #[track_caller]
+    fn error_line_of(&self, code: i32) -> &str {
+        assert!(self.exit == Some(code), "wanted exit code {code}: {self}");
         let line = self.stderr.strip_suffix('\n').unwrap_or(&self.stderr);
         assert!(!line.is_empty() && !line.contains('\n'), "wanted one line on stderr: {self}");
         line
@@ -445,6 +450,15 @@ impl Output {
     #[track_caller]
     pub fn error_with<'a>(&self, texts: impl IntoIterator<Item = &'a str>) {
         let line = self.error_line();
+        for text in texts {
+            assert!(line.contains(text), "wanted {text:?} in the error: {self}");
+        }
+    }
+
+    /// The same with another exit code than 1.
+    #[track_caller]
+    pub fn failed_with<'a>(&self, code: i32, texts: impl IntoIterator<Item = &'a str>) {
+        let line = self.error_line_of(code);
         for text in texts {
             assert!(line.contains(text), "wanted {text:?} in the error: {self}");
         }

@@ -115,6 +115,9 @@ pub struct LaunchArgs {
     /// Unix socket that the master of the container's terminal is sent to.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Unix socket that a pidfd of the container's first process is sent to.
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors after the three standard ones that the container keeps.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
@@ -207,6 +210,9 @@ pub struct ExecArgs {
     /// Unix socket that the master of its terminal is sent to.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Unix socket that a pidfd of the process is sent to.
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// With a terminal of its own.
     #[arg(short, long)]
     pub tty: bool,

@@ -15,12 +15,11 @@ use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{
     Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process, TimeOffset,
 };
-use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
+use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
-use crate::listener::Listener;
 use attributes::write_proc;
 
 /// The mount that becomes `/`.
@@ -44,8 +43,6 @@ pub(crate) struct Sources {
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
     /// The root of the host's procfs, where a step [`needs_proc`].
     pub(crate) proc: Option<OwnedFd>,
-    /// The agent of a seccomp filter.
-    pub(crate) listener: Option<Listener>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
     /// Where the master of the terminal goes.
@@ -53,8 +50,8 @@ pub(crate) struct Sources {
     /// The first process of a container that is joined, and its root.
     pub(crate) container: Option<OwnedFd>,
     pub(crate) container_root: Option<OwnedFd>,
-    /// `CLONE_NEW*` flags of those of its namespaces that are not ours.
-    pub(crate) container_namespaces: i32,
+    /// `CLONE_NEW*` flags of those of its namespaces that are not ours, as they are joined one after the other.
+    pub(crate) container_namespaces: [i32; 2],
     /// What becomes stdin, stdout and stderr, where those of the runtime do not stay.
     pub(crate) standard: Option<[i32; 3]>,
     /// Descriptors that the child must let go of at once.
@@ -92,8 +89,7 @@ pub(crate) fn needs_proc(step: &ChildStep) -> bool {
     match step {
         ChildStep::OomScoreAdj { .. }
         | ChildStep::Sysctl { .. }
-        | ChildStep::TimeNamespace { .. }
-        | ChildStep::Seccomp { listener: Some(_), .. } => true,
+        | ChildStep::TimeNamespace { .. } => true,
         ChildStep::Attribute(attribute) => matches!(attribute, AppArmor(_) | SeLinux { .. }),
         _ => false,
     }
@@ -126,10 +122,6 @@ impl<'a> Encoder<'a> {
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
         let standard = self.sources.standard.into_iter().flatten().zip(0..);
         self.ops.extend(standard.map(|(from, to)| Op::Duplicate { from, to }));
-        if self.sources.listener.is_some() {
-            // While the procfs is still there.
-            self.ops.push(Op::OwnPid { proc: self.proc() });
-        }
         // Modes below are exact; the container's own mask is set at the end.
         self.ops.push(Op::Umask { mask: 0 });
         for (index, step) in steps.iter().enumerate() {
@@ -151,8 +143,7 @@ impl<'a> Encoder<'a> {
             | ChildStep::ChangeRoot { .. }
             | ChildStep::RootPropagation { .. }
             | ChildStep::RootReadonly => self.mount_step(step),
-            ChildStep::Label { .. }
-            | ChildStep::Device(_)
+            ChildStep::Device(_)
             | ChildStep::Symlink { .. }
             | ChildStep::Folder { .. }
             | ChildStep::Mask { .. }
@@ -213,17 +204,12 @@ impl<'a> Encoder<'a> {
                 Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
             }
             ChildStep::WorkingDirectory { path } => Op::Chdir { path: c(path)?, lenient: false },
-            ChildStep::CloseDescriptors { preserved } => {
-                let listener = raw(self.sources.listener.as_ref().map(|l| &l.socket));
-                close(*preserved, self.fifos().into_iter().chain([listener]).collect())
-            }
+            ChildStep::CloseDescriptors { preserved } => close(*preserved, self.fifos().to_vec()),
             ChildStep::CloseHost { preserved } => {
                 let sources = self.sources;
                 let kept =
                     [&sources.console, &sources.container, &sources.container_root, &sources.proc];
-                let listener = sources.listener.as_ref().map(|l| &l.socket);
-                let kept = kept.into_iter().flatten().chain(listener);
-                close(*preserved, kept.map(AsRawFd::as_raw_fd).collect())
+                close(*preserved, kept.into_iter().flatten().map(AsRawFd::as_raw_fd).collect())
             }
             ChildStep::OwnStandard { uid } => Op::OwnStandard { uid: *uid },
             ChildStep::NotDumpable if left_out(Defence::Dumpable) => return Ok(()),
@@ -231,9 +217,9 @@ impl<'a> Encoder<'a> {
                 Op::Prctl { option: libc::PR_SET_DUMPABLE, arguments: [0, 0, 0, 0] }
             }
             ChildStep::JoinContainer { .. } => {
-                let (fd, flag) =
-                    (raw(self.sources.container.as_ref()), self.sources.container_namespaces);
-                self.ops.push(Op::Setns { fd, flag });
+                let fd = raw(self.sources.container.as_ref());
+                let flags = self.sources.container_namespaces.into_iter().filter(|f| *f != 0);
+                self.ops.extend(flags.map(|flag| Op::Setns { fd, flag }));
                 Op::Close(fd)
             }
             ChildStep::JoinRoot => {
@@ -335,17 +321,7 @@ impl<'a> Encoder<'a> {
             jf: *jf,
             k: *k,
         });
-        let (program, flags) = (program.collect(), filter.flags);
-        match &self.sources.listener {
-            Some(listener) => Op::SeccompNotify(Notify {
-                program,
-                flags,
-                socket: listener.socket.as_raw_fd(),
-                message: listener.message.clone(),
-                stack: Stack::default(),
-            }),
-            None => Op::Seccomp { program, flags },
-        }
+        Op::Seccomp { program: program.collect(), flags: filter.flags }
     }
 
     fn execute(&self) -> io::Result<Op> {
@@ -363,10 +339,6 @@ impl<'a> Encoder<'a> {
     fn path_step(&mut self, step: &ChildStep) -> io::Result<()> {
         let calls = mount_calls(self.facts);
         let op = match step {
-            ChildStep::Label { path, label } => {
-                self.resolve(path, Make::Nothing)?;
-                Op::Label { folder: At::Slot(TARGET), label: c(label)? }
-            }
             ChildStep::Device(device) => make_node(device)?,
             ChildStep::Symlink { path, target } => {
                 let (folder, name) = Chain::split(path)?;
@@ -566,8 +538,6 @@ impl<'a> Encoder<'a> {
                 self.place(mount, Make::Folder)?;
                 let data =
                     options.iter().filter(|(key, _)| key != "ro").map(|(key, value)| match value {
-                        // Categories of a SELinux label are parted by commas.
-                        Some(value) if key == "context" => format!("{key}=\"{value}\""),
                         Some(value) => format!("{key}={value}"),
                         None => key.clone(),
                     });

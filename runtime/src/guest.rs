@@ -11,7 +11,7 @@ use hafen_spec::{HostFacts, Problems, parse};
 use hafen_sys::Context;
 use serde_json::Value;
 
-use crate::join;
+use crate::join::{self, Container};
 use crate::journal::{Entry, Record};
 use crate::prepare::give_home;
 use crate::{Error, facts};
@@ -53,12 +53,12 @@ impl Document {
         &self,
         record: &Record,
         preserve_fds: u32,
-        root: Option<&OwnedFd>,
+        container: &Container,
     ) -> Result<Guest, Error> {
         let wrong = |source: Problems| Error::Bundle { path: self.path.clone(), source };
         let bytes = serde_json::to_vec(&self.spec).map_err(|e| Error::Refused(e.to_string()))?;
         let spec = parse::parse(&bytes).map_err(wrong)?;
-        let facts = facts::gather()?;
+        let facts = container.facts(facts::gather()?);
         let options = Options {
             id: record.id.clone(),
             bundle: record.bundle.clone(),
@@ -68,7 +68,7 @@ impl Document {
         };
         let Joining { mut process, seccomp, warnings } =
             resolve_joining(&spec, &facts, &options).map_err(wrong)?;
-        give_home(&mut process, root);
+        give_home(&mut process, Some(container.root()));
         let filter = seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
         Ok(Guest { process, warnings, filter, facts })
     }

@@ -10,24 +10,22 @@ use std::path::{Path, PathBuf};
 use hafen_isolator::{cgroup, seccomp};
 use hafen_spec::HostFacts;
 use hafen_spec::plan::{ChildStep, Claim, HostStep};
-use hafen_spec::resolved::{Hook, IdList, Process};
+use hafen_spec::resolved::{Hook, Process};
 use hafen_sys::child::Script;
 use hafen_sys::file::{open_proc, read_text};
-use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
+use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn, namespace_owner};
 use hafen_sys::{CallError, Context, pidfd};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
-use nix::sys::stat::{Mode, stat};
-use nix::unistd::Pid;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, fstat, stat};
 
 use crate::encode::{Encoded, Encoder, Sources, needs_proc};
 use crate::hooks::{self, Occasion, Standard, Started};
 use crate::journal::{Record, Status};
 use crate::launch::{explain, open_cgroup};
-use crate::listener::{self, Listener};
 use crate::state::State;
-use crate::{Error, fault, plan};
+use crate::{Error, fault, plan, privilege};
 
 /// Name in `/proc/PID/ns`, and the flag of setns(2). The pid namespace is not among them: it is for children.
 const NAMESPACES: [(&str, i32); 7] = [
@@ -47,6 +45,8 @@ pub(crate) struct Container {
     handle: OwnedFd,
     /// Those of its namespaces that are not ours.
     namespaces: Vec<(&'static str, i32)>,
+    /// Flags of those that must be joined before its user namespace, since they do not belong to it.
+    foreign: i32,
     own_pids: bool,
     root: OwnedFd,
     /// The folder of the cgroup2 tree, and those of v1 hierarchies.
@@ -68,6 +68,7 @@ impl Container {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(path.as_str(), flags, Mode::empty()).call(|| format!("open {path}"))?;
         let own_pids = differs(pid, "pid")?;
+        let foreign = foreign(pid, &namespaces)?;
         // Asked last: as long as it lives, all that was read above was its own.
         pidfd::send_signal(&handle, 0)?;
         let legacy = record.claims.iter().filter_map(|claim| match claim {
@@ -78,6 +79,7 @@ impl Container {
             pid,
             handle,
             namespaces,
+            foreign,
             own_pids,
             root,
             tree: record.tree().map(Path::to_owned),
@@ -88,6 +90,15 @@ impl Container {
     /// Its root file system as its first process sees it.
     pub(crate) const fn root(&self) -> &OwnedFd {
         &self.root
+    }
+
+    fn own(&self) -> i32 {
+        self.namespaces.iter().fold(0, |flags, (_, flag)| flags | flag) & !self.foreign
+    }
+
+    /// The machine as a process in the container finds it.
+    pub(crate) fn facts(&self, facts: HostFacts) -> HostFacts {
+        if self.has_own("user") { facts.in_user_namespace() } else { facts }
     }
 
     fn names(&self) -> Vec<&'static str> {
@@ -102,7 +113,7 @@ impl Container {
         Ok(Sources {
             container: Some(self.handle.try_clone().call(|| "dup a pidfd".to_owned())?),
             container_root: Some(self.root.try_clone().call(|| "dup the root".to_owned())?),
-            container_namespaces: self.namespaces.iter().fold(0, |flags, (_, flag)| flags | flag),
+            container_namespaces: [self.foreign, self.own()],
             standard,
             ..Sources::default()
         })
@@ -116,15 +127,37 @@ impl Container {
     }
 }
 
-fn differs(pid: i32, name: &str) -> Result<bool, CallError> {
-    let inode = |path: String| match stat(path.as_str()) {
-        // The kernel has no such namespaces.
-        Err(Errno::ENOENT) if Path::new("/proc/self/ns").join(name).symlink_metadata().is_err() => {
-            Ok(None)
+/// Whoever is in a user namespace may join those that belong to it only (user_namespaces(7)): a network namespace that
+/// somebody made before may belong to the host's.
+fn foreign(pid: i32, namespaces: &[(&'static str, i32)]) -> Result<i32, CallError> {
+    if !namespaces.iter().any(|(name, _)| *name == "user") {
+        return Ok(0);
+    }
+    let users = inode(&format!("/proc/{pid}/ns/user"))?;
+    let mut flags = 0;
+    for (name, flag) in namespaces.iter().filter(|(name, _)| *name != "user") {
+        let path = format!("/proc/{pid}/ns/{name}");
+        let file = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .call(|| format!("open {path}"))?;
+        let owner = namespace_owner(&file)?;
+        let owner = fstat(&owner).call(|| format!("stat the owner of {path}"))?;
+        if (owner.st_dev, owner.st_ino) != users {
+            flags |= flag;
         }
-        answer => answer.map(|s| Some((s.st_dev, s.st_ino))).call(|| format!("stat {path}")),
-    };
-    Ok(inode(format!("/proc/{pid}/ns/{name}"))? != inode(format!("/proc/self/ns/{name}"))?)
+    }
+    Ok(flags)
+}
+
+fn inode(path: &str) -> Result<(u64, u64), CallError> {
+    stat(path).map(|s| (s.st_dev, s.st_ino)).call(|| format!("stat {path}"))
+}
+
+fn differs(pid: i32, name: &str) -> Result<bool, CallError> {
+    // The kernel may have no such namespaces.
+    if Path::new("/proc/self/ns").join(name).symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    Ok(inode(&format!("/proc/{pid}/ns/{name}"))? != inode(&format!("/proc/self/ns/{name}"))?)
 }
 
 /// What joins.
@@ -144,53 +177,19 @@ pub(crate) struct Guest<'a> {
 /// # Errors
 /// The step that failed; nothing is left of the process then.
 pub(crate) fn join(
-    record: &Record,
+    id: &str,
     mut container: Container,
     guest: Guest<'_>,
 ) -> Result<Launched, Error> {
     let Guest { process, filter, facts, console, cgroup } = guest;
     let instructions = filter.map(seccomp::Filter::len);
     let own_root = !container.has_own("mnt");
-    let steps = plan::join(&record.id, process, container.names(), own_root, instructions);
+    let steps = plan::join(id, process, container.names(), own_root, instructions);
     container.place(&cgroup);
-    let Written { proc, listener } = written(record, &steps, filter, &container)?;
-    let sources = Sources { console, proc, listener, ..container.sources(None)? };
-    // Before it is born in the container's cgroup.
-    if let Some(initial) = &process.attributes.exec_affinity.initial {
-        run_on(initial)?;
-    }
+    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
+    let sources = Sources { console, proc, ..container.sources(None)? };
     let encoder = Encoder::new(&sources, facts, process, Path::new("/"), filter);
     start(&container, encoder.encode(&steps)?, &steps, facts, process)
-}
-
-/// What of the host the process still writes to.
-struct Written {
-    proc: Option<OwnedFd>,
-    listener: Option<Listener>,
-}
-
-fn written(
-    record: &Record,
-    steps: &[ChildStep],
-    filter: Option<&seccomp::Filter>,
-    container: &Container,
-) -> Result<Written, Error> {
-    let state = State::of(record, Status::Running, Some(container.pid));
-    let listener = listener::connect(filter, state)?;
-    let needed = listener.is_some() || steps.iter().any(needs_proc);
-    Ok(Written { proc: needed.then(open_proc).transpose()?, listener })
-}
-
-/// Children inherit it.
-fn run_on(processors: &IdList) -> Result<(), CallError> {
-    let call = || format!("process.execCPUAffinity.initial: run on processors {}", processors.text);
-    let mut set = CpuSet::new();
-    for (word, bits) in processors.bits.iter().enumerate() {
-        for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
-            set.set(word * 64 + bit).call(call)?;
-        }
-    }
-    sched_setaffinity(Pid::from_raw(0), &set).call(call)
 }
 
 fn start(
@@ -204,7 +203,8 @@ fn start(
     fault::point();
     let mut launched = clone(container, &script, facts)?;
     fault::point();
-    let entered = enter(container, launched.pid, facts);
+    let entered = enter(container, launched.pid, facts)
+        .and_then(|()| raise_limits(container, launched.pid, process));
     // A process that is gone already has said why in its report.
     let _ = launched.go();
     let program = process.args.first().map_or("", String::as_str);
@@ -304,8 +304,14 @@ pub(crate) fn run_start_hooks(
     let state = State::of(record, Status::Created, Some(container.pid)).json()?;
     let occasion = Occasion { kind: "startContainer", state: &state, bundle: &record.bundle };
     hooks::run_each(&record.hooks.start_container, occasion, |hook, standard| {
-        hook_inside(record, container, hook, standard, guest)
+        hook_inside(&record.id, container, hook, standard, guest)
     })
+}
+
+/// In a user namespace nobody can raise a limit (getrlimit(2)).
+fn raise_limits(container: &Container, pid: i32, process: &Process) -> Result<(), CallError> {
+    let limits = process.rlimits.iter().filter(|_| container.has_own("user"));
+    limits.cloned().try_for_each(|limit| privilege::perform(&HostStep::HardLimit(limit), pid))
 }
 
 /// A hook that runs in the container with the rights of its program.
@@ -313,7 +319,7 @@ pub(crate) fn run_start_hooks(
 /// # Errors
 /// As [`join`].
 fn hook_inside(
-    record: &Record,
+    id: &str,
     container: &Container,
     hook: &Hook,
     standard: &Standard,
@@ -321,21 +327,16 @@ fn hook_inside(
 ) -> Result<Started, Error> {
     let process = as_hook(guest.process, hook);
     let instructions = guest.filter.map(seccomp::Filter::len);
-    let mut steps = plan::join(
-        &record.id,
-        &process,
-        container.names(),
-        !container.has_own("mnt"),
-        instructions,
-    );
+    let mut steps =
+        plan::join(id, &process, container.names(), !container.has_own("mnt"), instructions);
     for step in &mut steps {
         // Not what it is called, but what it is.
         if let ChildStep::FindProgram { candidates } = step {
             *candidates = vec![hook.path.to_string_lossy().into_owned()];
         }
     }
-    let Written { proc, listener } = written(record, &steps, guest.filter, container)?;
-    let sources = Sources { proc, listener, ..container.sources(Some(descriptors(standard)))? };
+    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
+    let sources = Sources { proc, ..container.sources(Some(descriptors(standard)))? };
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), guest.filter);
     let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
     Ok((launched.pid, launched.pidfd))

@@ -333,6 +333,9 @@ impl Entry {
         if !process.alive()? {
             return Ok(Status::Stopped);
         }
+        if process.creating {
+            return Ok(Status::Creating);
+        }
         if record.tree().map(cgroup::is_frozen).transpose()? == Some(true) {
             return Ok(Status::Paused);
         }

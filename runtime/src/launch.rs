@@ -48,7 +48,7 @@ use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, listener, privilege, release};
+use crate::{Error, notify, privilege, release};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ fn carry_out(
         holds.extend(make(step, made)?);
         fault::point();
     }
-    let sources = open_sources(&mut own, prepared, waits)?;
+    let mut sources = open_sources(&mut own, prepared, waits)?;
     let resolved = &prepared.resolved;
     let filter = prepared.filter.as_ref();
     let encoder =
@@ -152,9 +152,9 @@ fn carry_out(
     fault::point();
     let started = SystemTime::now();
     let mut process = clone(prepared, &sources, &script)?;
-    // The first process has its own: who waits for the end of the console or listener must not wait for us.
-    drop(sources);
     fault::point();
+    // The console's other end notices when nobody holds it any more.
+    drop(sources.console.take());
     let outcome = accompany(own, prepared, holds, &mut process);
     match judge(outcome, prepared, &origins) {
         Ok(()) => Ok((process, started)),
@@ -182,16 +182,20 @@ fn accompany(
     }
     // It is in all of its cgroups, where everybody sees it.
     drop(holds);
-    own.entry.save_process(Identity::of(process.pid)?)?;
+    let identity = Identity::of(process.pid)?;
+    let creating = !prepared.resolved.hooks.none_before_root();
+    own.entry.save_process(Identity { creating, ..identity })?;
     fault::point();
     let hooks = Occasions { record: own.record, prepared, pid: process.pid };
-    if !prepared.resolved.hooks.none_before_root() {
+    if creating {
         match process.outcome()? {
             Outcome::Ready => {}
             other => return Ok(other),
         }
         *own.hooked = true;
         hooks.before_root(process)?;
+        own.entry.save_process(identity)?;
+        fault::point();
         let _ = process.go();
     }
     // A process that is gone already has said why in its report.
@@ -294,15 +298,12 @@ fn make_scratch(path: &Path) -> Result<(), CallError> {
 }
 
 fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
+    notify::make_folder(&own.entry.path)?;
     Ok(Sources {
         root: open_root(prepared)?,
         binds: open_binds(prepared)?,
         namespaces: open_namespaces(prepared)?,
         proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
-        listener: listener::connect(
-            prepared.filter.as_ref(),
-            State::of(own.record, if waits { Status::Created } else { Status::Creating }, None),
-        )?,
         fifos: if waits { Some(own.entry.make_fifos()?) } else { None },
         private: own
             .entry
@@ -515,9 +516,6 @@ fn hint(step: &ChildStep, report: &Report) -> Option<String> {
                 && matches!(report.errno, libc::ELOOP | libc::ENOTDIR) =>
         {
             Some(format!("filesystem {fstype:?} must be mounted on ordinary directory"))
-        }
-        ChildStep::Seccomp { listener: Some(_), .. } if report.detail == 1 => {
-            Some("the listener could not be sent".to_owned())
         }
         ChildStep::WorkingDirectory { .. } if report.detail == 1 => {
             Some("leads out of the root file system".to_owned())

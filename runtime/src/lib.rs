@@ -9,6 +9,7 @@
 //! drawing of the handshake; [`journal`] is what survives our death; [`release`] is the one
 //! clean-up path, for failures, ends and crashes alike.
 
+mod activation;
 pub mod cli;
 pub mod commands;
 mod encode;
@@ -20,8 +21,8 @@ mod hooks;
 mod join;
 mod journal;
 mod launch;
-mod listener;
 pub mod log;
+mod notify;
 mod plan;
 mod prepare;
 mod privilege;

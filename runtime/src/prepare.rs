@@ -17,7 +17,7 @@ use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
 
-use crate::{Error, facts, plan};
+use crate::{Error, activation, facts, notify, plan};
 
 /// Everything that is decided before the first effect.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ pub(crate) struct Prepared {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) options: Options,
-    /// The state folder of the container, for its scratch layer.
-    pub(crate) scratch: PathBuf,
+    /// The state folder of the container.
+    pub(crate) state: PathBuf,
     /// The container waits for `start`.
     pub(crate) waits: bool,
 }
@@ -82,14 +82,17 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     } else {
         resolve(&spec, &facts, &request.options).map_err(wrong)?
     };
+    notify::add_to(&mut resolved, &request.state);
+    activation::add_to(&mut resolved);
     let root = open_root(&mut resolved)?;
     give_home(&mut resolved.process, root.as_ref());
     let missing = cgroup::missing_parents(&resolved, &facts);
     cgroup::check_free(&resolved, &facts, &missing)?;
     let cgroup = cgroup::share(&resolved, &facts, &missing).map_err(wrong)?;
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
-    let inside = resolved.root.overlay && lies_inside(&request.scratch, &resolved.root.path)?;
-    let rootfs = hafen_rootfs::share(&resolved, &view, &request.scratch, inside);
+    let scratch = request.state.join("scratch");
+    let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
+    let rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside);
     let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
     let instructions = filter.as_ref().map(seccomp::Filter::len);
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);

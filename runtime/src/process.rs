@@ -15,6 +15,9 @@ pub(crate) struct Identity {
     pub(crate) pid: i32,
     /// Clock ticks since boot.
     pub(crate) start_time: u64,
+    /// Hooks are still at work on its container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) creating: bool,
 }
 
 struct Stat {
@@ -28,7 +31,7 @@ impl Identity {
     pub(crate) fn of(pid: i32) -> Result<Self, CallError> {
         let stat = stat(pid)?;
         let gone = || CallError::errno(format!("stat process {pid}"), Errno::ESRCH);
-        Ok(Self { pid, start_time: stat.ok_or_else(gone)?.start_time })
+        Ok(Self { pid, start_time: stat.ok_or_else(gone)?.start_time, creating: false })
     }
 
     /// Does it still run? A zombie does not.

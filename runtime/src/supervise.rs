@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::launch::Running;
+use crate::notify::Notify;
 use crate::terminal::Relay;
 
 /// Shells report a death by signal as 128 and its number.
@@ -82,8 +83,9 @@ pub(crate) fn wait(
     running: &Running,
     signals: &Signals,
     relay: Option<Relay>,
+    notify: Option<&Notify>,
 ) -> Result<ExitRecord, Error> {
-    Ok(record(running, &attend(&running.process, signals, relay)?))
+    Ok(record(running, &attend(&running.process, signals, relay, notify)?))
 }
 
 /// Stand by a process until it ends: pass signals on, and what its terminal says.
@@ -94,12 +96,17 @@ pub(crate) fn attend(
     process: &Launched,
     signals: &Signals,
     mut relay: Option<Relay>,
+    notify: Option<&Notify>,
 ) -> Result<Ended, CallError> {
     let handle = process.pidfd.as_fd();
     loop {
-        let ready = look(handle, signals.0.as_fd(), relay.as_ref())?;
+        let ready = look(handle, signals.0.as_fd(), relay.as_ref(), notify)?;
         if let Some(relay) = &mut relay {
             relay.turn(ready.input)?;
+        }
+        if let Some(notify) = notify {
+            // A service manager that is gone is no reason to leave the container alone.
+            let _ = notify.pass(process.pid);
         }
         if ready.ended {
             break;
@@ -121,9 +128,11 @@ fn look(
     process: BorrowedFd<'_>,
     signals: BorrowedFd<'_>,
     relay: Option<&Relay>,
+    notify: Option<&Notify>,
 ) -> Result<Ready, CallError> {
     let mut fds =
         vec![PollFd::new(process, PollFlags::POLLIN), PollFd::new(signals, PollFlags::POLLIN)];
+    fds.extend(notify.map(|n| PollFd::new(n.handle(), PollFlags::POLLIN)));
     fds.extend(relay.iter().flat_map(|r| r.interest()));
     match poll(&mut fds, PollTimeout::NONE) {
         Err(Errno::EINTR) => return Ok(Ready { ended: false, input: false }),

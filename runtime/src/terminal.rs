@@ -143,11 +143,8 @@ impl Relay {
         while self.output {
             match self.master.read(&mut bytes) {
                 Ok(0) => self.output = false,
-                Ok(n) => {
-                    let mut out = io::stdout().lock();
-                    out.write_all(&bytes[..n])?;
-                    out.flush()?;
-                }
+                // Where nobody reads any more it is read all the same: the program must not get stuck.
+                Ok(n) => drop(print(&bytes[..n])),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // Nobody holds the other end any more (pty(7)).
@@ -188,6 +185,12 @@ impl Drop for Relay {
             let _ = termios::tcsetattr(stdin(), SetArg::TCSADRAIN, saved);
         }
     }
+}
+
+fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
 }
 
 pub(crate) fn stdin() -> BorrowedFd<'static> {

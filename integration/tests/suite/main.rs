@@ -5,17 +5,20 @@ mod clients;
 mod differential;
 mod docs;
 mod events;
+mod exec;
 mod explain;
 mod faults;
 mod foreign;
+mod hooks;
 mod lifecycle;
 mod limits;
 mod namespaces;
 mod pause;
 mod process_attributes;
-mod seccomp;
 mod security;
 mod smoke;
+mod sockets;
+mod terminal;
 mod update;
 mod user;
 mod without;
@@ -36,7 +39,10 @@ fn main() -> ExitCode {
         pause::trials(),
         update::trials(),
         events::trials(),
-        seccomp::trials(),
+        exec::trials(),
+        terminal::trials(),
+        hooks::trials(),
+        sockets::trials(),
         security::trials(),
         faults::trials(),
         foreign::trials(),

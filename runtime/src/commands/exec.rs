@@ -1,10 +1,10 @@
 use std::path::{Component, Path, PathBuf};
 
 use hafen_spec::Problems;
-use hafen_sys::file::replace;
 use hafen_sys::{Context, shield};
 use serde_json::{Value, json};
 
+use super::launch::tell;
 use crate::cli::{Cli, ExecArgs};
 use crate::guest::Document;
 use crate::join::{self, Container};
@@ -29,7 +29,7 @@ pub(super) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let container = Container::of(&record, process.pid, handle)?;
     let mut document = Document::saved(&entry)?;
     describe(args, &mut document.spec)?;
-    let guest = document.resolve(&record, args.preserve_fds, Some(container.root()))?;
+    let guest = document.resolve(&record, args.preserve_fds, &container)?;
     for warning in &guest.warnings {
         log::warn(&cli.log, warning);
     }
@@ -37,13 +37,11 @@ pub(super) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let mut console = terminal::console(wanted, args.detach, args.console_socket.as_deref())?;
     let theirs = console.as_mut().and_then(Console::give);
     let joining = join::Guest { cgroup: sub_group(args)?, ..guest.as_guest(theirs) };
-    let launched = join::join(&record, container, joining)?;
+    let launched = join::join(&args.id, container, joining)?;
     // Nobody waits any more while the kernel takes its mount apart.
     drop(copy);
     fault::point();
-    if let Some(path) = &args.pid_file
-        && let Err(e) = replace(path, launched.pid.to_string().as_bytes(), false)
-    {
+    if let Err(e) = tell(&launched, args.pid_file.as_deref(), args.pidfd_socket.as_deref()) {
         launch::end(&launched)?;
         return Err(e.into());
     }
@@ -51,7 +49,7 @@ pub(super) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
         return Ok(0);
     }
     let relay = console.and_then(|c| Relay::take(c).transpose()).transpose()?;
-    let end = supervise::attend(&launched, &signals, relay)?;
+    let end = supervise::attend(&launched, &signals, relay, None)?;
     Ok(exit_code(end.code, end.signal))
 }
 

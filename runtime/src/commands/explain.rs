@@ -25,7 +25,7 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         overlay,
         ..Options::default()
     };
-    let request = Request { options, scratch: root.join(EXAMPLE).join("scratch"), waits: false };
+    let request = Request { options, state: root.join(EXAMPLE), waits: false };
     let prepared = prepare(bundle, &request)?;
     match args.format {
         TextFormat::Json => print_json(&prepared.plan)?,

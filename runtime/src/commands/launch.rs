@@ -1,13 +1,14 @@
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use hafen_isolator::cgroup;
 use hafen_spec::resolve::{Options, valid_id};
 use hafen_sys::file::replace;
-use hafen_sys::spawn::{Outcome, read_outcome};
-use hafen_sys::{CallError, Context, shield};
+use hafen_sys::spawn::{Launched, Outcome, read_outcome};
+use hafen_sys::{CallError, Context, shield, socket};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -17,14 +18,15 @@ use crate::guest;
 use crate::join::Container;
 use crate::journal::{Entry, Record, Status};
 use crate::launch::{self, Running};
+use crate::notify::Notify;
 use crate::prepare::{Bundle, Prepared, Request, prepare, read_bundle};
 use crate::process::Identity;
 use crate::supervise::{self, Signals};
 use crate::terminal::{self, Console, Relay};
-use crate::{Error, fault, join, log, release};
+use crate::{Error, activation, fault, join, log, release};
 
 pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
-    let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
+    let copy = shield::run_from_read_only_copy(kept(&args.launch))?;
     let bundle = read_bundle(&args.launch.bundle)?;
     let prepared = ready(cli, &args.launch, bundle, &args.id, true)?;
     let theirs = console(&prepared, &args.launch, true)?.and_then(|mut c| c.give());
@@ -34,19 +36,23 @@ pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
 }
 
 pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
-    let copy = shield::run_from_read_only_copy(args.launch.preserve_fds)?;
+    let copy = shield::run_from_read_only_copy(kept(&args.launch))?;
     let signals = Signals::block()?;
     let prepared = prepare_run(cli, args)?;
     let mut console = console(&prepared, &args.launch, args.detach)?;
     let theirs = console.as_mut().and_then(Console::give);
     let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
+    let notify = Notify::listen(&running.entry.path)?;
     let running = after_start(announce(&args.launch, running)?)?;
     if args.detach {
+        if let Some(notify) = notify {
+            notify.await_ready(running.process.pid, running.process.pidfd.as_fd())?;
+        }
         return Ok(0);
     }
     let relay = console.and_then(|c| Relay::take(c).transpose()).transpose()?;
     fault::point();
-    let end = supervise::wait(&running, &signals, relay)?;
+    let end = supervise::wait(&running, &signals, relay, notify.as_ref())?;
     fault::point();
     let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
     let Running { mut entry, record, .. } = running;
@@ -58,6 +64,11 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     }
     saved?;
     Ok(end.code())
+}
+
+/// Descriptors after the three standard ones: those of a service manager come first, as with runc.
+fn kept(args: &LaunchArgs) -> u32 {
+    args.preserve_fds.saturating_add(activation::listening())
 }
 
 fn console(
@@ -114,9 +125,9 @@ fn ready(
             bundle: bundle.path.clone(),
             no_pivot: args.no_pivot,
             no_new_keyring: args.no_new_keyring,
-            preserve_fds: args.preserve_fds,
+            preserve_fds: kept(args),
         },
-        scratch: root.join(id).join("scratch"),
+        state: root.join(id),
         waits,
     };
     // Whoever took the id meanwhile has its cgroup as well: that is the reason to tell.
@@ -128,11 +139,26 @@ fn ready(
     Ok(prepared)
 }
 
+/// In the file and through the socket that the caller named.
+///
+/// # Errors
+/// Names the file or the socket.
+pub(super) fn tell(
+    process: &Launched,
+    file: Option<&Path>,
+    socket: Option<&Path>,
+) -> Result<(), CallError> {
+    if let Some(path) = socket {
+        let send = |handle: BorrowedFd<'_>| socket::send(&socket::connect(path)?, handle, b"pidfd");
+        send(process.pidfd.as_fd()).call(|| format!("--pidfd-socket {}", path.display()))?;
+    }
+    file.map_or(Ok(()), |path| replace(path, process.pid.to_string().as_bytes(), false))
+}
+
 /// Tell others the pid. From here on they may act on the container, so the lock is given up.
 fn announce(args: &LaunchArgs, mut running: Running) -> Result<Running, Error> {
-    if let Some(path) = &args.pid_file
-        && let Err(e) = replace(path, running.process.pid.to_string().as_bytes(), false)
-    {
+    let process = &running.process;
+    if let Err(e) = tell(process, args.pid_file.as_deref(), args.pidfd_socket.as_deref()) {
         return Err(release::after_failure(running.entry, Some(&running.record), e.into()));
     }
     running.entry.unlock();
@@ -156,6 +182,8 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     {
         return Err(end_all(&record, failure));
     }
+    let notify = Notify::listen(&entry.path)?;
+    let handle = process.open()?;
     fault::point();
     let outcome = let_go(&entry);
     fault::point();
@@ -164,10 +192,14 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     let program = record.program.clone();
     match outcome? {
         Outcome::Executed | Outcome::Created | Outcome::Ready => {
-            match join::run_poststart_hooks(&record, process.pid) {
-                Ok(()) => Ok(0),
-                Err(failure) => Err(end_all(&record, failure)),
+            if let Err(failure) = join::run_poststart_hooks(&record, process.pid) {
+                return Err(end_all(&record, failure));
             }
+            drop(entry);
+            if let Some((notify, handle)) = notify.zip(handle) {
+                notify.await_ready(process.pid, handle.as_fd())?;
+            }
+            Ok(0)
         }
         Outcome::Vanished => Err(Error::Vanished { program, hint: String::new() }),
         Outcome::Refused(report) => {
@@ -183,7 +215,7 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
 fn start_hooks(entry: &Entry, record: &Record, process: Identity) -> Result<(), Error> {
     let handle = process.open()?.ok_or(Error::StartStopped)?;
     let container = Container::of(record, process.pid, handle)?;
-    let guest = guest::Document::saved(entry)?.resolve(record, 0, Some(container.root()))?;
+    let guest = guest::Document::saved(entry)?.resolve(record, 0, &container)?;
     join::run_start_hooks(record, &container, &guest.as_guest(None))
 }
 

@@ -14,7 +14,6 @@ pub mod limit;
 pub mod mount;
 pub mod pidfd;
 mod raw;
-pub mod seccomp;
 pub mod shield;
 pub mod socket;
 pub mod spawn;

@@ -300,16 +300,31 @@ pub fn read_outcome(reports: &mut impl Read) -> io::Result<Outcome> {
         }
         match Report::decode(&bytes) {
             Some(report) if report.event == Event::Failed => {
-                return Ok(Outcome::Failed(Box::new(report)));
-            }
-            Some(report) if report.event == Event::Refused => {
-                return Ok(Outcome::Refused(Box::new(report)));
+                let report = Box::new(report);
+                return Ok(if executing {
+                    Outcome::Refused(report)
+                } else {
+                    Outcome::Failed(report)
+                });
             }
             Some(report) if report.event == Event::Created => return Ok(Outcome::Created),
             Some(report) if report.event == Event::Ready => return Ok(Outcome::Ready),
             _ => executing = true,
         }
     }
+}
+
+/// The user namespace that a namespace belongs to (ioctl_ns(2), NS_GET_USERNS).
+///
+/// # Errors
+/// EPERM where it lies outside of our own.
+pub fn namespace_owner(namespace: &OwnedFd) -> Result<OwnedFd, CallError> {
+    const NS_GET_USERNS: usize = 0xb701;
+    let fd = namespace.as_raw_fd();
+    let owner = raw::plain(libc::SYS_ioctl, [raw::reg(fd), NS_GET_USERNS, 0, 0, 0, 0])
+        .map_err(|errno| CallError::errno("ioctl NS_GET_USERNS", Errno::from_raw(errno)))?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner) })
 }
 
 /// Which `CLONE_NEW*` flag belongs to the namespace behind a descriptor (ioctl_ns(2), NS_GET_NSTYPE);

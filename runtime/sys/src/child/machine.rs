@@ -1,9 +1,10 @@
 use std::ffi::CStr;
 
+use super::attributes;
+use super::terminal;
 use super::{
     At, Chain, Event, IN_PROCFS, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS,
 };
-use super::{attributes, notify, terminal};
 use crate::file::{OpenHow, resolve};
 use crate::mount::{
     AT_EMPTY_PATH, AT_RECURSIVE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
@@ -46,33 +47,21 @@ struct Machine {
     program: usize,
     /// An early try of `Chdir` got there.
     in_folder: bool,
-    /// Answer of `OwnPid`, in digits.
-    pid: notify::Digits,
 }
 
 /// Run the script; never returns.
 pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
-    let mut machine = Machine {
-        slots: [-1; SLOTS],
-        pipes,
-        program: 0,
-        in_folder: false,
-        pid: notify::Digits::default(),
-    };
+    let mut machine = Machine { slots: [-1; SLOTS], pipes, program: 0, in_folder: false };
     let mut index: u32 = 0;
-    let mut said = false;
     for op in &script.ops {
         if cfg!(feature = "fault-points") && script.die_before == Some(index as usize) {
             raw::exit(SIGKILL_STATUS);
         }
-        // The filter may refuse the call that says so.
-        if !said && matches!(op, Op::Seccomp { .. } | Op::SeccompNotify(_) | Op::Execute { .. }) {
+        if matches!(op, Op::Execute { .. }) {
             machine.send(&Report::new(Event::Executing, index));
-            said = true;
         }
         if let Err(fault) = machine.step(op, index) {
-            let refused = matches!(op, Op::Execute { .. });
-            machine.fail(if refused { Event::Refused } else { Event::Failed }, index, &fault);
+            machine.fail(index, &fault);
         }
         index = index.wrapping_add(1);
     }
@@ -91,8 +80,8 @@ impl Machine {
         };
     }
 
-    fn fail(&self, event: Event, op: u32, fault: &Fault) -> ! {
-        let mut report = Report::new(event, op);
+    fn fail(&self, op: u32, fault: &Fault) -> ! {
+        let mut report = Report::new(Event::Failed, op);
         report.detail = fault.detail;
         report.errno = fault.errno;
         if let Some(log) = fault.log {
@@ -170,14 +159,6 @@ impl Machine {
             }
             Op::CloseFrom { from, keep } => self.close_from(*from, keep)?,
             Op::Terminal(wanted) => terminal::open(wanted, self.fd(wanted.root))?,
-            Op::OwnPid { proc } => self.pid = notify::own_pid(*proc)?,
-            Op::SeccompNotify(notify) => {
-                notify::install(
-                    notify,
-                    &self.pid,
-                    notify::Way { report: self.pipes.report, op: index },
-                )?;
-            }
             _ => self.step_on_descriptors(op)?,
         }
         Ok(())
@@ -214,7 +195,6 @@ impl Machine {
                 let _ = raw::close(target);
                 moved?;
             }
-            Op::Label { folder, label } => set_label(self.fd(*folder), label)?,
             Op::MakeNode { root, folder, name, mode, device, uid, gid } => {
                 let folder = resolve_chain(self.fd(*root), folder, Make::Folder)?;
                 let made = make_node(folder, name, *mode, *device, *uid, *gid);
@@ -392,7 +372,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
             set_capabilities(*effective, *permitted, *inheritable)?;
         }
         Op::Ambient { raise, last } => ambient(*raise, *last)?,
-        Op::Seccomp { program, flags } => done(seccomp(program, *flags))?,
+        Op::Seccomp { program, flags } => seccomp(program, *flags)?,
         // Every other operation is carried out before this point: see `Machine::step`.
         _ => return Err(libc::ENOSYS.into()),
     }
@@ -784,20 +764,6 @@ fn make_node(
     Ok(())
 }
 
-/// The descriptor only stands for a place: fsetxattr(2) needs the folder open.
-fn set_label(place: i32, label: &CStr) -> Result<(), Fault> {
-    let flags = (libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
-    // SAFETY: a C string.
-    let folder = unsafe { call(libc::SYS_openat, [reg(place), at(c"."), flags, 0, 0, 0]) }?;
-    let length = label.count_bytes();
-    let arguments = [reg(folder), at(c"security.selinux"), at(label), length, 0, 0];
-    // SAFETY: two C strings that outlive the call, the second of the length given.
-    let set = unsafe { call(libc::SYS_fsetxattr, arguments) };
-    let _ = raw::close(folder);
-    done(set)?;
-    Ok(())
-}
-
 fn make_symlink(folder: i32, name: &CStr, target: &CStr) -> Result<(), i32> {
     // SAFETY: two C strings that outlive the call.
     match unsafe { call(libc::SYS_symlinkat, [at(target), reg(folder), at(name), 0, 0, 0]) } {
@@ -901,13 +867,11 @@ fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), i32> {
     Ok(())
 }
 
-/// A pipe or terminal that the runtime was given belongs to its caller. `/dev/null` is everybody's, and what is
-/// read-only or somebody else's stays so.
+/// Pipes only: they are made for the container. A file, a device or the caller's terminal is somebody else's.
 fn own_standard(uid: u32) {
-    const NULL_DEVICE: u64 = libc::makedev(1, 3);
     for fd in 0..3 {
         let Ok(found) = stat(fd, c"", AT_EMPTY_PATH) else { continue };
-        if found.st_uid != uid && found.st_rdev != NULL_DEVICE {
+        if found.st_uid != uid && found.st_mode & libc::S_IFMT == libc::S_IFIFO {
             let arguments = [reg(fd), uid as usize, libc::gid_t::MAX as usize, 0, 0, 0];
             ignore(plain(libc::SYS_fchown, arguments));
         }
@@ -979,12 +943,13 @@ struct FilterProgram {
     filter: *const libc::sock_filter,
 }
 
-pub(super) fn seccomp(program: &[libc::sock_filter], flags: u32) -> Answer {
+fn seccomp(program: &[libc::sock_filter], flags: u32) -> Result<(), i32> {
     const SET_MODE_FILTER: usize = 1;
     let program = FilterProgram { length: program.len() as u16, filter: program.as_ptr() };
     let pointer = std::ptr::from_ref(&program) as usize;
     // SAFETY: the program and its instructions live across the call; its length was checked when it was compiled.
-    unsafe { call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, pointer, 0, 0, 0]) }
+    unsafe { call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, pointer, 0, 0, 0]) }?;
+    Ok(())
 }
 
 fn wait_for_byte(fd: i32) -> Result<(), Fault> {
