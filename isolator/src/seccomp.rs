@@ -1,6 +1,7 @@
 //! Seccomp profiles compiled to BPF through libseccomp, in the parent, before anything exists.
 
 use std::io::{Read, Seek};
+use std::path::PathBuf;
 
 use hafen_spec::Problems;
 use libseccomp::error::SeccompError;
@@ -20,6 +21,15 @@ pub struct Filter {
     pub instructions: Vec<(u16, u8, u8, u32)>,
     /// SECCOMP_FILTER_FLAG_* bits.
     pub flags: u32,
+    /// Who hears from it, where some rule notifies.
+    pub agent: Option<Agent>,
+}
+
+/// Where the listener of a filter goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    pub path: PathBuf,
+    pub metadata: Option<String>,
 }
 
 impl Filter {
@@ -37,6 +47,10 @@ impl Filter {
 /// The kernel takes at most BPF_MAXINSNS instructions (bpf_common.h).
 const MOST_INSTRUCTIONS: usize = 4096;
 const DEFAULT_ERRNO: u32 = 1;
+/// What libseccomp takes; the kernel's MAX_ERRNO is one more.
+const MOST_ERRNO: u32 = 4094;
+/// SECCOMP_RET_ACTION_FULL
+const ACTION_MASK: u32 = 0xffff_0000;
 const INSTRUCTION: usize = 8;
 
 /// Compile a profile.
@@ -45,7 +59,9 @@ const INSTRUCTION: usize = 8;
 /// Names the field that libseccomp does not take.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Problems> {
     let mut problems = Problems::default();
-    let compiled = build(profile, &mut problems);
+    check_actions(profile, &mut problems);
+    check_flags(profile, &mut problems);
+    let compiled = if problems.0.is_empty() { build(profile, &mut problems) } else { None };
     match compiled {
         Some(filter) => problems.into_result(filter),
         None => Err(problems),
@@ -76,8 +92,127 @@ fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
     }
     let instructions = export(&filter).map_err(|e| problems.add("linux.seccomp", e)).ok()?;
     let flags = flags(profile.flags().as_deref().unwrap_or_default());
-    Some(Filter { instructions, flags })
+    Some(Filter { instructions, flags, agent: agent(profile) })
 }
+
+fn agent(profile: &LinuxSeccomp) -> Option<Agent> {
+    let path = profile.listener_path().clone().filter(|_| notifies(profile))?;
+    Some(Agent { path, metadata: profile.listener_metadata().clone() })
+}
+
+/// Does anything in it ask an agent?
+fn notifies(profile: &LinuxSeccomp) -> bool {
+    actions(profile).any(|(action, ..)| action == LinuxSeccompAction::ScmpActNotify)
+}
+
+/// Every action with its errno and the name of its field.
+fn actions(
+    profile: &LinuxSeccomp,
+) -> impl Iterator<Item = (LinuxSeccompAction, Option<u32>, String)> {
+    let default = (profile.default_action(), profile.default_errno_ret(), "default".to_owned());
+    let rules = profile.syscalls().iter().flatten().enumerate();
+    let rules = rules.map(|(i, rule)| (rule.action(), rule.errno_ret(), format!("syscalls[{i}].")));
+    std::iter::once(default).chain(rules)
+}
+
+fn check_actions(profile: &LinuxSeccomp, problems: &mut Problems) {
+    use LinuxSeccompAction::{ScmpActErrno, ScmpActTrace};
+    for (action, errno, place) in actions(profile) {
+        let field = |name: &str| match &*place {
+            "default" => format!("linux.seccomp.default{name}"),
+            rule => format!("linux.seccomp.{rule}{}{}", name[..1].to_lowercase(), &name[1..]),
+        };
+        let most = match action {
+            ScmpActErrno => MOST_ERRNO,
+            ScmpActTrace => u32::from(u16::MAX),
+            // "The runtime MUST print an error and fail" (runtime-spec); a zero is how some write nothing.
+            _ => 0,
+        };
+        match errno {
+            Some(value) if value > most && most == 0 => {
+                problems.add(field("ErrnoRet"), format!("{action} returns no errno"));
+            }
+            Some(value) if value > most => {
+                problems.add(field("ErrnoRet"), format!("{value} is above {most}"));
+            }
+            _ => {}
+        }
+        if !hafen_sys::seccomp::knows_action(action.as_u32(None) & ACTION_MASK) {
+            problems.add(field("Action"), format!("this kernel does not know {action}"));
+        }
+    }
+}
+
+fn check_flags(profile: &LinuxSeccomp, problems: &mut Problems) {
+    for (i, flag) in profile.flags().iter().flatten().enumerate() {
+        let field = || format!("linux.seccomp.flags[{i}]");
+        if !hafen_sys::seccomp::knows_flags(flags(&[*flag])) {
+            problems.add(field(), format!("this kernel does not know {flag}"));
+        }
+        if *flag == LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv && !notifies(profile)
+        {
+            problems.add(field(), format!("{flag} needs a rule with SCMP_ACT_NOTIFY"));
+        }
+    }
+}
+
+/// Names of the filter flags that this kernel knows.
+#[must_use]
+pub fn supported_flags() -> Vec<String> {
+    FLAGS
+        .iter()
+        .filter(|flag| hafen_sys::seccomp::knows_flags(flags(&[**flag])))
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Names of all filter flags of the runtime spec.
+#[must_use]
+pub fn known_flags() -> Vec<String> {
+    FLAGS.iter().map(ToString::to_string).collect()
+}
+
+/// Architectures that libseccomp can add to a filter of this machine's.
+#[must_use]
+pub fn architectures() -> Vec<String> {
+    const ALL: [&str; 22] = [
+        "SCMP_ARCH_AARCH64",
+        "SCMP_ARCH_ARM",
+        "SCMP_ARCH_LOONGARCH64",
+        "SCMP_ARCH_M68K",
+        "SCMP_ARCH_MIPS",
+        "SCMP_ARCH_MIPS64",
+        "SCMP_ARCH_MIPS64N32",
+        "SCMP_ARCH_MIPSEL",
+        "SCMP_ARCH_MIPSEL64",
+        "SCMP_ARCH_MIPSEL64N32",
+        "SCMP_ARCH_PARISC",
+        "SCMP_ARCH_PARISC64",
+        "SCMP_ARCH_PPC",
+        "SCMP_ARCH_PPC64",
+        "SCMP_ARCH_PPC64LE",
+        "SCMP_ARCH_RISCV64",
+        "SCMP_ARCH_S390",
+        "SCMP_ARCH_S390X",
+        "SCMP_ARCH_SH",
+        "SCMP_ARCH_X32",
+        "SCMP_ARCH_X86",
+        "SCMP_ARCH_X86_64",
+    ];
+    let takes = |name: &&str| {
+        let arch = name.parse::<ScmpArch>();
+        let filter = ScmpFilterContext::new(ScmpAction::Allow);
+        arch.and_then(|arch| filter?.add_arch(arch).map(|_| ())).is_ok()
+    };
+    ALL.into_iter().filter(takes).map(str::to_owned).collect()
+}
+
+const FLAGS: [LinuxSeccompFilterFlag; 4] = [
+    LinuxSeccompFilterFlag::SeccompFilterFlagLog,
+    LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow,
+    LinuxSeccompFilterFlag::SeccompFilterFlagTsync,
+    LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv,
+];
 
 /// Names that this kernel or libseccomp does not know are passed over: profiles list the calls of all
 /// architectures and of kernels to come (runtime-spec, config-linux, "Seccomp").

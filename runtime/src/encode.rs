@@ -15,11 +15,12 @@ use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{
     Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process, TimeOffset,
 };
-use hafen_sys::child::{At, Chain, Make, MountCalls, Op, Slot, Strings, Terminal};
+use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
+use crate::listener::Listener;
 use attributes::write_proc;
 
 /// The mount that becomes `/`.
@@ -43,6 +44,8 @@ pub(crate) struct Sources {
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
     /// The root of the host's procfs, where a step [`needs_proc`].
     pub(crate) proc: Option<OwnedFd>,
+    /// The agent of a seccomp filter.
+    pub(crate) listener: Option<Listener>,
     /// The fifos of a container that waits for `start`.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
     /// Where the master of the terminal goes.
@@ -89,7 +92,8 @@ pub(crate) fn needs_proc(step: &ChildStep) -> bool {
     match step {
         ChildStep::OomScoreAdj { .. }
         | ChildStep::Sysctl { .. }
-        | ChildStep::TimeNamespace { .. } => true,
+        | ChildStep::TimeNamespace { .. }
+        | ChildStep::Seccomp { listener: Some(_), .. } => true,
         ChildStep::Attribute(attribute) => matches!(attribute, AppArmor(_) | SeLinux { .. }),
         _ => false,
     }
@@ -122,6 +126,10 @@ impl<'a> Encoder<'a> {
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
         let standard = self.sources.standard.into_iter().flatten().zip(0..);
         self.ops.extend(standard.map(|(from, to)| Op::Duplicate { from, to }));
+        if self.sources.listener.is_some() {
+            // While the procfs is still there.
+            self.ops.push(Op::OwnPid { proc: self.proc() });
+        }
         // Modes below are exact; the container's own mask is set at the end.
         self.ops.push(Op::Umask { mask: 0 });
         for (index, step) in steps.iter().enumerate() {
@@ -143,7 +151,8 @@ impl<'a> Encoder<'a> {
             | ChildStep::ChangeRoot { .. }
             | ChildStep::RootPropagation { .. }
             | ChildStep::RootReadonly => self.mount_step(step),
-            ChildStep::Device(_)
+            ChildStep::Label { .. }
+            | ChildStep::Device(_)
             | ChildStep::Symlink { .. }
             | ChildStep::Folder { .. }
             | ChildStep::Mask { .. }
@@ -204,12 +213,17 @@ impl<'a> Encoder<'a> {
                 Op::Ambient { raise: sets.ambient, last: self.facts.last_cap }
             }
             ChildStep::WorkingDirectory { path } => Op::Chdir { path: c(path)?, lenient: false },
-            ChildStep::CloseDescriptors { preserved } => close(*preserved, self.fifos().to_vec()),
+            ChildStep::CloseDescriptors { preserved } => {
+                let listener = raw(self.sources.listener.as_ref().map(|l| &l.socket));
+                close(*preserved, self.fifos().into_iter().chain([listener]).collect())
+            }
             ChildStep::CloseHost { preserved } => {
                 let sources = self.sources;
                 let kept =
                     [&sources.console, &sources.container, &sources.container_root, &sources.proc];
-                close(*preserved, kept.into_iter().flatten().map(AsRawFd::as_raw_fd).collect())
+                let listener = sources.listener.as_ref().map(|l| &l.socket);
+                let kept = kept.into_iter().flatten().chain(listener);
+                close(*preserved, kept.map(AsRawFd::as_raw_fd).collect())
             }
             ChildStep::OwnStandard { uid } => Op::OwnStandard { uid: *uid },
             ChildStep::NotDumpable if left_out(Defence::Dumpable) => return Ok(()),
@@ -321,7 +335,17 @@ impl<'a> Encoder<'a> {
             jf: *jf,
             k: *k,
         });
-        Op::Seccomp { program: program.collect(), flags: filter.flags }
+        let (program, flags) = (program.collect(), filter.flags);
+        match &self.sources.listener {
+            Some(listener) => Op::SeccompNotify(Notify {
+                program,
+                flags,
+                socket: listener.socket.as_raw_fd(),
+                message: listener.message.clone(),
+                stack: Stack::default(),
+            }),
+            None => Op::Seccomp { program, flags },
+        }
     }
 
     fn execute(&self) -> io::Result<Op> {
@@ -339,6 +363,10 @@ impl<'a> Encoder<'a> {
     fn path_step(&mut self, step: &ChildStep) -> io::Result<()> {
         let calls = mount_calls(self.facts);
         let op = match step {
+            ChildStep::Label { path, label } => {
+                self.resolve(path, Make::Nothing)?;
+                Op::Label { folder: At::Slot(TARGET), label: c(label)? }
+            }
             ChildStep::Device(device) => make_node(device)?,
             ChildStep::Symlink { path, target } => {
                 let (folder, name) = Chain::split(path)?;
@@ -538,6 +566,8 @@ impl<'a> Encoder<'a> {
                 self.place(mount, Make::Folder)?;
                 let data =
                     options.iter().filter(|(key, _)| key != "ro").map(|(key, value)| match value {
+                        // Categories of a SELinux label are parted by commas.
+                        Some(value) if key == "context" => format!("{key}=\"{value}\""),
                         Some(value) => format!("{key}={value}"),
                         None => key.clone(),
                     });

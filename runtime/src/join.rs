@@ -10,20 +10,22 @@ use std::path::{Path, PathBuf};
 use hafen_isolator::{cgroup, seccomp};
 use hafen_spec::HostFacts;
 use hafen_spec::plan::{ChildStep, Claim, HostStep};
-use hafen_spec::resolved::{Hook, Process};
+use hafen_spec::resolved::{Hook, IdList, Process};
 use hafen_sys::child::Script;
 use hafen_sys::file::{open_proc, read_text};
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn, namespace_owner};
 use hafen_sys::{CallError, Context, pidfd};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::sys::stat::{Mode, fstat, stat};
+use nix::unistd::Pid;
 
 use crate::encode::{Encoded, Encoder, Sources, needs_proc};
 use crate::hooks::{self, Occasion, Standard, Started};
 use crate::journal::{Record, Status};
 use crate::launch::{explain, open_cgroup};
+use crate::listener::{self, Listener};
 use crate::state::State;
 use crate::{Error, fault, plan, privilege};
 
@@ -177,19 +179,53 @@ pub(crate) struct Guest<'a> {
 /// # Errors
 /// The step that failed; nothing is left of the process then.
 pub(crate) fn join(
-    id: &str,
+    record: &Record,
     mut container: Container,
     guest: Guest<'_>,
 ) -> Result<Launched, Error> {
     let Guest { process, filter, facts, console, cgroup } = guest;
     let instructions = filter.map(seccomp::Filter::len);
     let own_root = !container.has_own("mnt");
-    let steps = plan::join(id, process, container.names(), own_root, instructions);
+    let steps = plan::join(&record.id, process, container.names(), own_root, instructions);
     container.place(&cgroup);
-    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
-    let sources = Sources { console, proc, ..container.sources(None)? };
+    let Written { proc, listener } = written(record, &steps, filter, &container)?;
+    let sources = Sources { console, proc, listener, ..container.sources(None)? };
+    // Before it is born in the container's cgroup.
+    if let Some(initial) = &process.attributes.exec_affinity.initial {
+        run_on(initial)?;
+    }
     let encoder = Encoder::new(&sources, facts, process, Path::new("/"), filter);
     start(&container, encoder.encode(&steps)?, &steps, facts, process)
+}
+
+/// What of the host the process still writes to.
+struct Written {
+    proc: Option<OwnedFd>,
+    listener: Option<Listener>,
+}
+
+fn written(
+    record: &Record,
+    steps: &[ChildStep],
+    filter: Option<&seccomp::Filter>,
+    container: &Container,
+) -> Result<Written, Error> {
+    let state = State::of(record, Status::Running, Some(container.pid));
+    let listener = listener::connect(filter, state)?;
+    let needed = listener.is_some() || steps.iter().any(needs_proc);
+    Ok(Written { proc: needed.then(open_proc).transpose()?, listener })
+}
+
+/// Children inherit it.
+fn run_on(processors: &IdList) -> Result<(), CallError> {
+    let call = || format!("process.execCPUAffinity.initial: run on processors {}", processors.text);
+    let mut set = CpuSet::new();
+    for (word, bits) in processors.bits.iter().enumerate() {
+        for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
+            set.set(word * 64 + bit).call(call)?;
+        }
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).call(call)
 }
 
 fn start(
@@ -304,7 +340,7 @@ pub(crate) fn run_start_hooks(
     let state = State::of(record, Status::Created, Some(container.pid)).json()?;
     let occasion = Occasion { kind: "startContainer", state: &state, bundle: &record.bundle };
     hooks::run_each(&record.hooks.start_container, occasion, |hook, standard| {
-        hook_inside(&record.id, container, hook, standard, guest)
+        hook_inside(record, container, hook, standard, guest)
     })
 }
 
@@ -319,7 +355,7 @@ fn raise_limits(container: &Container, pid: i32, process: &Process) -> Result<()
 /// # Errors
 /// As [`join`].
 fn hook_inside(
-    id: &str,
+    record: &Record,
     container: &Container,
     hook: &Hook,
     standard: &Standard,
@@ -327,16 +363,21 @@ fn hook_inside(
 ) -> Result<Started, Error> {
     let process = as_hook(guest.process, hook);
     let instructions = guest.filter.map(seccomp::Filter::len);
-    let mut steps =
-        plan::join(id, &process, container.names(), !container.has_own("mnt"), instructions);
+    let mut steps = plan::join(
+        &record.id,
+        &process,
+        container.names(),
+        !container.has_own("mnt"),
+        instructions,
+    );
     for step in &mut steps {
         // Not what it is called, but what it is.
         if let ChildStep::FindProgram { candidates } = step {
             *candidates = vec![hook.path.to_string_lossy().into_owned()];
         }
     }
-    let proc = steps.iter().any(needs_proc).then(open_proc).transpose()?;
-    let sources = Sources { proc, ..container.sources(Some(descriptors(standard)))? };
+    let Written { proc, listener } = written(record, &steps, guest.filter, container)?;
+    let sources = Sources { proc, listener, ..container.sources(Some(descriptors(standard)))? };
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), guest.filter);
     let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
     Ok((launched.pid, launched.pidfd))

@@ -48,7 +48,7 @@ use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, notify, privilege, release};
+use crate::{Error, listener, notify, privilege, release};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ fn carry_out(
         holds.extend(make(step, made)?);
         fault::point();
     }
-    let mut sources = open_sources(&mut own, prepared, waits)?;
+    let sources = open_sources(&mut own, prepared, waits)?;
     let resolved = &prepared.resolved;
     let filter = prepared.filter.as_ref();
     let encoder =
@@ -152,9 +152,9 @@ fn carry_out(
     fault::point();
     let started = SystemTime::now();
     let mut process = clone(prepared, &sources, &script)?;
+    // The first process has its own: who waits for the end of the console or listener must not wait for us.
+    drop(sources);
     fault::point();
-    // The console's other end notices when nobody holds it any more.
-    drop(sources.console.take());
     let outcome = accompany(own, prepared, holds, &mut process);
     match judge(outcome, prepared, &origins) {
         Ok(()) => Ok((process, started)),
@@ -304,6 +304,10 @@ fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<S
         binds: open_binds(prepared)?,
         namespaces: open_namespaces(prepared)?,
         proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
+        listener: listener::connect(
+            prepared.filter.as_ref(),
+            State::of(own.record, if waits { Status::Created } else { Status::Creating }, None),
+        )?,
         fifos: if waits { Some(own.entry.make_fifos()?) } else { None },
         private: own
             .entry
@@ -516,6 +520,9 @@ fn hint(step: &ChildStep, report: &Report) -> Option<String> {
                 && matches!(report.errno, libc::ELOOP | libc::ENOTDIR) =>
         {
             Some(format!("filesystem {fstype:?} must be mounted on ordinary directory"))
+        }
+        ChildStep::Seccomp { listener: Some(_), .. } if report.detail == 1 => {
+            Some("the listener could not be sent".to_owned())
         }
         ChildStep::WorkingDirectory { .. } if report.detail == 1 => {
             Some("leads out of the root file system".to_owned())

@@ -21,6 +21,7 @@ mod hooks;
 mod join;
 mod journal;
 mod launch;
+mod listener;
 pub mod log;
 mod notify;
 mod plan;

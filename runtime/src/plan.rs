@@ -1,6 +1,7 @@
 //! The order of a launch. This is the only place where it is decided.
 
 mod attributes;
+mod labels;
 
 use std::path::PathBuf;
 
@@ -25,7 +26,11 @@ pub(crate) fn order(
         identity(resolved),
         user_namespace(resolved),
         namespaces(resolved),
-        if resolved.namespaces.is_new(Namespace::Mount) { rootfs.child } else { Vec::new() },
+        if resolved.namespaces.is_new(Namespace::Mount) {
+            labels::mounts(rootfs.child, resolved.mount_label.as_deref())
+        } else {
+            Vec::new()
+        },
         terminal(resolved).into_iter().collect(),
         inside(resolved),
         hooks_before_root(&resolved.hooks).into_iter().collect(),
@@ -49,7 +54,7 @@ pub(crate) fn order(
         spawn: spawn(resolved, cgroup.born_in),
         // Moves first: the first one waits for a grace period, in which the process does much of its part.
         beside: privileges(resolved).into_iter().chain(cgroup.beside).chain(devices).collect(),
-        child: child.into_iter().flatten().collect(),
+        child: listening(child.into_iter().flatten().collect(), resolved),
     }
 }
 
@@ -104,6 +109,17 @@ fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
     maps.into_iter().chain([root]).chain(ipc).collect()
 }
 
+/// Say where the filter's listener goes.
+fn listening(mut steps: Vec<ChildStep>, resolved: &Resolved) -> Vec<ChildStep> {
+    let path = resolved.seccomp.as_ref().and_then(|s| s.listener_path().clone());
+    for step in &mut steps {
+        if let ChildStep::Seccomp { listener, .. } = step {
+            listener.clone_from(&path);
+        }
+    }
+    steps
+}
+
 fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     // Whoever shares the pid namespace could find the runtime's descriptors and program in /proc (CVE-2016-9962).
     let mut steps = vec![ChildStep::ResetSignals, ChildStep::NotDumpable, ChildStep::NewSession];
@@ -113,6 +129,7 @@ fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     if let Some(value) = resolved.process.oom_score_adj.filter(|_| !resolved.in_user_namespace()) {
         steps.push(ChildStep::OomScoreAdj { value });
     }
+    steps.extend(attributes::labels(&resolved.process));
     steps
 }
 
@@ -156,6 +173,7 @@ pub(crate) fn join(
         steps.extend(attributes::keyring(process, keyring(id)));
     }
     steps.extend(process.oom_score_adj.map(|value| ChildStep::OomScoreAdj { value }));
+    steps.extend(attributes::labels(process));
     // The container is not to be trusted: from the moment in which it can see us it must find nothing of the host's.
     steps
         .extend([ChildStep::NotDumpable, ChildStep::CloseHost { preserved: process.preserve_fds }]);
@@ -169,6 +187,7 @@ pub(crate) fn join(
         console: false,
     }));
     steps.push(ChildStep::AwaitGo);
+    steps.extend(attributes::last_affinity(process));
     steps.extend(rights(process, filter, Vec::new()));
     steps
 }
@@ -297,7 +316,7 @@ fn rights(process: &Process, filter: Option<usize>, start: Vec<ChildStep>) -> Ve
         && !process.no_new_privileges
         && process.capabilities.effective & CAP_SYS_ADMIN == 0;
     let capabilities = ChildStep::Capabilities(process.capabilities);
-    let seccomp = filter.map(|instructions| ChildStep::Seccomp { instructions });
+    let seccomp = filter.map(|instructions| ChildStep::Seccomp { instructions, listener: None });
     if !filter_first {
         steps.push(capabilities.clone());
     }

@@ -11,6 +11,7 @@
 //! inside burn SECS [N]     keep N threads busy for SECS of wall time, print JSON {"cpu_usec":..,"wall_usec":..}
 //! inside notify WORDS      send WORDS to $NOTIFY_SOCKET
 //! inside swap A B          print "ready", exchange the two names over and over until killed
+//! inside thread PATH       make the folder PATH in a thread of its own, print "ok", an error, or "thread killed"
 //! inside fork N            start N sleeping processes, print JSON {"asked":..,"started":..,"error":..}, end them
 //! ```
 //! Code 64 for a command line it does not know, 1 when it fails.
@@ -59,11 +60,12 @@ fn run(argv: &[String], words: &[&str]) -> Result<ExitCode, String> {
         ["eat", bytes, seconds] => eat(number(bytes)?, number(seconds)?)?,
         ["burn", seconds] => burn(number(seconds)?, 1)?,
         ["burn", seconds, threads] => burn(number(seconds)?, number(threads)?)?,
+        ["thread", path] => in_thread(path)?,
         ["fork", count] => fork(&argv[0], number(count)?)?,
         ["swap", a, b] => swap(a, b)?,
         ["notify", words] => notify(words)?,
         ["help" | "--help"] | [] => {
-            print("inside facts|fds|exit|die|sleep|await|eat|burn|swap|fork ...")?;
+            print("inside facts|fds|exit|die|sleep|await|eat|burn|thread|swap|fork ...")?;
         }
         _ => {
             eprintln!("inside: unknown command line {words:?}");
@@ -160,6 +162,18 @@ fn swap(a: &str, b: &str) -> Result<(), String> {
     loop {
         exchange().map_err(|e| format!("exchange {a} and {b}: {e}"))?;
     }
+}
+
+/// A thread that a filter kills cannot be joined: nothing was left behind for it.
+fn in_thread(path: &str) -> Result<(), String> {
+    let (tell, hear) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        let answer = std::fs::create_dir(path).map_or_else(|e| e.to_string(), |()| "ok".to_owned());
+        let _ = tell.send(answer);
+    });
+    let answer = hear.recv_timeout(Duration::from_secs(2));
+    print(&answer.unwrap_or_else(|_| "thread killed".to_owned()))
 }
 
 fn fork(program: &str, count: u32) -> Result<(), String> {

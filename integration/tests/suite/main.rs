@@ -15,6 +15,7 @@ mod limits;
 mod namespaces;
 mod pause;
 mod process_attributes;
+mod seccomp;
 mod security;
 mod smoke;
 mod sockets;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         terminal::trials(),
         hooks::trials(),
         sockets::trials(),
+        seccomp::trials(),
         security::trials(),
         faults::trials(),
         foreign::trials(),

@@ -14,6 +14,9 @@ pub(crate) fn trials() -> Vec<Case> {
         memory_policies(Root, Busybox, File("/proc/self/numa_maps")),
         memory_policy_with_a_node_that_is_not_there(Root, Busybox, File("/proc/self/numa_maps")),
         exec_affinity_is_not_for_the_first_process(Root, Busybox),
+        exec_affinity(Root, Busybox, Cpus(2)),
+        exec_affinity_that_is_not_there(Root, Busybox),
+        exec_has_attributes_of_its_own(Root, Busybox, Capability("CAP_SYS_NICE")),
         fields_that_make_no_sense(Root, Busybox),
         labels_without_their_security_module(
             Root,
@@ -185,6 +188,63 @@ fn exec_affinity_is_not_for_the_first_process(t: &Test) {
     assert_eq!(t.oci().facts(&t.id(), &bundle).status.cpus_allowed, own);
 }
 
+/// Run `process`, a change of the bundle's own, in a running container of the bundle.
+fn exec(t: &Test, bundle: &Bundle, process: &Value) -> Output {
+    let (oci, id) = (t.oci(), t.id());
+    let _ = oci.create(&id, &bundle.clone().args(["/inside", "sleep", "60"])).ok();
+    let _ = oci.start(&id).ok();
+    let mut document = bundle.config()["process"].clone();
+    for (key, value) in process.as_object().expect("an object") {
+        document[key] = value.clone();
+    }
+    let file = t.dir().join("process.json");
+    std::fs::write(&file, document.to_string()).expect("write the process");
+    let output = oci.call(["exec".as_ref(), "--process".as_ref(), file.as_os_str(), id.as_ref()]);
+    let _ = oci.delete_force(&id).ok();
+    output
+}
+
+fn exec_affinity(t: &Test) {
+    let all = t.oci().facts(&t.id(), &t.bundle()).status.cpus_allowed;
+    for (affinity, seen) in [
+        (json!({ "final": "1" }), "1"),
+        (json!({ "initial": "1", "final": "0" }), "0"),
+        // Nothing changes it afterwards in a cgroup without a cpuset.
+        (json!({ "initial": "1" }), "1"),
+        (json!({ "initial": "0-1" }), "0-1"),
+        (json!({}), &*all),
+    ] {
+        let output = exec(t, &t.bundle(), &json!({ "execCPUAffinity": affinity })).ok();
+        assert_eq!(output.facts().status.cpus_allowed, seen, "{affinity}");
+    }
+}
+
+fn exec_affinity_that_is_not_there(t: &Test) {
+    for (which, words) in
+        [("initial", "process.execCPUAffinity.initial"), ("final", "run on processors 900")]
+    {
+        let output = exec(t, &t.bundle(), &json!({ "execCPUAffinity": { which: "900" } }));
+        // As runc does for whatever is wrong before the program runs.
+        assert!(output.code(255).stderr.contains(words));
+    }
+}
+
+fn exec_has_attributes_of_its_own(t: &Test) {
+    let bundle = t.bundle().set("/process/scheduler", json!({ "policy": "SCHED_BATCH" }));
+    let bundle = bundle.set("/linux/personality", json!({ "domain": "LINUX32" }));
+    let bundle = bundle.set("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "0" }));
+    let process = json!({
+        "scheduler": { "policy": "SCHED_RR", "priority": 9, "flags": ["SCHED_FLAG_RESET_ON_FORK"] },
+        "ioPriority": { "class": "IOPRIO_CLASS_IDLE" },
+        "args": ["/bin/sh", "-c", "ionice -p 1; ionice -p $$; uname -m; head -n1 /proc/self/numa_maps; exec cut -d' ' -f40,41 /proc/self/stat"],
+    });
+    let output = exec(t, &bundle, &process).ok();
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    assert!(lines[0].starts_with("none") && lines[1].starts_with("idle"), "{output}");
+    assert!(["i686", "armv8l"].contains(&lines[2]) && lines[3].contains("bind:0"), "{output}");
+    assert_eq!(lines[4], "9 2", "{output}");
+}
+
 fn fields_that_make_no_sense(t: &Test) {
     let table = [
         ("/process/scheduler", json!({ "policy": "SCHED_RR" }), "process.scheduler.priority"),
@@ -224,6 +284,11 @@ fn labels_without_their_security_module(t: &Test) {
             "/process/selinuxLabel",
             "system_u:system_r:x_t:s0",
             "process.selinuxLabel: selinux is not enabled",
+        ),
+        (
+            "/linux/mountLabel",
+            "system_u:object_r:x_t:s0",
+            "linux.mountLabel: selinux is not enabled",
         ),
     ];
     for (pointer, value, text) in table {

@@ -276,6 +276,11 @@ pub enum ChildStep {
         path: String,
         attrs: Attrs,
     },
+    /// Give a folder a SELinux label.
+    Label {
+        path: String,
+        label: String,
+    },
     Device(Device),
     /// Show the host's device of the same path.
     BindDevice(Device),
@@ -372,6 +377,8 @@ pub enum ChildStep {
     },
     Seccomp {
         instructions: usize,
+        /// Where an agent gets the listener of a filter that notifies.
+        listener: Option<PathBuf>,
     },
     /// `create` ends here; wait for `start`.
     AwaitStart,
@@ -432,6 +439,7 @@ impl fmt::Display for ChildStep {
             Self::SetAttributes { path, attrs } => {
                 write!(f, "make the mount at {path:?} {}", words(*attrs))
             }
+            Self::Label { path, label } => write!(f, "give {path:?} the selinux label {label:?}"),
             Self::Device(d) => write!(
                 f,
                 "make device {} ({:?} {}:{}, mode {:o})",
@@ -506,8 +514,8 @@ impl ChildStep {
             Self::FindProgram { candidates } => {
                 write!(f, "find program {}", candidates.join(" or "))
             }
-            Self::Seccomp { instructions } => {
-                write!(f, "install a seccomp filter of {instructions} instructions")
+            Self::Seccomp { instructions, listener } => {
+                write_filter(*instructions, listener.as_deref(), f)
             }
             Self::AwaitStart => f.write_str("wait for start"),
             Self::Execute { program } => write!(f, "exec {program:?}"),
@@ -550,6 +558,18 @@ fn words(attrs: Attrs) -> String {
         }
     }
     seen.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(",")
+}
+
+fn write_filter(
+    instructions: usize,
+    listener: Option<&Path>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "install a seccomp filter of {instructions} instructions")?;
+    match listener {
+        Some(path) => write!(f, " and send its listener to {}", path.display()),
+        None => Ok(()),
+    }
 }
 
 fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -35,6 +35,8 @@ pub struct Resolved {
     pub cgroup: String,
     pub limits: Limits,
     pub device_rules: Vec<DeviceRule>,
+    /// SELinux context of the file systems that are made for the container.
+    pub mount_label: Option<String>,
     pub seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     /// What was clamped to what this host allows, in words.
     pub warnings: Vec<String>,

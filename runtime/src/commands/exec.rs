@@ -37,7 +37,7 @@ pub(super) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let mut console = terminal::console(wanted, args.detach, args.console_socket.as_deref())?;
     let theirs = console.as_mut().and_then(Console::give);
     let joining = join::Guest { cgroup: sub_group(args)?, ..guest.as_guest(theirs) };
-    let launched = join::join(&args.id, container, joining)?;
+    let launched = join::join(&record, container, joining)?;
     // Nobody waits any more while the kernel takes its mount apart.
     drop(copy);
     fault::point();

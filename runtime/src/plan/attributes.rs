@@ -1,8 +1,8 @@
 use hafen_spec::plan::{Attribute, ChildStep};
 use hafen_spec::resolved::{Attributes, Process};
 
-/// Attributes that need the rights of the runtime (a real-time policy, a label) or none at all. Given once the process
-/// stands in its cgroups, which bound processors and memory nodes.
+/// Attributes that need the rights of the runtime (a real-time policy) or none at all. Given once the process stands in
+/// its cgroups, which bound processors and memory nodes.
 pub(super) fn steps(attributes: &Attributes) -> Vec<ChildStep> {
     let asked = attributes.clone();
     let all = [
@@ -10,10 +10,24 @@ pub(super) fn steps(attributes: &Attributes) -> Vec<ChildStep> {
         asked.scheduler.map(Attribute::Scheduler),
         asked.memory_policy.map(Attribute::MemoryPolicy),
         asked.personality.map(Attribute::Personality),
+    ];
+    all.into_iter().flatten().map(ChildStep::Attribute).collect()
+}
+
+/// The labels that execve(2) takes on, chosen while the host's procfs is at hand.
+pub(super) fn labels(process: &Process) -> Vec<ChildStep> {
+    let asked = process.attributes.clone();
+    let all = [
         asked.apparmor_profile.map(Attribute::AppArmor),
         asked.selinux_label.map(|label| se_linux("exec", label)),
     ];
     all.into_iter().flatten().map(ChildStep::Attribute).collect()
+}
+
+/// For a process that joins, once it stands in the container's cgroup.
+pub(super) fn last_affinity(process: &Process) -> Option<ChildStep> {
+    let last = process.attributes.exec_affinity.last.clone()?;
+    Some(ChildStep::Attribute(Attribute::Affinity(last)))
 }
 
 /// A keyring gets the label of the container's processes, so that they may use it.

@@ -7,6 +7,7 @@
 
 mod attributes;
 mod machine;
+mod notify;
 mod paths;
 mod terminal;
 
@@ -14,6 +15,7 @@ use std::ffi::{CStr, CString};
 
 pub use attributes::{Attribute, SchedulerAttributes};
 pub(crate) use machine::{Pipes, run};
+pub use notify::{Notify, Stack};
 pub use paths::Chain;
 pub use terminal::words as terminal_words;
 
@@ -163,6 +165,11 @@ pub enum Op {
         from: At,
         path: CString,
     },
+    /// Set the extended attribute with the SELinux label.
+    Label {
+        folder: At,
+        label: CString,
+    },
     MakeNode {
         root: At,
         folder: Chain,
@@ -244,6 +251,12 @@ pub enum Op {
         program: Vec<libc::sock_filter>,
         flags: u32,
     },
+    /// The same for a filter that notifies; see [`Notify`].
+    SeccompNotify(Notify),
+    /// What is our pid where the procfs with the root `proc` belongs to? Kept for [`Op::SeccompNotify`].
+    OwnPid {
+        proc: i32,
+    },
     /// Close all descriptors from `from` on, but the pipes of the launch and those in `keep`.
     CloseFrom {
         from: i32,
@@ -324,9 +337,11 @@ pub enum Event {
     Failed,
     /// [`Op::Pause`] is reached.
     Ready,
+    /// execve(2) failed with `errno`.
+    Refused,
     /// Everything is done but the wait for `start`.
     Created,
-    /// The next call is execve: silence after this is success.
+    /// Next come the filter and execve: silence after this is success.
     Executing,
 }
 
@@ -361,6 +376,7 @@ impl Report {
             Event::Created => 2,
             Event::Executing => 3,
             Event::Ready => 4,
+            Event::Refused => 5,
         };
         let numbers = [kind, self.op, self.detail, self.errno.cast_unsigned()];
         let words = numbers.iter().flat_map(|n| n.to_ne_bytes()).chain(self.words);
@@ -381,6 +397,7 @@ impl Report {
             2 => Event::Created,
             3 => Event::Executing,
             4 => Event::Ready,
+            5 => Event::Refused,
             _ => return None,
         };
         let mut words = [0; WORDS];

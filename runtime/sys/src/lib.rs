@@ -14,6 +14,7 @@ pub mod limit;
 pub mod mount;
 pub mod pidfd;
 mod raw;
+pub mod seccomp;
 pub mod shield;
 pub mod socket;
 pub mod spawn;

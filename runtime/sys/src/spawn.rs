@@ -300,12 +300,10 @@ pub fn read_outcome(reports: &mut impl Read) -> io::Result<Outcome> {
         }
         match Report::decode(&bytes) {
             Some(report) if report.event == Event::Failed => {
-                let report = Box::new(report);
-                return Ok(if executing {
-                    Outcome::Refused(report)
-                } else {
-                    Outcome::Failed(report)
-                });
+                return Ok(Outcome::Failed(Box::new(report)));
+            }
+            Some(report) if report.event == Event::Refused => {
+                return Ok(Outcome::Refused(Box::new(report)));
             }
             Some(report) if report.event == Event::Created => return Ok(Outcome::Created),
             Some(report) if report.event == Event::Ready => return Ok(Outcome::Ready),

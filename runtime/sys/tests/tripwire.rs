@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use hafen_sys::child::{
-    At, Attribute, Chain, Make, MountCalls, Op, SchedulerAttributes, Script, Slot, Strings,
+    At, Attribute, Chain, Make, MountCalls, Notify, Op, SchedulerAttributes, Script, Slot, Stack,
+    Strings,
 };
 use hafen_sys::file::open_proc;
 use hafen_sys::pidfd;
@@ -105,6 +106,7 @@ fn long_script(proc: i32) -> Vec<Op> {
             make: Make::Folder,
             into: Slot(2),
         },
+        Op::Label { folder: At::Slot(Slot(2)), label: c("a:b:c:s0") },
         Op::Resolve {
             root,
             chain: Chain::new("/a/b/file").unwrap(),
@@ -157,6 +159,7 @@ fn long_script(proc: i32) -> Vec<Op> {
         Op::Ambient { raise: 1, last: 40 },
         Op::AwaitGo,
         Op::Umask { mask: 0o22 },
+        Op::OwnPid { proc },
         Op::OwnStandard { uid: 0 },
         Op::CloseFrom { from: 3, keep: Vec::new() },
     ];
@@ -181,6 +184,38 @@ fn a_script_with_every_kind_of_operation_allocates_nothing() {
     let (outcome, code) = run(long_script(proc.as_raw_fd()), NAMESPACES);
     assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
     assert_eq!(code, Some(0));
+}
+
+/// Two threads at work, neither of which allocates.
+#[test]
+fn a_listener_reaches_its_agent_without_an_allocation() {
+    use std::io::Read;
+    arm();
+    let proc = open_proc().unwrap();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 };
+    let notify = Notify {
+        program: vec![allow],
+        flags: 1,
+        socket: theirs.as_raw_fd(),
+        message: vec![b"<".to_vec(), b"|".to_vec(), b">".to_vec()],
+        stack: Stack::default(),
+    };
+    let mut ops = vec![
+        Op::Prctl { option: libc::PR_SET_NO_NEW_PRIVS, arguments: [1, 0, 0, 0] },
+        Op::OwnPid { proc: proc.as_raw_fd() },
+        Op::SeccompNotify(notify),
+    ];
+    ops.extend(program("/bin/true", &["true"]));
+    let script = Script { ops, die_before: None };
+    let mut process = launch(&script, BIRTH).unwrap();
+    drop(theirs);
+    let outcome = process.outcome().unwrap();
+    assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
+    let mut said = String::new();
+    (&ours).read_to_string(&mut said).unwrap();
+    assert_eq!(said, format!("<{0}|{0}>", process.pid));
+    assert_eq!(pidfd::wait(process.pid, true).unwrap().unwrap().code, Some(0));
 }
 
 #[test]

@@ -79,10 +79,28 @@ fn selinux_label(
     facts: &HostFacts,
     problems: &mut Problems,
 ) -> Option<String> {
-    let label = process.selinux_label().as_ref().filter(|l| !l.is_empty())?;
-    check_nul(label, "process.selinuxLabel", problems);
+    context(process.selinux_label().as_ref(), "process.selinuxLabel", facts, problems)
+}
+
+pub(super) fn mount_label(
+    spec: &Spec,
+    facts: &HostFacts,
+    problems: &mut Problems,
+) -> Option<String> {
+    let label = spec.linux().as_ref()?.mount_label().as_ref();
+    context(label, "linux.mountLabel", facts, problems)
+}
+
+fn context(
+    label: Option<&String>,
+    field: &str,
+    facts: &HostFacts,
+    problems: &mut Problems,
+) -> Option<String> {
+    let label = label.filter(|l| !l.is_empty())?;
+    check_nul(label, field, problems);
     if !facts.selinux {
-        problems.add("process.selinuxLabel", "selinux is not enabled on the host");
+        problems.add(field, "selinux is not enabled on the host");
     }
     Some(label.clone())
 }

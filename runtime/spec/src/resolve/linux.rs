@@ -193,21 +193,28 @@ pub(super) fn rules(list: &[LinuxDeviceCgroup], problems: &mut Problems) -> Vec<
 }
 
 pub(super) fn seccomp(spec: &Spec, problems: &mut Problems) -> Option<LinuxSeccomp> {
-    let seccomp = spec.linux().as_ref()?.seccomp().clone()?;
+    let mut seccomp = spec.linux().as_ref()?.seccomp().clone()?;
     let notifies = seccomp.default_action() == LinuxSeccompAction::ScmpActNotify
         || seccomp
             .syscalls()
             .iter()
             .flatten()
             .any(|s| s.action() == LinuxSeccompAction::ScmpActNotify);
-    let fields = [
-        ("linux.seccomp.listenerPath", seccomp.listener_path().is_some()),
-        ("linux.seccomp.listenerMetadata", seccomp.listener_metadata().is_some()),
-        ("linux.seccomp: SCMP_ACT_NOTIFY", notifies),
-    ];
-    for (field, _) in fields.iter().filter(|(_, present)| *present) {
-        problems.add(*field, "is not supported yet");
+    let path =
+        seccomp.listener_path().as_ref().filter(|path| !path.as_os_str().is_empty()).cloned();
+    let mut wrong = |field: &str, reason: &str| {
+        problems.add(format!("linux.seccomp.{field}"), reason);
+    };
+    match &path {
+        None if notifies => wrong("listenerPath", "is needed with SCMP_ACT_NOTIFY"),
+        None if seccomp.listener_metadata().is_some() => {
+            wrong("listenerMetadata", "must not be set without listenerPath");
+        }
+        Some(path) if !path.is_absolute() => wrong("listenerPath", "must be absolute"),
+        _ => {}
     }
+    // Nobody would be heard there.
+    seccomp.set_listener_path(path.filter(|_| notifies));
     Some(seccomp)
 }
 

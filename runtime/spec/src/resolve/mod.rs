@@ -72,6 +72,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),
         cgroup: linux::cgroup(spec, &options.id, &mut problems),
         device_rules: linux::device_rules(spec, &mut problems),
+        mount_label: attributes::mount_label(spec, facts, &mut problems),
         seccomp: linux::seccomp(spec, &mut problems),
         hooks: hooks::hooks(spec, &mut problems),
         process,

@@ -1,10 +1,9 @@
 use std::ffi::CStr;
 
-use super::attributes;
-use super::terminal;
 use super::{
     At, Chain, Event, IN_PROCFS, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS,
 };
+use super::{attributes, notify, terminal};
 use crate::file::{OpenHow, resolve};
 use crate::mount::{
     AT_EMPTY_PATH, AT_RECURSIVE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
@@ -47,21 +46,33 @@ struct Machine {
     program: usize,
     /// An early try of `Chdir` got there.
     in_folder: bool,
+    /// Answer of `OwnPid`, in digits.
+    pid: notify::Digits,
 }
 
 /// Run the script; never returns.
 pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
-    let mut machine = Machine { slots: [-1; SLOTS], pipes, program: 0, in_folder: false };
+    let mut machine = Machine {
+        slots: [-1; SLOTS],
+        pipes,
+        program: 0,
+        in_folder: false,
+        pid: notify::Digits::default(),
+    };
     let mut index: u32 = 0;
+    let mut said = false;
     for op in &script.ops {
         if cfg!(feature = "fault-points") && script.die_before == Some(index as usize) {
             raw::exit(SIGKILL_STATUS);
         }
-        if matches!(op, Op::Execute { .. }) {
+        // The filter may refuse the call that says so.
+        if !said && matches!(op, Op::Seccomp { .. } | Op::SeccompNotify(_) | Op::Execute { .. }) {
             machine.send(&Report::new(Event::Executing, index));
+            said = true;
         }
         if let Err(fault) = machine.step(op, index) {
-            machine.fail(index, &fault);
+            let refused = matches!(op, Op::Execute { .. });
+            machine.fail(if refused { Event::Refused } else { Event::Failed }, index, &fault);
         }
         index = index.wrapping_add(1);
     }
@@ -80,8 +91,8 @@ impl Machine {
         };
     }
 
-    fn fail(&self, op: u32, fault: &Fault) -> ! {
-        let mut report = Report::new(Event::Failed, op);
+    fn fail(&self, event: Event, op: u32, fault: &Fault) -> ! {
+        let mut report = Report::new(event, op);
         report.detail = fault.detail;
         report.errno = fault.errno;
         if let Some(log) = fault.log {
@@ -159,6 +170,14 @@ impl Machine {
             }
             Op::CloseFrom { from, keep } => self.close_from(*from, keep)?,
             Op::Terminal(wanted) => terminal::open(wanted, self.fd(wanted.root))?,
+            Op::OwnPid { proc } => self.pid = notify::own_pid(*proc)?,
+            Op::SeccompNotify(notify) => {
+                notify::install(
+                    notify,
+                    &self.pid,
+                    notify::Way { report: self.pipes.report, op: index },
+                )?;
+            }
             _ => self.step_on_descriptors(op)?,
         }
         Ok(())
@@ -195,6 +214,7 @@ impl Machine {
                 let _ = raw::close(target);
                 moved?;
             }
+            Op::Label { folder, label } => set_label(self.fd(*folder), label)?,
             Op::MakeNode { root, folder, name, mode, device, uid, gid } => {
                 let folder = resolve_chain(self.fd(*root), folder, Make::Folder)?;
                 let made = make_node(folder, name, *mode, *device, *uid, *gid);
@@ -372,7 +392,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
             set_capabilities(*effective, *permitted, *inheritable)?;
         }
         Op::Ambient { raise, last } => ambient(*raise, *last)?,
-        Op::Seccomp { program, flags } => seccomp(program, *flags)?,
+        Op::Seccomp { program, flags } => done(seccomp(program, *flags))?,
         // Every other operation is carried out before this point: see `Machine::step`.
         _ => return Err(libc::ENOSYS.into()),
     }
@@ -764,6 +784,20 @@ fn make_node(
     Ok(())
 }
 
+/// The descriptor only stands for a place: fsetxattr(2) needs the folder open.
+fn set_label(place: i32, label: &CStr) -> Result<(), Fault> {
+    let flags = (libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
+    // SAFETY: a C string.
+    let folder = unsafe { call(libc::SYS_openat, [reg(place), at(c"."), flags, 0, 0, 0]) }?;
+    let length = label.count_bytes();
+    let arguments = [reg(folder), at(c"security.selinux"), at(label), length, 0, 0];
+    // SAFETY: two C strings that outlive the call, the second of the length given.
+    let set = unsafe { call(libc::SYS_fsetxattr, arguments) };
+    let _ = raw::close(folder);
+    done(set)?;
+    Ok(())
+}
+
 fn make_symlink(folder: i32, name: &CStr, target: &CStr) -> Result<(), i32> {
     // SAFETY: two C strings that outlive the call.
     match unsafe { call(libc::SYS_symlinkat, [at(target), reg(folder), at(name), 0, 0, 0]) } {
@@ -943,13 +977,12 @@ struct FilterProgram {
     filter: *const libc::sock_filter,
 }
 
-fn seccomp(program: &[libc::sock_filter], flags: u32) -> Result<(), i32> {
+pub(super) fn seccomp(program: &[libc::sock_filter], flags: u32) -> Answer {
     const SET_MODE_FILTER: usize = 1;
     let program = FilterProgram { length: program.len() as u16, filter: program.as_ptr() };
     let pointer = std::ptr::from_ref(&program) as usize;
     // SAFETY: the program and its instructions live across the call; its length was checked when it was compiled.
-    unsafe { call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, pointer, 0, 0, 0]) }?;
-    Ok(())
+    unsafe { call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, pointer, 0, 0, 0]) }
 }
 
 fn wait_for_byte(fd: i32) -> Result<(), Fault> {
