@@ -4,6 +4,7 @@ mod bad_input;
 mod clients;
 mod differential;
 mod docs;
+mod endurance;
 mod events;
 mod exec;
 mod explain;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         seccomp::trials(),
         security::trials(),
         faults::trials(),
+        endurance::trials(),
         foreign::trials(),
         without::trials(),
         user::trials(),
