@@ -2,4 +2,5 @@
 
 pub mod cgroup;
 pub mod device;
+pub mod network;
 pub mod seccomp;

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hafen_isolator::cgroup::{self, Hold};
+use hafen_isolator::network;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
@@ -286,6 +287,11 @@ fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError>
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }
         | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)).map(|()| None),
+        HostStep::MoveInterface { device, namespace } => {
+            let own = || format!("/proc/{}/ns/net", pid.unwrap_or(-1)).into();
+            let namespace = namespace.clone().unwrap_or_else(own);
+            network::hand_over(&device.host, &device.inside, &namespace).map(|()| None)
+        }
         _ => cgroup::perform(step, pid),
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use hafen_isolator::cgroup;
 use hafen_rootfs as rootfs;
 use hafen_spec::plan::{ChangeRoot, ChildStep, Claim, HostStep, Plan, Spawn};
-use hafen_spec::resolved::{Hooks, Namespace, Process, Resolved};
+use hafen_spec::resolved::{Hooks, Namespace, NetDevice, Process, Resolved};
 
 /// Needed to install a seccomp filter without no_new_privs (seccomp(2)).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -53,7 +53,12 @@ pub(crate) fn order(
         before: limits.into_iter().chain(rootfs.before).collect(),
         spawn: spawn(resolved, cgroup.born_in),
         // Moves first: the first one waits for a grace period, in which the process does much of its part.
-        beside: privileges(resolved).into_iter().chain(cgroup.beside).chain(devices).collect(),
+        beside: privileges(resolved)
+            .into_iter()
+            .chain(cgroup.beside)
+            .chain(devices)
+            .chain(interfaces(resolved))
+            .collect(),
         child: listening(child.into_iter().flatten().collect(), resolved),
     }
 }
@@ -107,6 +112,17 @@ fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
     let root = ChildStep::NamespaceRoot { uid, gid, keep_groups: false };
     let ipc = resolved.namespaces.is_new(Namespace::Ipc).then_some(ChildStep::UnshareIpc);
     maps.into_iter().chain([root]).chain(ipc).collect()
+}
+
+/// Last: should the launch fail, a physical interface comes back with another name.
+fn interfaces(resolved: &Resolved) -> Vec<HostStep> {
+    let joined = resolved.namespaces.joined.iter().find(|(n, _)| *n == Namespace::Network);
+    let namespace = joined.map(|(_, path)| path.clone());
+    let step = |device: &NetDevice| HostStep::MoveInterface {
+        device: device.clone(),
+        namespace: namespace.clone(),
+    };
+    resolved.net_devices.iter().map(step).collect()
 }
 
 /// Say where the filter's listener goes.

@@ -277,7 +277,6 @@ fn fields_that_are_not_supported_yet(t: &Test) {
         ("/mounts/1/gidMappings", map, "mounts[1].gidMappings"),
         ("/mounts/1/options", json!(["idmap"]), "mounts[1].options"),
         ("/linux/intelRdt", json!({ "closID": "guaranteed" }), "linux.intelRdt"),
-        ("/linux/netDevices", json!({ "eth0": { "name": "eth1" } }), "linux.netDevices"),
         ("/windows", json!({ "layerFolders": ["C:\\"] }), "windows"),
         ("/solaris", json!({ "milestone": "x" }), "solaris"),
         ("/vm", json!({ "kernel": { "path": "/vmlinuz" } }), "vm"),

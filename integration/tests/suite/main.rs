@@ -14,6 +14,7 @@ mod hooks;
 mod lifecycle;
 mod limits;
 mod namespaces;
+mod netdevices;
 mod pause;
 mod process_attributes;
 mod seccomp;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         limits::trials(),
         namespaces::trials(),
         process_attributes::trials(),
+        netdevices::trials(),
         pause::trials(),
         update::trials(),
         events::trials(),

@@ -16,7 +16,7 @@ pub use attribute::Attribute;
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
     Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMaps, Mount, MountKind, Namespace,
-    Propagation, Rlimit, TimeOffset,
+    NetDevice, Propagation, Rlimit, TimeOffset,
 };
 
 /// Something of the host's that exists because of this container, named before it exists.
@@ -94,6 +94,11 @@ pub enum HostStep {
     MakeScratch {
         path: PathBuf,
     },
+    /// Move a network interface into the process's network namespace, or into the one that it joins.
+    MoveInterface {
+        device: NetDevice,
+        namespace: Option<PathBuf>,
+    },
     /// Put the new process into a cgroup by writing its pid to `cgroup.procs`.
     Enter {
         cgroup: PathBuf,
@@ -161,6 +166,9 @@ impl fmt::Display for HostStep {
                     rules.len(),
                     cgroup.display()
                 )
+            }
+            Self::MoveInterface { device, .. } => {
+                write!(f, "move interface {} into the container as {}", device.host, device.inside)
             }
             Self::MakeScratch { path } => {
                 write!(f, "make folder {} with upper and work", path.display())

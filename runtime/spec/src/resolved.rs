@@ -30,6 +30,7 @@ pub struct Resolved {
     pub time_offsets: Vec<TimeOffset>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
+    pub net_devices: Vec<NetDevice>,
     pub sysctl: BTreeMap<String, String>,
     /// Folder name in the cgroup trees, relative to their roots, without a leading slash.
     pub cgroup: String,
@@ -140,6 +141,14 @@ pub enum Propagation {
     Slave,
     Private,
     Unbindable,
+}
+
+/// A network interface of the host that moves into the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetDevice {
+    pub host: String,
+    /// Its name there.
+    pub inside: String,
 }
 
 /// Mount attributes of mount_setattr(2): bits to set and to clear.

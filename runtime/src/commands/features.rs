@@ -38,6 +38,7 @@ pub(super) fn features() -> Result<u8, Error> {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "memoryPolicy": { "modes": names(&MEMORY_MODES), "flags": names(&MEMORY_FLAGS) },
+            "netDevices": { "enabled": true },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": false } }
         },

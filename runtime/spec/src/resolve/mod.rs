@@ -5,6 +5,7 @@ mod hooks;
 mod limits;
 mod linux;
 mod mounts;
+mod network;
 mod options;
 mod process;
 mod time;
@@ -69,6 +70,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
         user: user::id_maps(spec, &namespaces, &mut problems),
         time_offsets: time::offsets(spec, &namespaces, &mut problems),
+        net_devices: network::devices(spec, &namespaces, &mut problems),
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),
         cgroup: linux::cgroup(spec, &options.id, &mut problems),
         device_rules: linux::device_rules(spec, &mut problems),

@@ -38,10 +38,7 @@ fn check_process(process: &Process, problems: &mut Problems) {
 }
 
 fn check_linux(linux: &Linux, problems: &mut Problems) {
-    let fields = [
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-    ];
+    let fields = [("linux.intelRdt", linux.intel_rdt().is_some())];
     refuse(&fields, NOT_YET, problems);
 }
 
