@@ -376,7 +376,13 @@ fn legacy(rules: &[DeviceRule]) -> Result<Vec<Setting>, String> {
 }
 
 fn file(name: &str, value: String) -> Setting {
-    Setting { controller: "devices".to_owned(), home: Home::Legacy, file: name.to_owned(), value }
+    Setting {
+        controller: "devices".to_owned(),
+        home: Home::Legacy,
+        file: name.to_owned(),
+        value,
+        instead: None,
+    }
 }
 
 fn exceptions_of(rule: &DeviceRule) -> Vec<Exception> {

@@ -91,7 +91,8 @@ fn every_field_of_a_report_is_in_cli_md(t: &Test) {
 
 /// Everything that looks like a file of a controller in the code that decides about files.
 fn every_file_of_a_limit_is_in_limits_md(_: &Test) {
-    const CONTROLLERS: [&str; 4] = ["cpu.", "cpuset.", "memory.", "pids."];
+    const CONTROLLERS: [&str; 8] =
+        ["cpu.", "cpuset.", "memory.", "pids.", "io.", "blkio.", "rdma.", "net_"];
     let code = KNOBS.split("#[cfg(test)]").next().unwrap_or_default();
     let is_file = |text: &&str| {
         CONTROLLERS.iter().any(|c| text.starts_with(c))

@@ -32,7 +32,43 @@ pub(crate) fn trials() -> Vec<Case> {
         device_rules_tell_access_apart(Root, Busybox),
         what_a_unified_host_cannot_enforce_is_refused(Root, Busybox, Unified),
         what_a_hybrid_host_cannot_enforce_is_refused(Root, Busybox, Hybrid),
-        what_no_host_enforces_yet_is_refused(Root, Busybox),
+        what_no_kernel_enforces_is_refused(Root, Busybox),
+        huge_pages_are_bounded(
+            Root,
+            Busybox,
+            Limit("hugetlb"),
+            That("huge pages to reserve", has_huge_pages)
+        ),
+        huge_pages_of_a_size_that_is_not_there(Root, Busybox, Limit("hugetlb")),
+        reading_a_disk_is_slowed_down(
+            Root,
+            Busybox,
+            That("a disk and a controller for it", has_disk)
+        ),
+        a_limit_on_a_disk_can_be_updated(
+            Root,
+            Busybox,
+            That("a disk and a controller for it", has_disk)
+        ),
+        io_max_through_unified(
+            Root,
+            Busybox,
+            Cgroup2("io"),
+            That("a disk and a controller for it", has_disk)
+        ),
+        io_weight_is_written(Root, Busybox, That("weights of block I/O", has_io_weight)),
+        realtime_runtime_is_met(
+            Root,
+            Busybox,
+            Hybrid,
+            That("realtime groups", has_realtime_groups)
+        ),
+        rdma_limits_are_for_devices_that_are_there(Root, Busybox, Cgroup2("rdma")),
+        network_class_and_priorities_are_written(
+            Root,
+            Busybox,
+            That("v1 net_cls and net_prio", has_network_v1)
+        ),
         limits_that_contradict_themselves_are_refused(Root, Busybox),
         all_processes_are_in_the_limited_cgroups(Root, Busybox, Limit("memory"), Limit("pids")),
     ]
@@ -319,6 +355,21 @@ fn what_a_unified_host_cannot_enforce_is_refused(t: &Test) {
                 json!(true),
                 "linux.resources.memory.disableOOMKiller",
             ),
+            (
+                "/linux/resources/cpu/realtimeRuntime",
+                json!(950_000),
+                "linux.resources.cpu.realtimeRuntime",
+            ),
+            (
+                "/linux/resources/network/classID",
+                json!(1_048_577),
+                "linux.resources.network.classID",
+            ),
+            (
+                "/linux/resources/network/priorities",
+                json!([{ "name": "lo", "priority": 1 }]),
+                "linux.resources.network.priorities",
+            ),
             ("/linux/resources/unified", json!({ "cgroup.procs": "1" }), "cgroup.procs"),
             ("/linux/resources/unified", json!({ "../x.y": "1" }), "linux.resources.unified"),
             ("/linux/resources/unified", json!({ "memory.nonsense": "1" }), "memory.nonsense"),
@@ -330,33 +381,266 @@ fn what_a_unified_host_cannot_enforce_is_refused(t: &Test) {
 fn what_a_hybrid_host_cannot_enforce_is_refused(t: &Test) {
     let key = "linux.resources.unified[\"memory.high\"]";
     refused(t, &[("/linux/resources/unified", json!({ "memory.high": "1048576" }), key)]);
+    let rdma = json!({ "mlx5_1": { "hcaHandles": 1 } });
+    if !cgroup::has("rdma") {
+        refused(t, &[("/linux/resources/rdma", rdma, "linux.resources.rdma")]);
+    }
+    if !cgroup::has("net_cls") {
+        let field = "linux.resources.network.classID";
+        refused(t, &[("/linux/resources/network/classID", json!(1_048_577), field)]);
+    }
 }
 
-fn what_no_host_enforces_yet_is_refused(t: &Test) {
-    let page = json!([{ "pageSize": "2MB", "limit": 2_097_152 }]);
+fn what_no_kernel_enforces_is_refused(t: &Test) {
+    let device = json!([{ "major": 8, "minor": 0, "leafWeight": 100 }]);
     refused(
         t,
         &[
-            ("/linux/resources/hugepageLimits", page, "linux.resources.hugepageLimits"),
-            ("/linux/resources/blockIO/weight", json!(100), "linux.resources.blockIO.weight"),
-            (
-                "/linux/resources/cpu/realtimeRuntime",
-                json!(950_000),
-                "linux.resources.cpu.realtimeRuntime",
-            ),
             ("/linux/resources/memory/kernel", json!(MIB), "linux.resources.memory.kernel"),
             (
-                "/linux/resources/rdma",
-                json!({ "mlx5_1": { "hcaHandles": 1 } }),
-                "linux.resources.rdma",
+                "/linux/resources/blockIO/leafWeight",
+                json!(100),
+                "linux.resources.blockIO.leafWeight",
             ),
             (
-                "/linux/resources/network/classID",
-                json!(1_048_577),
-                "linux.resources.network.classID",
+                "/linux/resources/blockIO/weightDevice",
+                device,
+                "linux.resources.blockIO.weightDevice[0].leafWeight",
             ),
         ],
     );
+}
+
+/// Number of pages of 2 MiB, put back at the end.
+struct Reserved(String);
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+impl Reserved {
+    fn new(count: u64) -> Option<Self> {
+        let before = std::fs::read_to_string(HUGE_PAGES).ok()?.trim().to_owned();
+        let reserved = Self(before);
+        let more = reserved.0.parse::<u64>().ok()? + count;
+        // The kernel reserves as many as it finds, and finds more in compacted memory.
+        let enough = hafen_integration::wait_until(std::time::Duration::from_secs(5), || {
+            std::fs::write(HUGE_PAGES, more.to_string()).ok()?;
+            let found = std::fs::read_to_string(HUGE_PAGES).ok()?;
+            let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
+            (found.trim() == more.to_string()).then_some(())
+        });
+        enough.map(|()| reserved)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _ = std::fs::write(HUGE_PAGES, &self.0);
+    }
+}
+
+fn has_huge_pages() -> bool {
+    Reserved::new(4).is_some()
+}
+
+fn huge_pages_are_bounded(t: &Test) {
+    let _pages = Reserved::new(4).expect("pages");
+    let mount = json!({ "destination": "/mnt", "type": "hugetlbfs", "source": "none", "options": ["pagesize=2M"] });
+    let bundle = |limit: u64| {
+        t.bundle()
+            .push("/mounts", mount.clone())
+            .set("/linux/resources/hugepageLimits", json!([{ "pageSize": "2MB", "limit": limit }]))
+            .sh("fallocate -l 2097152 /mnt/one && echo one; fallocate -l 2097152 /mnt/two && echo two")
+    };
+    assert_eq!(t.oci().run(&t.id(), &bundle(8 * MIB)).ok().stdout, "one\ntwo\n");
+    let output = t.oci().run(&t.id(), &bundle(2 * MIB)).code(1);
+    assert_eq!(output.stdout, "one\n", "{output}");
+    assert!(output.stderr.contains("No space left on device"), "{output}");
+}
+
+fn huge_pages_of_a_size_that_is_not_there(t: &Test) {
+    let pages = |size: &str| json!([{ "pageSize": size, "limit": 0 }]);
+    let field = "linux.resources.hugepageLimits";
+    refused(
+        t,
+        &[
+            ("/linux/resources/hugepageLimits", pages("3MB"), field),
+            ("/linux/resources/hugepageLimits", pages("big"), field),
+        ],
+    );
+}
+
+/// Name, major and minor number of a disk that can be read.
+fn disk() -> Option<(String, u64, u64)> {
+    let disks = std::fs::read_dir("/sys/block").ok()?.flatten();
+    let mut names: Vec<String> =
+        disks.map(|d| d.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|n| ["vd", "sd", "nvme"].iter().any(|p| n.starts_with(p)));
+    names.sort();
+    names.into_iter().find_map(|name| {
+        let number = std::fs::read_to_string(format!("/sys/block/{name}/dev")).ok()?;
+        let (major, minor) = number.trim().split_once(':')?;
+        let size = std::fs::read_to_string(format!("/sys/block/{name}/size")).ok()?;
+        let big = size.trim().parse::<u64>().ok()? * 512 > 64 * MIB;
+        big.then_some((name, major.parse().ok()?, minor.parse().ok()?))
+    })
+}
+
+fn has_disk() -> bool {
+    let readable =
+        |name: &str| holds_files().is_some() || std::fs::File::open(format!("/dev/{name}")).is_ok();
+    disk().is_some_and(|(name, ..)| readable(&name)) && (cgroup::has("io") || cgroup::has("blkio"))
+}
+
+/// The disk that tests have their files on, as device number; a machine may not let anybody read it directly.
+fn holds_files() -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata("/var/tmp").ok()?.dev();
+    let found = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    disk().filter(|(_, major, minor)| (*major, *minor) == found).map(|_| found)
+}
+
+/// Reads some mebibytes of the disk, past the page cache.
+fn reading(t: &Test, mebibytes: u64) -> Bundle {
+    let (_, major, minor) = disk().expect("a disk");
+    let read = |path: &str| {
+        format!("dd if={path} of=/dev/null bs=64k count={} iflag=direct 2>&1", mebibytes * 16)
+    };
+    if holds_files().is_some() {
+        let bundle = t.bundle().sh(&read("/big"));
+        let bytes = vec![7; usize::try_from(mebibytes * MIB).expect("a size")];
+        let mut file = std::fs::File::create(bundle.rootfs().join("big")).expect("make a file");
+        std::io::Write::write_all(&mut file, &bytes).and_then(|()| file.sync_all()).expect("write");
+        return bundle;
+    }
+    let rule = json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": "r" });
+    let node = json!({ "path": "/dev/disk", "type": "b", "major": major, "minor": minor });
+    t.bundle()
+        .push("/linux/resources/devices", rule)
+        .set("/linux/devices", json!([node]))
+        .sh(&read("/dev/disk"))
+}
+
+fn throttled(t: &Test, mebibytes: u64, name: &str, rate: u64) -> std::time::Duration {
+    let (_, major, minor) = disk().expect("a disk");
+    let limit = json!([{ "major": major, "minor": minor, "rate": rate }]);
+    let bundle = reading(t, mebibytes).set(&format!("/linux/resources/blockIO/{name}"), limit);
+    t.oci().run(&t.id(), &bundle).ok().wall
+}
+
+fn reading_a_disk_is_slowed_down(t: &Test) {
+    let free = throttled(t, 3, "throttleReadBpsDevice", 0);
+    // Three mebibytes at one in a second, the first of which may come at once; 48 reads at 16 in a second.
+    for (name, rate) in [("throttleReadBpsDevice", MIB), ("throttleReadIOPSDevice", 16)] {
+        let bound = throttled(t, 3, name, rate);
+        assert!(
+            bound.as_secs_f64() > 1.8 && bound > free,
+            "{name}: {bound:?}, and {free:?} without"
+        );
+    }
+}
+
+fn a_limit_on_a_disk_can_be_updated(t: &Test) {
+    let (_, major, minor) = disk().expect("a disk");
+    let (oci, id) = (t.oci(), t.id());
+    let (_, pid) = {
+        let bundle = t.bundle().args(["/inside", "sleep", "600"]);
+        let _ = oci.create(&id, &bundle).ok();
+        (id.clone(), oci.pid(&id))
+    };
+    let set = |rate: u64| {
+        let limit = json!([{ "major": major, "minor": minor, "rate": rate }]);
+        let document = json!({ "blockIO": { "throttleReadBpsDevice": limit } }).to_string();
+        let _ = oci.command(["update", "-r", "-", &id]).stdin(document).output().ok();
+        let (controller, file) = if cgroup::v1("blkio").is_some() {
+            ("blkio", "blkio.throttle.read_bps_device")
+        } else {
+            ("", "io.max")
+        };
+        held(pid, controller, file)
+    };
+    assert!(set(MIB).contains("1048576"));
+    assert!(set(2 * MIB).contains("2097152"));
+    assert!(!set(0).contains("2097152"));
+    let _ = oci.delete_force(&id).ok();
+}
+
+fn io_max_through_unified(t: &Test) {
+    let (_, major, minor) = disk().expect("a disk");
+    let line = format!("{major}:{minor} rbps={MIB}");
+    let bundle = reading(t, 3).set("/linux/resources/unified", json!({ "io.max": line }));
+    let wall = t.oci().run(&t.id(), &bundle).ok().wall;
+    assert!(wall.as_secs_f64() > 1.8, "{wall:?}");
+}
+
+fn has_io_weight() -> bool {
+    cgroup::has("io") || cgroup::v1("blkio").is_some()
+}
+
+fn io_weight_is_written(t: &Test) {
+    let oci = t.oci();
+    let (id, pid) =
+        started(t, &oci, &t.bundle().set("/linux/resources/blockIO/weight", json!(500)));
+    let folder = cgroup::folder(pid, if cgroup::v1("blkio").is_some() { "blkio" } else { "" });
+    let files = [
+        ("io.bfq.weight", "default 500"),
+        ("io.weight", "default 4950"),
+        ("blkio.bfq.weight", "500"),
+        ("blkio.weight", "500"),
+    ];
+    let (file, wanted) = files.iter().find(|(file, _)| folder.join(file).exists()).expect("a file");
+    assert_eq!(cgroup::value(&folder, file), *wanted, "{file}");
+    let _ = oci.delete_force(&id).ok();
+    let field = "linux.resources.blockIO.weight";
+    refused(
+        t,
+        &[
+            ("/linux/resources/blockIO/weight", json!(5), field),
+            ("/linux/resources/blockIO/weight", json!(1001), field),
+        ],
+    );
+}
+
+fn has_realtime_groups() -> bool {
+    cgroup::v1("cpu").is_some_and(|mount| mount.join("cpu.rt_runtime_us").exists())
+}
+
+/// At the top: a group has no more than the one above it, and those of containers have none.
+fn realtime_runtime_is_met(t: &Test) {
+    let burn = |path: String| {
+        t.bundle()
+            .args(["/inside", "burn", "2"])
+            .set("/linux/cgroupsPath", json!(path))
+            .set("/process/scheduler", json!({ "policy": "SCHED_FIFO", "priority": 1 }))
+            .set(
+                "/linux/resources/cpu",
+                json!({ "realtimeRuntime": 100_000, "realtimePeriod": 1_000_000 }),
+            )
+    };
+    let id = t.id();
+    let burnt = t.oci().run(&id, &burn(format!("/{id}"))).ok().json();
+    let used = |name: &str| burnt[name].as_f64().expect("a number");
+    assert!(used("cpu_usec") / used("wall_usec") < 0.3, "{burnt}");
+    let id = t.id();
+    t.oci().run(&id, &burn(format!("/hafen-none/{id}"))).error_with(["cpu.rt_runtime_us"]);
+}
+
+fn rdma_limits_are_for_devices_that_are_there(t: &Test) {
+    let limit = json!({ "mlx5_99": { "hcaHandles": 1 } });
+    refused(t, &[("/linux/resources/rdma", limit, "rdma.max")]);
+}
+
+fn has_network_v1() -> bool {
+    cgroup::v1("net_cls").is_some() && cgroup::v1("net_prio").is_some()
+}
+
+fn network_class_and_priorities_are_written(t: &Test) {
+    let oci = t.oci();
+    let network = json!({ "classID": 1_048_577, "priorities": [{ "name": "lo", "priority": 7 }] });
+    let (id, pid) = started(t, &oci, &t.bundle().set("/linux/resources/network", network));
+    assert_eq!(held(pid, "net_cls", "net_cls.classid"), "1048577");
+    let map = held(pid, "net_prio", "net_prio.ifpriomap");
+    assert!(map.lines().any(|l| l == "lo 7"), "{map}");
+    let _ = oci.delete_force(&id).ok();
 }
 
 fn limits_that_contradict_themselves_are_refused(t: &Test) {

@@ -1,6 +1,10 @@
+use std::collections::BTreeMap;
+
 use hafen_spec::Problems;
 use hafen_spec::facts::{CgroupLayout, Home};
-use hafen_spec::resolved::{Amount, CpuLimits, Limits, MemoryLimits};
+use hafen_spec::resolved::{
+    Amount, CpuLimits, IoLimits, Limits, MemoryLimits, NetworkLimits, RdmaLimits,
+};
 
 /// One file that gets one value. The file is in the container's folder of the cgroup2 tree ([`Home::Unified`]) or of
 /// the controller's v1 hierarchy ([`Home::Legacy`]).
@@ -12,6 +16,8 @@ pub struct Setting {
     /// Name in the folder.
     pub file: String,
     pub value: String,
+    /// File and value where the kernel lacks that file.
+    pub instead: Option<(String, String)>,
 }
 
 /// The period that a quota counts for when none is given, in microseconds: the kernel's own default.
@@ -54,6 +60,10 @@ pub fn knobs(limits: &Limits, layout: &CgroupLayout) -> Result<Vec<Setting>, Pro
     draft.cpu(&limits.cpu);
     draft.memory(&limits.memory);
     draft.pids(limits.pids);
+    draft.hugepages(&limits.hugepages);
+    draft.io(&limits.io);
+    draft.rdma(&limits.rdma);
+    draft.network(&limits.network);
     draft.verbatim(limits);
     draft.settings.sort_by_key(|s| ORDER.iter().position(|f| *f == s.file).unwrap_or(ORDER.len()));
     draft.problems.into_result(draft.settings)
@@ -73,17 +83,6 @@ pub fn weight_from_shares(shares: u64) -> u64 {
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
-/// A size of huge pages as names of cgroup files have it (`2MB`), from `2MB` or the kernel's own `2048kB`.
-pub(super) fn page_size(text: &str) -> Option<String> {
-    const UNITS: [(&str, u32); 3] = [("GB", 30), ("MB", 20), ("KB", 10)];
-    let upper = text.to_ascii_uppercase();
-    let (number, shift) =
-        UNITS.iter().find_map(|(unit, shift)| Some((upper.strip_suffix(unit)?, shift)))?;
-    let bytes = number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)?;
-    let (unit, shift) = UNITS.iter().find(|(_, shift)| bytes >> shift > 0)?;
-    Some(format!("{}{unit}", bytes >> shift))
-}
-
 struct Draft<'a> {
     layout: &'a CgroupLayout,
     settings: Vec<Setting>,
@@ -98,7 +97,15 @@ impl Draft<'_> {
             home,
             file: file.to_owned(),
             value: value.to_string(),
+            instead: None,
         });
+    }
+
+    fn set_or(&mut self, home: Home, [file, value]: [&str; 2], [other, its]: [&str; 2]) {
+        self.set(home, file, &value);
+        if let Some(setting) = self.settings.last_mut() {
+            setting.instead = Some((other.to_owned(), its.to_owned()));
+        }
     }
 
     fn set_if(&mut self, home: Home, file: &str, value: Option<impl ToString>) {
@@ -134,12 +141,15 @@ impl Draft<'_> {
                 self.set_if(home, "cpu.weight", cpu.shares.map(weight_from_shares));
                 self.set_if(home, "cpu.max", unified_bandwidth(cpu));
                 self.set_if(home, "cpu.max.burst", cpu.burst);
+                self.refuse_realtime(cpu);
             }
             Home::Legacy => {
                 self.set_if(home, "cpu.shares", cpu.shares);
                 self.set_if(home, "cpu.cfs_period_us", legacy_period(cpu));
                 self.set_if(home, "cpu.cfs_quota_us", cpu.quota.map(legacy));
                 self.set_if(home, "cpu.cfs_burst_us", cpu.burst);
+                self.set_if(home, "cpu.rt_period_us", cpu.realtime_period);
+                self.set_if(home, "cpu.rt_runtime_us", cpu.realtime_runtime);
             }
             Home::Absent => {
                 return self.absent(
@@ -149,11 +159,25 @@ impl Draft<'_> {
                         ("cpu.quota", matches!(cpu.quota, Some(Amount::Of(_)))),
                         ("cpu.burst", cpu.burst.is_some_and(|b| b > 0)),
                         ("cpu.idle", cpu.idle == Some(true)),
+                        ("cpu.realtimePeriod", cpu.realtime_period.is_some()),
+                        ("cpu.realtimeRuntime", cpu.realtime_runtime.is_some()),
                     ],
                 );
             }
         }
         self.set_if(home, "cpu.idle", cpu.idle.map(u8::from));
+    }
+
+    /// Realtime groups exist in v1 only (Documentation/scheduler/sched-rt-group.rst).
+    fn refuse_realtime(&mut self, cpu: &CpuLimits) {
+        let asked = [
+            ("realtimePeriod", cpu.realtime_period.is_some()),
+            ("realtimeRuntime", cpu.realtime_runtime.is_some()),
+        ];
+        for (field, _) in asked.iter().filter(|(_, asked)| *asked) {
+            let why = "cannot be enforced: this host's cpu controller is cgroup v2, which has no such setting";
+            self.problems.add(format!("linux.resources.cpu.{field}"), why);
+        }
     }
 
     fn memory(&mut self, memory: &MemoryLimits) {
@@ -218,6 +242,118 @@ impl Draft<'_> {
         }
     }
 
+    /// Pages are counted when they are reserved and when they are used (`rsvd`, Linux 5.7): both are bounded.
+    fn hugepages(&mut self, limits: &BTreeMap<String, u64>) {
+        let home = self.layout.home("hugetlb");
+        if home == Home::Absent {
+            return self.absent("hugetlb", &[("hugepageLimits", !limits.is_empty())]);
+        }
+        let names = if home == Home::Unified {
+            ["max", "rsvd.max"]
+        } else {
+            ["limit_in_bytes", "rsvd.limit_in_bytes"]
+        };
+        for (size, bytes) in limits {
+            for name in names {
+                self.set(home, &format!("hugetlb.{size}.{name}"), bytes);
+            }
+        }
+    }
+
+    fn io(&mut self, io: &IoLimits) {
+        if self.layout.home("io") == Home::Unified {
+            self.unified_io(io);
+        } else if self.layout.home("blkio") == Home::Legacy {
+            self.legacy_io(io);
+        } else {
+            self.absent(
+                "io",
+                &[
+                    ("blockIO.weight", io.weight.is_some()),
+                    ("blockIO.weightDevice", !io.device_weights.is_empty()),
+                    ("blockIO.throttle*Device", io.throttles.iter().any(|t| t.rate > 0)),
+                ],
+            );
+        }
+    }
+
+    /// The BFQ scheduler has a weight of its own; where the kernel lacks it, that of the io.cost controller counts.
+    fn unified_io(&mut self, io: &IoLimits) {
+        let home = Home::Unified;
+        if let Some(weight) = io.weight {
+            let other = io_weight(weight).to_string();
+            self.set_or(home, ["io.bfq.weight", &weight.to_string()], ["io.weight", &other]);
+        }
+        for (device, weight) in &io.device_weights {
+            let value = |weight: &dyn std::fmt::Display| format!("{device} {weight}");
+            let (bfq, other) = (value(weight), value(&io_weight(*weight)));
+            self.set_or(home, ["io.bfq.weight", &bfq], ["io.weight", &other]);
+        }
+        for throttle in &io.throttles {
+            let key = match (throttle.write, throttle.operations) {
+                (false, false) => "rbps",
+                (true, false) => "wbps",
+                (false, true) => "riops",
+                (true, true) => "wiops",
+            };
+            let rate = if throttle.rate == 0 { Amount::Max } else { Amount::Of(throttle.rate) };
+            self.set(home, "io.max", &format!("{} {key}={rate}", throttle.device));
+        }
+    }
+
+    /// `blkio.weight` is the name of it up to Linux 5.3.
+    fn legacy_io(&mut self, io: &IoLimits) {
+        let home = Home::Legacy;
+        if let Some(weight) = io.weight.map(|w| w.to_string()) {
+            self.set_or(home, ["blkio.bfq.weight", &weight], ["blkio.weight", &weight]);
+        }
+        for (device, weight) in &io.device_weights {
+            let value = format!("{device} {weight}");
+            let other = ["blkio.weight_device", &value];
+            self.set_or(home, ["blkio.bfq.weight_device", &value], other);
+        }
+        for throttle in &io.throttles {
+            let what = if throttle.write { "write" } else { "read" };
+            let unit = if throttle.operations { "iops" } else { "bps" };
+            let file = format!("blkio.throttle.{what}_{unit}_device");
+            self.set(home, &file, &format!("{} {}", throttle.device, throttle.rate));
+        }
+    }
+
+    fn rdma(&mut self, limits: &BTreeMap<String, RdmaLimits>) {
+        let home = self.layout.home("rdma");
+        if home == Home::Absent {
+            return self.absent("rdma", &[("rdma", !limits.is_empty())]);
+        }
+        for (device, limit) in limits {
+            let word = |key: &str, value: Option<u32>| value.map(|v| format!(" {key}={v}"));
+            let words = [word("hca_handle", limit.handles), word("hca_object", limit.objects)];
+            let words: String = words.into_iter().flatten().collect();
+            self.set(home, "rdma.max", &format!("{device}{words}"));
+        }
+    }
+
+    /// Unified hosts classify with eBPF programs instead, which the runtime spec does not know.
+    fn network(&mut self, network: &NetworkLimits) {
+        match self.layout.home("net_cls") {
+            Home::Absent => {
+                self.absent("net_cls", &[("network.classID", network.class_id.is_some())]);
+            }
+            home => self.set_if(home, "net_cls.classid", network.class_id),
+        }
+        match self.layout.home("net_prio") {
+            Home::Absent => {
+                let asked = !network.priorities.is_empty();
+                self.absent("net_prio", &[("network.priorities", asked)]);
+            }
+            home => {
+                for (interface, priority) in &network.priorities {
+                    self.set(home, "net_prio.ifpriomap", &format!("{interface} {priority}"));
+                }
+            }
+        }
+    }
+
     /// `unified`: cgroup2 files by name, which go before anything that another field says about the same file. Each
     /// line is a value of its own: the kernel takes one per write.
     fn verbatim(&mut self, limits: &Limits) {
@@ -253,6 +389,11 @@ impl Draft<'_> {
             Home::Absent => Err(format!("this host's cgroup2 tree has no {controller} controller")),
         }
     }
+}
+
+/// `io.weight` (1 to 10000) from a weight of the runtime spec (10 to 1000), both ends on each other as runc has it.
+fn io_weight(weight: u16) -> u32 {
+    1 + (u32::from(weight).saturating_sub(10)) * 9999 / 990
 }
 
 fn unified_bandwidth(cpu: &CpuLimits) -> Option<String> {

@@ -72,6 +72,9 @@ fn misplaced(step: &HostStep, why: &str) -> CallError {
 fn write(knob: &hafen_spec::plan::Knob) -> Result<(), CallError> {
     match file::write_knob(&knob.file, &knob.value) {
         Err(e) if e.is(Errno::ENOENT) && matches!(knob.value.as_str(), "max" | "-1") => Ok(()),
+        Err(e) if e.is(Errno::ENOENT) && knob.instead.as_ref().is_some_and(|i| i.file.exists()) => {
+            knob.instead.as_deref().map_or(Err(e), write)
+        }
         Err(e) if e.is(Errno::ENOENT) => Err(e.source).call(|| format!("{}{}", e.call, lack(knob))),
         result => result,
     }
@@ -82,6 +85,15 @@ fn lack(knob: &hafen_spec::plan::Knob) -> &'static str {
     match knob.file.file_name().and_then(|n| n.to_str()) {
         Some("memory.swap.max" | "memory.memsw.limit_in_bytes") => {
             " (this kernel does not account for swap, so linux.resources.memory.swap cannot hold)"
+        }
+        Some("cpu.rt_period_us" | "cpu.rt_runtime_us") => {
+            " (this kernel has no realtime groups, so linux.resources.cpu.realtimeRuntime and realtimePeriod cannot hold)"
+        }
+        Some("io.bfq.weight" | "blkio.bfq.weight" | "blkio.bfq.weight_device") => {
+            " (this kernel has no weights of block I/O, so linux.resources.blockIO.weight and weightDevice cannot hold)"
+        }
+        Some(name) if name.starts_with("hugetlb.") => {
+            " (this machine has no pages of this size, see linux.resources.hugepageLimits and /sys/kernel/mm/hugepages)"
         }
         _ => "",
     }

@@ -171,7 +171,13 @@ impl Share {
 }
 
 pub(super) fn knob(folder: &Path, setting: &Setting) -> Knob {
-    Knob { file: folder.join(&setting.file), value: setting.value.clone() }
+    let knob = |file: &str, value: &str, instead| Knob {
+        file: folder.join(file),
+        value: value.to_owned(),
+        instead,
+    };
+    let instead = setting.instead.as_ref().map(|(file, value)| Box::new(knob(file, value, None)));
+    knob(&setting.file, &setting.value, instead)
 }
 
 /// Controllers with something to write, each once. Files named `cgroup.*` need none.

@@ -359,7 +359,9 @@ impl Stats {
 fn page_sizes() -> Vec<String> {
     let folders = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten();
     let names = folders.flatten().map(|f| f.file_name().to_string_lossy().into_owned());
-    names.filter_map(|name| super::knobs::page_size(name.strip_prefix("hugepages-")?)).collect()
+    names
+        .filter_map(|name| hafen_spec::resolve::page_size(name.strip_prefix("hugepages-")?))
+        .collect()
 }
 
 fn entry(device: &str, op: &str, value: &str) -> Option<BlkioEntry> {

@@ -268,6 +268,7 @@ impl Change {
             let (mut refused, mut first) = (Vec::new(), None);
             let before = pending.len();
             for knob in pending {
+                let knob = actual(knob);
                 let former = former(&knob.file, &knob.value);
                 match super::write(knob) {
                     Ok(()) => done.written.push(Former {
@@ -378,6 +379,14 @@ fn undo_written(written: Vec<Former>) -> Vec<String> {
         }
     }
     pending.iter().map(|w| format!("{} has {:?}", w.file.display(), w.value)).collect()
+}
+
+/// The one of two files that the kernel has.
+fn actual(knob: &Knob) -> &Knob {
+    knob.instead
+        .as_deref()
+        .filter(|other| !knob.file.exists() && other.file.exists())
+        .unwrap_or(knob)
 }
 
 /// What to write so that a file says again what it says now. A file with a line for each device keeps the others.

@@ -126,6 +126,19 @@ fn lines(map: &[IdMap]) -> String {
 pub struct Knob {
     pub file: PathBuf,
     pub value: String,
+    /// What is written where the kernel lacks that file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instead: Option<Box<Knob>>,
+}
+
+impl fmt::Display for Knob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "write {:?} to {}", self.value, self.file.display())?;
+        match &self.instead {
+            Some(other) => write!(f, " (where there is no such file, {other})"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl HostStep {
@@ -158,7 +171,7 @@ impl fmt::Display for HostStep {
             Self::MakeLegacyCgroup { controller, path } => {
                 write!(f, "make v1 cgroup {} ({controller})", path.display())
             }
-            Self::Knob(knob) => write!(f, "write {:?} to {}", knob.value, knob.file.display()),
+            Self::Knob(knob) => knob.fmt(f),
             Self::DeviceProgram { cgroup, rules } => {
                 write!(
                     f,

@@ -389,6 +389,12 @@ pub struct Limits {
     pub cpu: CpuLimits,
     pub memory: MemoryLimits,
     pub pids: Option<Amount>,
+    /// Bytes by size of pages, as `2MB`.
+    pub hugepages: BTreeMap<String, u64>,
+    pub io: IoLimits,
+    /// By device.
+    pub rdma: BTreeMap<String, RdmaLimits>,
+    pub network: NetworkLimits,
     /// cgroup2 files verbatim, in the order of their names.
     pub unified: BTreeMap<String, String>,
 }
@@ -420,6 +426,10 @@ pub struct CpuLimits {
     /// Microseconds that may be saved up.
     pub burst: Option<u64>,
     pub idle: Option<bool>,
+    /// Microseconds of realtime scheduling per period; v1 only.
+    pub realtime_runtime: Option<i64>,
+    /// Microseconds.
+    pub realtime_period: Option<u64>,
     /// Lists as `0-3,7` (cpuset(7)).
     pub cpus: Option<String>,
     pub mems: Option<String>,
@@ -439,6 +449,49 @@ pub struct MemoryLimits {
     pub disable_oom_killer: Option<bool>,
     /// Refuse an update to a limit below what is in use.
     pub check_before_update: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct IoLimits {
+    /// Share of a block device's time against others, 10 to 1000.
+    pub weight: Option<u16>,
+    pub device_weights: Vec<(BlockDevice, u16)>,
+    pub throttles: Vec<Throttle>,
+}
+
+/// Major and minor number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BlockDevice(pub u32, pub u32);
+
+impl std::fmt::Display for BlockDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.0, self.1)
+    }
+}
+
+/// A bound on what is read from or written to a device within a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Throttle {
+    pub device: BlockDevice,
+    pub write: bool,
+    /// Operations, not bytes.
+    pub operations: bool,
+    /// 0: none.
+    pub rate: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RdmaLimits {
+    pub handles: Option<u32>,
+    pub objects: Option<u32>,
+}
+
+/// v1 only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NetworkLimits {
+    pub class_id: Option<u32>,
+    /// By interface.
+    pub priorities: Vec<(String, u32)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

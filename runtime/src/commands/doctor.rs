@@ -86,11 +86,14 @@ fn privilege(facts: &HostFacts) -> Finding {
 }
 
 /// Controllers with the limits that stand on each.
-const CONTROLLERS: [(&str, &str); 4] = [
+const CONTROLLERS: [(&str, &str); 7] = [
     ("cpu", "cpu shares, quota, burst"),
     ("memory", "memory limit, reservation, swap"),
     ("pids", "pids limit"),
     ("cpuset", "cpus and mems"),
+    ("io", "block I/O"),
+    ("hugetlb", "huge pages"),
+    ("rdma", "RDMA"),
 ];
 
 fn tree(facts: &HostFacts) -> Finding {
@@ -106,6 +109,9 @@ fn tree(facts: &HostFacts) -> Finding {
 
 fn controller(facts: &HostFacts, name: &str, limits: &str) -> Finding {
     let what = format!("cgroup {name}");
+    // The one controller whose name is another in v1.
+    let old = name == "io" && facts.cgroup.home("blkio") == Home::Legacy;
+    let name = if old && facts.cgroup.home(name) == Home::Absent { "blkio" } else { name };
     match facts.cgroup.home(name) {
         Home::Unified => fine(what, format!("cgroup2: {limits} hold")),
         Home::Legacy => {

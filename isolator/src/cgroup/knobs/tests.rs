@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use hafen_spec::resolved::{BlockDevice, Throttle};
+
 use super::*;
 
 fn layout(unified: &[&str], legacy: &[&str]) -> CgroupLayout {
@@ -12,7 +14,9 @@ fn layout(unified: &[&str], legacy: &[&str]) -> CgroupLayout {
     }
 }
 
-const ALL: [&str; 4] = ["cpuset", "cpu", "memory", "pids"];
+const ALL: [&str; 7] = ["cpuset", "cpu", "memory", "pids", "hugetlb", "io", "rdma"];
+const ALL_V1: [&str; 9] =
+    ["cpuset", "cpu", "memory", "pids", "hugetlb", "blkio", "rdma", "net_cls", "net_prio"];
 
 fn everything() -> Limits {
     Limits {
@@ -22,6 +26,8 @@ fn everything() -> Limits {
             period: Some(200_000),
             burst: Some(10_000),
             idle: Some(false),
+            realtime_runtime: None,
+            realtime_period: None,
             cpus: Some("0-1".to_owned()),
             mems: Some("0".to_owned()),
         },
@@ -34,7 +40,29 @@ fn everything() -> Limits {
             check_before_update: false,
         },
         pids: Some(Amount::Of(32)),
+        hugepages: BTreeMap::from([("1GB".to_owned(), 0), ("2MB".to_owned(), 4 << 20)]),
+        io: io(),
+        rdma: BTreeMap::from([
+            ("mlx5_0".to_owned(), RdmaLimits { handles: Some(2), objects: Some(2000) }),
+            ("mlx5_1".to_owned(), RdmaLimits { handles: None, objects: Some(7) }),
+        ]),
+        network: NetworkLimits::default(),
         unified: BTreeMap::new(),
+    }
+}
+
+fn io() -> IoLimits {
+    let throttle =
+        |write, operations, rate| Throttle { device: BlockDevice(8, 0), write, operations, rate };
+    IoLimits {
+        weight: Some(500),
+        device_weights: vec![(BlockDevice(8, 16), 1000)],
+        throttles: vec![
+            throttle(false, false, 1 << 20),
+            throttle(true, false, 0),
+            throttle(false, true, 100),
+            throttle(true, true, 200),
+        ],
     }
 }
 
@@ -42,7 +70,11 @@ fn everything() -> Limits {
 fn text(limits: &Limits, layout: &CgroupLayout) -> String {
     match knobs(limits, layout) {
         Ok(settings) => settings.iter().fold(String::new(), |mut out, s| {
-            let _ = writeln!(out, "{:?} {}: {} = {}", s.home, s.controller, s.file, s.value);
+            let _ = write!(out, "{:?} {}: {} = {}", s.home, s.controller, s.file, s.value);
+            if let Some((file, value)) = &s.instead {
+                let _ = write!(out, " (or {file} = {value})");
+            }
+            out.push('\n');
             out
         }),
         Err(problems) => problems.to_string().replace("; ", "\n"),
@@ -60,8 +92,12 @@ fn golden_legacy() {
     let mut limits = everything();
     limits.memory.swappiness = Some(10);
     limits.memory.disable_oom_killer = Some(true);
+    limits.cpu.realtime_runtime = Some(950_000);
+    limits.cpu.realtime_period = Some(1_000_000);
+    limits.network.class_id = Some(0x10_0001);
+    limits.network.priorities = vec![("eth0".to_owned(), 5), ("lo".to_owned(), 0)];
     let golden = include_str!("golden/legacy.txt");
-    assert_eq!(text(&limits, &layout(&[], &ALL)), golden);
+    assert_eq!(text(&limits, &layout(&[], &ALL_V1)), golden);
 }
 
 #[test]
@@ -69,13 +105,17 @@ fn golden_mixed() {
     let mut limits = everything();
     limits.unified = map(&[("hugetlb.2MB.max", "0"), ("pids.max", "7")]);
     let golden = include_str!("golden/mixed.txt");
-    assert_eq!(text(&limits, &layout(&["hugetlb", "pids"], &["cpu", "cpuset", "memory"])), golden);
+    let v1 = ["cpu", "cpuset", "memory", "blkio", "rdma"];
+    assert_eq!(text(&limits, &layout(&["hugetlb", "pids"], &v1)), golden);
 }
 
 #[test]
 fn golden_nothing_enforces_it() {
     let mut limits = everything();
     limits.cpu.idle = Some(true);
+    limits.cpu.realtime_runtime = Some(950_000);
+    limits.network.class_id = Some(1);
+    limits.network.priorities = vec![("eth0".to_owned(), 5)];
     limits.memory.swappiness = Some(10);
     limits.memory.disable_oom_killer = Some(true);
     limits.unified = map(&[
@@ -174,6 +214,9 @@ fn verbatim_files_win_and_keep_the_order_of_writing() {
     let mut limits = everything();
     limits.memory = MemoryLimits::default();
     limits.pids = None;
+    limits.hugepages.clear();
+    limits.rdma.clear();
+    limits.io = IoLimits::default();
     limits.unified = map(&[
         ("cpu.idle", "1"),
         ("cpu.max", "max"),
@@ -196,6 +239,21 @@ fn verbatim_files_win_and_keep_the_order_of_writing() {
     ];
     let layout = layout(&["cpuset", "cpu", "io", "memory"], &[]);
     assert_eq!(written(&limits, &layout), pairs(&expected));
+}
+
+#[test]
+fn v2_has_no_realtime_groups_and_no_network_classes() {
+    let mut limits = Limits::default();
+    limits.cpu.realtime_runtime = Some(950_000);
+    limits.network.class_id = Some(1);
+    let problems = knobs(&limits, &layout(&ALL, &[])).unwrap_err();
+    let fields: Vec<&str> = problems.0.iter().map(|p| p.field.as_str()).collect();
+    assert_eq!(fields, ["linux.resources.cpu.realtimeRuntime", "linux.resources.network.classID"]);
+}
+
+#[test]
+fn io_weights_meet_at_both_ends() {
+    assert_eq!([10, 100, 500, 1000].map(io_weight), [1, 910, 4950, 10_000]);
 }
 
 #[test]

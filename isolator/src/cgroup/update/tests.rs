@@ -101,7 +101,11 @@ fn refused_values_are_tried_again_and_undone_when_nothing_helps() {
     let folder = std::env::temp_dir().join(format!("hafen-update-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("pids.max"), "max\n").unwrap();
-    let knob = |file: &str, value: &str| Knob { file: folder.join(file), value: value.to_owned() };
+    let knob = |file: &str, value: &str| Knob {
+        file: folder.join(file),
+        value: value.to_owned(),
+        instead: None,
+    };
     // A folder cannot be written to: EISDIR stands for the kernel's refusal.
     fs::create_dir_all(folder.join("memory.high")).unwrap();
     let change = Change {

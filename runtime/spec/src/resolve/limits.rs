@@ -1,8 +1,13 @@
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use std::collections::BTreeMap;
 
-use super::{linux, unsupported};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, Spec};
+
+use super::linux;
 use crate::facts::Home;
-use crate::resolved::{Amount, CpuLimits, DeviceRule, Limits, MemoryLimits};
+use crate::resolved::{
+    Amount, BlockDevice, CpuLimits, DeviceRule, IoLimits, Limits, MemoryLimits, NetworkLimits,
+    RdmaLimits, Throttle,
+};
 use crate::{HostFacts, Problems};
 
 /// What a container is limited to already, for an update that names one half of a pair.
@@ -23,7 +28,6 @@ pub fn resolve_update(
     held: &Held,
 ) -> Result<(Limits, Option<Vec<DeviceRule>>), Problems> {
     let mut problems = Problems::default();
-    unsupported::check_resources(resources, &mut problems);
     let limits = of_resources(resources, facts, held, &mut problems);
     let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
     let rules = rules.map(|rules| linux::rules(rules, &mut problems));
@@ -49,6 +53,10 @@ fn of_resources(
         pids: resources.pids().map(|p| {
             if p.limit() > 0 { Amount::Of(p.limit().unsigned_abs()) } else { Amount::Max }
         }),
+        hugepages: hugepages(resources, problems),
+        io: resources.block_io().as_ref().map(|io| block_io(io, problems)).unwrap_or_default(),
+        rdma: rdma(resources, problems),
+        network: resources.network().as_ref().map(|n| network(n, problems)).unwrap_or_default(),
         unified: resources
             .unified()
             .iter()
@@ -61,13 +69,6 @@ fn of_resources(
 }
 
 fn cpu(cpu: &LinuxCpu, held: &Held, problems: &mut Problems) -> CpuLimits {
-    let realtime = [
-        ("realtimeRuntime", cpu.realtime_runtime().is_some_and(|r| r != 0)),
-        ("realtimePeriod", cpu.realtime_period().is_some_and(|p| p != 0)),
-    ];
-    for (field, _) in realtime.iter().filter(|(_, present)| *present) {
-        problems.add(format!("linux.resources.cpu.{field}"), "is not supported yet");
-    }
     if cpu.idle().is_some_and(|i| !(0..=1).contains(&i)) {
         problems.add("linux.resources.cpu.idle", "must be 0 or 1");
     }
@@ -95,6 +96,8 @@ fn cpu(cpu: &LinuxCpu, held: &Held, problems: &mut Problems) -> CpuLimits {
         period,
         burst: cpu.burst(),
         idle: cpu.idle().map(|i| i == 1),
+        realtime_runtime: cpu.realtime_runtime().filter(|r| *r != 0),
+        realtime_period: cpu.realtime_period().filter(|p| *p != 0),
         cpus: list(cpu.cpus().as_ref(), "linux.resources.cpu.cpus", problems),
         mems: list(cpu.mems().as_ref(), "linux.resources.cpu.mems", problems),
     }
@@ -143,6 +146,137 @@ fn memory(memory: &LinuxMemory, held: &Held, problems: &mut Problems) -> MemoryL
     };
     check_swap(&resolved, problems);
     resolved
+}
+
+/// A size of huge pages as names of cgroup files have it (`2MB`), from `2MB` or the kernel's own `2048kB`.
+#[must_use]
+pub fn page_size(text: &str) -> Option<String> {
+    const UNITS: [(&str, u32); 3] = [("GB", 30), ("MB", 20), ("KB", 10)];
+    let upper = text.to_ascii_uppercase();
+    let (number, shift) =
+        UNITS.iter().find_map(|(unit, shift)| Some((upper.strip_suffix(unit)?, shift)))?;
+    let bytes = number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)?;
+    let (unit, shift) = UNITS.iter().find(|(_, shift)| bytes >> shift > 0)?;
+    Some(format!("{}{unit}", bytes >> shift))
+}
+
+fn hugepages(resources: &LinuxResources, problems: &mut Problems) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for (i, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
+        let field = |name: &str| format!("linux.resources.hugepageLimits[{i}].{name}");
+        let size = page_size(limit.page_size());
+        if size.is_none() {
+            let why = format!("{:?} is not a size of pages as 2MB or 1GB", limit.page_size());
+            problems.add(field("pageSize"), why);
+        }
+        let bytes = u64::try_from(limit.limit());
+        if bytes.is_err() {
+            problems.add(field("limit"), "must not be negative");
+        }
+        if let (Some(size), Ok(bytes)) = (size, bytes)
+            && found.insert(size.clone(), bytes).is_some()
+        {
+            problems.add(field("pageSize"), format!("{size} is listed twice"));
+        }
+    }
+    found
+}
+
+fn block_io(io: &LinuxBlockIo, problems: &mut Problems) -> IoLimits {
+    let mut limits = IoLimits::default();
+    let mut weight = |weight: Option<u16>, field: String| {
+        let weight = weight.filter(|w| *w != 0)?;
+        if !(10..=1000).contains(&weight) {
+            problems.add(field, format!("{weight} is not between 10 and 1000"));
+        }
+        Some(weight)
+    };
+    limits.weight = weight(io.weight(), "linux.resources.blockIO.weight".to_owned());
+    let mut leaf_weights = vec![("leafWeight".to_owned(), io.leaf_weight())];
+    let mut devices = Vec::new();
+    for (i, device) in io.weight_device().iter().flatten().enumerate() {
+        let name = format!("weightDevice[{i}]");
+        let own = weight(device.weight(), format!("linux.resources.blockIO.{name}.weight"));
+        devices.extend(own.map(|weight| (name.clone(), device.major(), device.minor(), weight)));
+        leaf_weights.push((format!("{name}.leafWeight"), device.leaf_weight()));
+    }
+    for (name, major, minor, weight) in devices {
+        let device = block_device(major, minor, &name, problems);
+        limits.device_weights.extend(device.map(|device| (device, weight)));
+    }
+    for (name, _) in leaf_weights.iter().filter(|(_, weight)| weight.is_some_and(|w| w != 0)) {
+        let why = "cannot be enforced: no kernel from 5.0 on has such a setting";
+        problems.add(format!("linux.resources.blockIO.{name}"), why);
+    }
+    limits.throttles = throttles(io, problems);
+    limits
+}
+
+fn throttles(io: &LinuxBlockIo, problems: &mut Problems) -> Vec<Throttle> {
+    let lists = [
+        ("throttleReadBpsDevice", io.throttle_read_bps_device(), false, false),
+        ("throttleWriteBpsDevice", io.throttle_write_bps_device(), true, false),
+        ("throttleReadIOPSDevice", io.throttle_read_iops_device(), false, true),
+        ("throttleWriteIOPSDevice", io.throttle_write_iops_device(), true, true),
+    ];
+    let mut found = Vec::new();
+    for (name, list, write, operations) in lists {
+        for (i, throttle) in list.iter().flatten().enumerate() {
+            let field = format!("{name}[{i}]");
+            let device = block_device(throttle.major(), throttle.minor(), &field, problems);
+            let rate = throttle.rate();
+            found.extend(device.map(|device| Throttle { device, write, operations, rate }));
+        }
+    }
+    found
+}
+
+fn block_device(
+    major: i64,
+    minor: i64,
+    name: &str,
+    problems: &mut Problems,
+) -> Option<BlockDevice> {
+    match (u32::try_from(major), u32::try_from(minor)) {
+        (Ok(major), Ok(minor)) => Some(BlockDevice(major, minor)),
+        _ => {
+            let why = format!("{major}:{minor} is not a device");
+            problems.add(format!("linux.resources.blockIO.{name}"), why);
+            None
+        }
+    }
+}
+
+fn rdma(resources: &LinuxResources, problems: &mut Problems) -> BTreeMap<String, RdmaLimits> {
+    let mut found = BTreeMap::new();
+    for (device, limit) in resources.rdma().iter().flatten() {
+        if !is_one_word(device) {
+            problems
+                .add(format!("linux.resources.rdma[{device:?}]"), "is not the name of a device");
+        }
+        let limits = RdmaLimits { handles: limit.hca_handles(), objects: limit.hca_objects() };
+        if limits != RdmaLimits::default() {
+            found.insert(device.clone(), limits);
+        }
+    }
+    found
+}
+
+fn network(network: &LinuxNetwork, problems: &mut Problems) -> NetworkLimits {
+    let priorities = network.priorities().as_deref().unwrap_or_default();
+    for (i, priority) in priorities.iter().enumerate().filter(|(_, p)| !is_one_word(p.name())) {
+        let field = format!("linux.resources.network.priorities[{i}].name");
+        problems.add(field, format!("{:?} is not the name of an interface", priority.name()));
+    }
+    NetworkLimits {
+        class_id: network.class_id().filter(|id| *id != 0),
+        priorities: priorities.iter().map(|p| (p.name().clone(), p.priority())).collect(),
+    }
+}
+
+/// The kernel takes a name and values with blanks between them.
+fn is_one_word(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '\0')
 }
 
 fn check_swap(memory: &MemoryLimits, problems: &mut Problems) {

@@ -21,7 +21,7 @@ use crate::resolved::{Namespace, Process, Resolved, Root};
 use crate::{HostFacts, Problems};
 
 pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
-pub use limits::{Held, resolve_update};
+pub use limits::{Held, page_size, resolve_update};
 pub use linux::sysctl_path;
 pub use options::{FLAG_OPTIONS, MountOptions, attr};
 pub use process::RLIMITS;

@@ -1,6 +1,6 @@
 //! Fields that the runtime spec defines and this version does not honour yet: refused by name, never ignored.
 
-use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::Problems;
 
@@ -25,9 +25,6 @@ pub(super) fn check(spec: &Spec, problems: &mut Problems) {
     }
     if let Some(linux) = spec.linux() {
         check_linux(linux, problems);
-        if let Some(resources) = linux.resources() {
-            check_resources(resources, problems);
-        }
     }
 }
 
@@ -39,48 +36,6 @@ fn check_process(process: &Process, problems: &mut Problems) {
 
 fn check_linux(linux: &Linux, problems: &mut Problems) {
     let fields = [("linux.intelRdt", linux.intel_rdt().is_some())];
-    refuse(&fields, NOT_YET, problems);
-}
-
-/// Clients write empty sections for what they do not use: only a filled one asks for something.
-pub(super) fn check_resources(resources: &LinuxResources, problems: &mut Problems) {
-    if let Some(io) = resources.block_io() {
-        let fields = [
-            ("linux.resources.blockIO.weight", io.weight().is_some_and(|w| w != 0)),
-            ("linux.resources.blockIO.leafWeight", io.leaf_weight().is_some_and(|w| w != 0)),
-            ("linux.resources.blockIO.weightDevice", filled(io.weight_device().as_deref())),
-            (
-                "linux.resources.blockIO.throttleReadBpsDevice",
-                filled(io.throttle_read_bps_device().as_deref()),
-            ),
-            (
-                "linux.resources.blockIO.throttleWriteBpsDevice",
-                filled(io.throttle_write_bps_device().as_deref()),
-            ),
-            (
-                "linux.resources.blockIO.throttleReadIOPSDevice",
-                filled(io.throttle_read_iops_device().as_deref()),
-            ),
-            (
-                "linux.resources.blockIO.throttleWriteIOPSDevice",
-                filled(io.throttle_write_iops_device().as_deref()),
-            ),
-        ];
-        refuse(&fields, NOT_YET, problems);
-    }
-    let network = resources.network().as_ref();
-    let fields = [
-        ("linux.resources.hugepageLimits", filled(resources.hugepage_limits().as_deref())),
-        (
-            "linux.resources.network.classID",
-            network.is_some_and(|n| n.class_id().is_some_and(|c| c != 0)),
-        ),
-        (
-            "linux.resources.network.priorities",
-            network.is_some_and(|n| filled(n.priorities().as_deref())),
-        ),
-        ("linux.resources.rdma", resources.rdma().as_ref().is_some_and(|r| !r.is_empty())),
-    ];
     refuse(&fields, NOT_YET, problems);
 }
 
