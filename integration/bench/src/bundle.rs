@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::host::Host;
+use crate::profile;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -15,6 +16,8 @@ pub enum Kind {
     Minimal,
     /// What `runc spec` writes, without a terminal: network namespace, seven mounts, masked paths
     Default,
+    /// `default` with a seccomp profile that allows some 300 calls on three architectures, as Podman gives it
+    Podman,
     /// `default` with memory, cpu and pids limits
     Limits,
 }
@@ -36,12 +39,14 @@ pub fn make(folder: &Path, config: &Value) -> io::Result<()> {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .map_err(|e| io::Error::new(e.kind(), format!("/bin/busybox: {e}")))?;
-    symlink("busybox", root.join("bin/true"))?;
+    for name in ["true", "sleep"] {
+        symlink("busybox", root.join("bin").join(name))?;
+    }
     fs::write(folder.join("config.json"), format!("{config:#}"))
 }
 
 /// config.json. The cgroup is named so that what a killed runtime leaves can be found.
-pub fn config(kind: Kind, cgroup: &str, host: &Host) -> Value {
+pub fn config(kind: Kind, cgroup: &str, host: &Host) -> io::Result<Value> {
     let mut config = json!({
         "ociVersion": "1.0.2",
         "process": process(),
@@ -70,7 +75,10 @@ pub fn config(kind: Kind, cgroup: &str, host: &Host) -> Value {
         config["linux"]["readonlyPaths"] =
             json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
     }
-    config
+    if kind == Kind::Podman {
+        config["linux"]["seccomp"] = profile::profile()?;
+    }
+    Ok(config)
 }
 
 fn process() -> Value {
@@ -107,7 +115,7 @@ fn mounts(kind: Kind) -> Value {
     ]);
     match kind {
         Kind::Minimal => json!([all[0], all[1]]),
-        Kind::Default | Kind::Limits => all,
+        Kind::Default | Kind::Podman | Kind::Limits => all,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::device_program;
 use crate::format::RETRY_BUSY;
 use crate::host::Host;
 use crate::limits::{self, Limit};
+use crate::profile;
 
 const AT_RECURSIVE: u64 = libc::AT_RECURSIVE as u64;
 const SLAVE: u64 = libc::MS_SLAVE;
@@ -54,6 +55,8 @@ const LINKS: [(&str, &str); 4] = [
 pub enum PlanError {
     #[error("the floor knows no {0}")]
     Unknown(String),
+    #[error("seccomp: {0}")]
+    Seccomp(#[from] profile::CompileError),
     #[error("this machine has no {0} controller")]
     NoController(&'static str),
 }
@@ -351,7 +354,24 @@ impl Launch<'_> {
         self.plan.call("chdir", libc::SYS_chdir, &[folder]);
         let close = [3.into(), u32::MAX.into(), libc::CLOSE_RANGE_CLOEXEC.into()];
         self.plan.call("close_range", libc::SYS_close_range, &close);
+        if !self.config["linux"]["seccomp"].is_null() {
+            self.seccomp()?;
+        }
         self.exec(process);
+        Ok(())
+    }
+
+    /// Compiled beforehand: that is no work of the kernel's.
+    fn seccomp(&mut self) -> Result<(), PlanError> {
+        const INSTRUCTION: usize = 8;
+        const SET_MODE_FILTER: u64 = 1;
+        let filter = profile::compiled()?;
+        let length = (filter.len() / INSTRUCTION) as u64;
+        let filter = self.plan.blob(&filter);
+        // struct sock_fprog: a 16-bit length, padding, a pointer.
+        let program = self.plan.words(&[length, filter]);
+        let arguments = [SET_MODE_FILTER.into(), 0.into(), program.into()];
+        self.plan.call("seccomp", libc::SYS_seccomp, &arguments);
         Ok(())
     }
 

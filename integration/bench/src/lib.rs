@@ -13,6 +13,7 @@ pub mod host;
 pub mod launch_plan;
 pub mod limits;
 pub mod measure;
+pub mod profile;
 pub mod programs;
 pub mod report;
 pub mod stats;

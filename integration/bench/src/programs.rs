@@ -111,6 +111,22 @@ pub fn launch(program: &Program, bundle: &Path, state: &Path, id: &str) -> Subje
     }
 }
 
+/// `exec` of a short command in the container `id`, which runs.
+pub fn exec(program: &Program, state: &Path, id: &str) -> Subject {
+    let words = |list: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
+        list.iter().map(|w| w.as_ref().to_owned()).collect()
+    };
+    Subject {
+        name: program.name.into(),
+        before: vec![],
+        measured: Job::new(&program.path, words(&[&"--root", &state, &"exec", &id, &"/bin/true"])),
+        after: vec![],
+        rescue: vec![],
+        state: state.to_owned(),
+        cover: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

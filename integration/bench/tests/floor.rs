@@ -14,7 +14,7 @@ fn run(kind: Kind, script: &str) -> (Option<i32>, String) {
     let host = Host::read().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let cgroup = format!("hafen-floor-{}-{kind:?}", std::process::id());
-    let mut config = bundle::config(kind, &cgroup, &host);
+    let mut config = bundle::config(kind, &cgroup, &host).unwrap();
     config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", script]);
     bundle::make(folder.path(), &config).unwrap();
     let plan = launch_plan::plan(&config, folder.path(), &cgroup, &host).unwrap();
@@ -40,7 +40,7 @@ fn the_bundle_is_honoured() {
         $b hostname; $b ls -l /dev; $b ls /proc/self/fd; $b ip link; $b cat /proc/self/cgroup; echo $$";
     let (code, text) = run(Kind::Default, script);
     assert_eq!(code, Some(0), "{text}");
-    let config = bundle::config(Kind::Default, "x", &Host::read().unwrap());
+    let config = bundle::config(Kind::Default, "x", &Host::read().unwrap()).unwrap();
     let points = |list: &serde_json::Value| -> Vec<String> {
         list.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
     };

@@ -23,15 +23,25 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// A short command in a running container, against crun and runc
+    #[command(disable_help_flag = true)]
+    Exec {
+        /// Options of bench-exec, such as --runs N and --json (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let Bench::Launch { words } = &options.bench;
+    let (name, words) = match &options.bench {
+        Bench::Launch { words } => ("bench-launch", words),
+        Bench::Exec { words } => ("bench-exec", words),
+    };
     setup::install(Group::Bench)?;
     // Built alone, as `up` does: together with others it would get their choice of features.
     workspace::build_release(&["hafen-oci"])?;
     workspace::build_release(&["hafen-bench", "hafen-reference"])?;
-    let program = workspace::target()?.join("release/bench-launch");
+    let program = workspace::target()?.join("release").join(name);
     let status = Command::new(&program)
         .args(words)
         .status()

@@ -117,7 +117,7 @@ impl Scene {
         let folder = tempfile::Builder::new().prefix("bench-launch-").tempdir_in(&parent)?;
         let bundle = folder.path().join("bundle");
         let cgroup = format!("hafen-bench-{}", std::process::id());
-        let config = bundle::config(options.bundle, &cgroup, host);
+        let config = bundle::config(options.bundle, &cgroup, host)?;
         bundle::make(&bundle, &config)?;
         let plan = launch_plan::plan(&config, &bundle, &cgroup, host)?;
         fs::write(bundle.join("floor.plan"), plan.finish())?;

@@ -1,0 +1,156 @@
+//! `bench-exec`: what a short command more in a running container costs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use hafen_bench::bundle::{self, Kind};
+use hafen_bench::host::Host;
+use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::programs::{self, Program};
+use hafen_bench::report::{Goal, Report, Row};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Measures `exec ID /bin/true` of hafen-oci, crun and runc, interleaved, each in a container that
+/// it has made itself of the same bundle.
+///
+/// Programs are taken from HAFEN_OCI, HAFEN_CRUN and HAFEN_RUNC, else from the folder of this
+/// program, else from PATH.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Measured runs of each program
+    #[arg(long, default_value_t = 100)]
+    runs: u32,
+    /// What runs in the container
+    #[arg(long, value_enum, default_value = "default")]
+    bundle: Kind,
+    /// Seed of the order of the programs
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("bench-exec: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One runtime's container.
+struct Container<'a> {
+    program: &'a Program,
+    state: PathBuf,
+    id: String,
+    host: &'a Host,
+}
+
+impl<'a> Container<'a> {
+    fn start(
+        program: &'a Program,
+        folder: &Path,
+        kind: Kind,
+        host: &'a Host,
+    ) -> Result<Self, Error> {
+        let id = format!("hafen-bench-{}-{}", program.name, std::process::id());
+        let (bundle, state) = (folder.join(&id), folder.join(format!("state-{}", program.name)));
+        let mut config = bundle::config(kind, &id, host)?;
+        config["process"]["args"] = json!(["/bin/sleep", "3600"]);
+        bundle::make(&bundle, &config)?;
+        fs::create_dir(&state)?;
+        let container = Self { program, state, id, host };
+        container.call(&["create", "--bundle", &bundle.to_string_lossy()])?;
+        container.call(&["start"])?;
+        Ok(container)
+    }
+
+    /// Its output goes nowhere: the container keeps what it was born with.
+    fn call(&self, words: &[&str]) -> Result<(), Error> {
+        let mut command = Command::new(&self.program.path);
+        command.arg("--root").arg(&self.state).args(words).arg(&self.id);
+        let nowhere = [Stdio::null(), Stdio::null()];
+        let [input, output] = nowhere;
+        let status = command.stdin(input).stdout(output).status()?;
+        if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
+    }
+
+    fn subject(&self) -> Subject {
+        programs::exec(self.program, &self.state, &self.id)
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.call(&["delete", "--force"]) {
+            eprintln!("bench-exec: {e}");
+        }
+        self.host.sweep(&self.id);
+    }
+}
+
+fn run(options: &Options) -> Result<String, Error> {
+    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
+    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let host = Host::read()?;
+    let folder = tempfile::Builder::new().prefix("bench-exec-").tempdir_in("/run")?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let (mut found, mut missing) = programs::find(folder.path());
+    found.retain(|p| p.kind == programs::Kind::Runtime);
+    missing.retain(|m| *m != programs::FLOOR && *m != "libcontainer");
+    let mut containers = Vec::new();
+    let mut notes = Vec::new();
+    for program in &found {
+        match Container::start(program, folder.path(), options.bundle, &host) {
+            Ok(container) => containers.push(container),
+            Err(e) => notes.push(format!("{} makes no container here: {e}", program.name)),
+        }
+    }
+    let subjects: Vec<Subject> = containers.iter().map(Container::subject).collect();
+    let bench =
+        Bench { settings: settings(options), stopwatch: &stopwatch, interrupted: &interrupted };
+    let series = bench.interleave(&subjects, &|| false);
+    if interrupted.load(Ordering::Relaxed) {
+        return Err("interrupted".into());
+    }
+    if !missing.is_empty() {
+        notes.push(format!("not found: {}", missing.join(", ")));
+    }
+    let rows = containers.iter().zip(series);
+    let report = Report {
+        verb: "exec",
+        rows: rows.map(|(c, series)| Row { version: c.program.version.clone(), series }).collect(),
+        goals: vec![Goal { name: "exec_vs_crun", at_most: 0.6 }],
+        facts: vec![("cgroups", if host.is_hybrid() { "hybrid" } else { "unified" }.into())],
+        notes,
+    };
+    Ok(if options.json { format!("{:#}", report.json()) } else { report.text() })
+}
+
+fn settings(options: &Options) -> Settings {
+    Settings {
+        rounds: options.runs,
+        warmup: 3,
+        timeout: Duration::from_secs(10),
+        pause: Duration::from_millis(20),
+        seed: options.seed,
+    }
+}
