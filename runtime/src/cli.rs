@@ -24,7 +24,7 @@ pub struct Cli {
 }
 
 /// Clients read the first line, `commit:` and `spec:`.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: unknown\nspec: 1.2.1");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: unknown\nspec: 1.3.0");
 
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {

@@ -14,8 +14,8 @@ pub(super) fn features() -> Result<u8, Error> {
     };
     print_json(&json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.1",
-        "hooks": [],
+        "ociVersionMax": "1.3.0",
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": mount_options(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
