@@ -6,6 +6,7 @@
 //! | `up` | builds Hafen and runs four real containers under limits |
 //! | `test` | checks the code, tests it on this machine and in the virtual machine |
 //! | `vm` | runs any program in the virtual machine |
+//! | `conformance` | runs the OCI's validation suite with Hafen, crun and runc |
 //! | `bench` | measures |
 //!
 //! Everything but `vm` does the set-up that it needs first. It looks at files only, so on a machine that
@@ -13,6 +14,7 @@
 
 mod bench;
 mod command;
+mod conformance;
 mod setup;
 mod table;
 mod test;
@@ -41,6 +43,8 @@ enum Command {
     Test(test::Options),
     /// Run a program in the virtual machine: vm [-u USER] [OPTION..] -- COMMAND..
     Vm(vm::Options),
+    /// Validate this and other runtimes with the OCI's suite, here or in the virtual machine
+    Conformance(conformance::Options),
     /// Measure against other runtimes
     Bench(bench::Options),
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::run(options),
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     result.unwrap_or_else(|error| {

@@ -94,12 +94,19 @@ const CLIENTS: &[Package] = &[
     package("uidmap", Proof::Program("newuidmap")),
 ];
 
+/// To build the validation suite of the OCI: Go, and the libraries that its programs import.
+const CONFORMANCE: &[Package] = &[
+    package("golang-go", Proof::Program("go")),
+    package("golang-github-opencontainers-runtime-tools-dev", Proof::Listed),
+    package("golang-github-google-uuid-dev", Proof::Listed),
+];
+
 impl Group {
     fn packages(self) -> Vec<Package> {
         let lists: &[&[Package]] = match self {
             Self::Up => &[UP],
             Self::Bench => &[UP, BENCH],
-            Self::Test => &[UP, BENCH, CLIENTS],
+            Self::Test => &[UP, BENCH, CLIENTS, CONFORMANCE],
         };
         lists.concat()
     }

@@ -25,6 +25,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::command::limited;
+use crate::conformance;
 use crate::setup::{self, Group};
 use crate::workspace;
 use artifacts::{Artifacts, Program};
@@ -84,6 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         if !options.native {
             test_in_vm(&mut session, options, &artifacts);
         }
+        conform(&mut session, options);
     }
     if let Some(deny) = deny {
         deny.check(&mut session);
@@ -149,6 +151,24 @@ fn test_in_vm(session: &mut Session, options: &Options, artifacts: &Artifacts) {
     if filter.is_none_or(|f| f.starts_with(USER_CASES)) {
         let command = in_vm(suite, &["-u", USER], "vm-user", filter.or(Some(USER_CASES)));
         session.tests(&suite.name, "in the virtual machine as a user", VM, command);
+    }
+}
+
+/// The OCI's validation suite; `--native` and `--vm` choose as above.
+fn conform(session: &mut Session, options: &Options) {
+    let filter = options.filter.as_deref();
+    let mut any = false;
+    let built = session.act("build the validation suite", || {
+        any = conformance::has(filter)?;
+        Ok(())
+    });
+    let places =
+        [(false, "natively", !options.vm), (true, "in the virtual machine", !options.native)];
+    for (vm, place, _) in places.iter().filter(|(.., wanted)| built && any && *wanted) {
+        match conformance::step(*vm, filter) {
+            Ok((limit, command)) => session.tests("conformance", place, limit, command),
+            Err(error) => session.failed("conformance", &format!("{error:#}")),
+        }
     }
 }
 
