@@ -5,6 +5,7 @@
 //! host, once, before anything of the container's exists. [`release`] gives a claimed folder back.
 
 pub mod account;
+pub mod copy_up;
 mod devices;
 pub mod release;
 mod share;

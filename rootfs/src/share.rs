@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_spec::plan::{ChildStep, Claim, HostStep};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{Attrs, Mount, MountKind, Resolved};
+use hafen_spec::resolved::{Attrs, Mount, MountKind, Resolved, SourceLink};
 
 use crate::devices;
 
@@ -51,7 +51,9 @@ pub fn share(
     }
     for mount in &resolved.mounts {
         match mount.kind {
-            MountKind::Cgroup => share.child.extend(cgroup_mounts(mount, cgroup)),
+            MountKind::Cgroup { unified } => {
+                share.child.extend(cgroup_mounts(mount, cgroup, unified));
+            }
             _ => share.child.push(ChildStep::Mount(mount.clone())),
         }
     }
@@ -59,17 +61,21 @@ pub fn share(
     share
 }
 
-/// On a unified host the container sees its own folder of the one tree; on a hybrid one a tmpfs with its folder of
+/// On a unified host, and as `cgroup2`, the container sees its own folder of the one tree; on a hybrid one a tmpfs with its folder of
 /// each hierarchy in which it has one. Folders of others, and of the host, are never shown.
-fn cgroup_mounts(mount: &Mount, view: &CgroupView) -> Vec<ChildStep> {
+fn cgroup_mounts(mount: &Mount, view: &CgroupView, unified: bool) -> Vec<ChildStep> {
     let show = |source: &Path, destination: String| {
         ChildStep::Mount(Mount {
             destination,
-            kind: MountKind::Bind { source: source.to_owned(), recursive: false },
+            kind: MountKind::Bind {
+                source: source.to_owned(),
+                recursive: false,
+                link: SourceLink::Follow,
+            },
             ..mount.clone()
         })
     };
-    if !view.hybrid {
+    if unified || !view.hybrid {
         return vec![show(&view.tree, mount.destination.clone())];
     }
     let mut steps = vec![hierarchy_folder(mount)];
@@ -94,7 +100,10 @@ fn hierarchy_folder(mount: &Mount) -> ChildStep {
             fstype: "tmpfs".to_owned(),
             source: "tmpfs".to_owned(),
             options: vec![("mode".to_owned(), Some("755".to_owned()))],
+            copy_up: false,
         },
+        on_link: false,
+        id_map: None,
         attrs: Attrs { set: mount.attrs.set & !attr::RDONLY, clear: mount.attrs.clear },
         recursive_attrs: Attrs::default(),
         propagation: mount.propagation.clone(),

@@ -1,11 +1,14 @@
 //! Opening what a container is made of, on the host, once.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hafen_spec::resolved::{Attrs, Device, DeviceType, Propagation};
+use hafen_spec::resolved::{
+    Device, DeviceType, IdMap, IdMapSource, Mount, MountIdMap, Propagation,
+};
 use hafen_sys::file::{OpenHow, open_how, resolve};
-use hafen_sys::mount::{MountAttr, clone_tree, set_attributes};
+use hafen_sys::mount::{MOUNT_ATTR_IDMAP, MountAttr, clone_tree, set_attributes};
+use hafen_sys::userns;
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
@@ -17,6 +20,21 @@ use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 pub struct Source {
     pub tree: OwnedFd,
     pub is_folder: bool,
+    /// Nothing is mounted: a symlink that leads there is made.
+    pub link: Option<PathBuf>,
+}
+
+impl Source {
+    fn new(tree: OwnedFd, mode: u32) -> Self {
+        let is_folder = mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+        Self { tree, is_folder, link: None }
+    }
+
+    /// A file system that was made for the container.
+    #[must_use]
+    pub const fn made(tree: OwnedFd) -> Self {
+        Self { tree, is_folder: true, link: None }
+    }
 }
 
 /// The folder that `root.path` of a bundle names. A relative path must stay inside the bundle, and
@@ -62,45 +80,84 @@ fn explain(error: std::io::Error) -> std::io::Error {
     }
 }
 
-/// A detached copy of what is at `path`, with its attributes and propagation set while nobody can see it. `apart` is
-/// the propagation of everything that came from the host, unless the mount asks for another.
+/// A detached copy of what a bind mount shows, with its attributes, owners and propagation set while nobody can see it.
+/// `apart` is the propagation of everything that came from the host, unless the mount asks for another.
 ///
 /// # Errors
 /// Names the call and the path.
 pub fn bind(
     path: &Path,
     recursive: bool,
+    follow: bool,
     apart: Propagation,
-    attrs: Attrs,
-    recursive_attrs: Attrs,
-    propagation: &[(Propagation, bool)],
+    mount: &Mount,
 ) -> Result<Source, CallError> {
-    let tree = clone_tree(path, recursive)?;
+    let tree = clone_tree(path, recursive, follow)?;
     let kind = fstat(&tree).call(|| format!("stat {}", path.display()))?.st_mode;
     let named =
         |e: CallError| CallError::new(format!("{} of {}", e.call, path.display()), e.source);
+    if let Some(id_map) = &mount.id_map {
+        map_owners(&tree, id_map).map_err(named)?;
+    }
     // A copy of a shared mount is its peer: what is mounted below it would appear on the host. Only
     // who asks for that gets it.
-    let shares = propagation.iter().any(|(p, _)| *p == Propagation::Shared);
+    let shares = mount.propagation.iter().any(|(p, _)| *p == Propagation::Shared);
     let keep_apart = if shares { 0 } else { number(apart) };
     let all = MountAttr {
-        set: recursive_attrs.set,
-        clear: recursive_attrs.clear,
+        set: mount.recursive_attrs.set,
+        clear: mount.recursive_attrs.clear,
         propagation: keep_apart,
         userns_fd: 0,
     };
     if !all.is_empty() {
         set_attributes(&tree, &all, true).map_err(named)?;
     }
-    for (propagation, whole_tree) in propagation {
+    for (propagation, whole_tree) in &mount.propagation {
         let wanted = MountAttr { propagation: number(*propagation), ..MountAttr::default() };
         set_attributes(&tree, &wanted, *whole_tree).map_err(named)?;
     }
-    let top = MountAttr { set: attrs.set, clear: attrs.clear, ..MountAttr::default() };
+    let top = MountAttr { set: mount.attrs.set, clear: mount.attrs.clear, ..MountAttr::default() };
     if !top.is_empty() {
         set_attributes(&tree, &top, false).map_err(named)?;
     }
-    Ok(Source { tree, is_folder: kind & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() })
+    Ok(Source::new(tree, kind))
+}
+
+/// Show other owners than the file system has (mount_setattr(2), MOUNT_ATTR_IDMAP).
+fn map_owners(tree: &OwnedFd, id_map: &MountIdMap) -> Result<(), CallError> {
+    let namespace = match &id_map.source {
+        IdMapSource::Maps(maps) => userns::with_maps(&lines(&maps.uids), &lines(&maps.gids))?,
+        IdMapSource::Joined(path) => {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            open(path, flags, Mode::empty()).call(|| format!("open {}", path.display()))?
+        }
+    };
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
+    let mapped = MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() };
+    set_attributes(tree, &mapped, id_map.recursive).map_err(|e| {
+        let hint = match e.is(Errno::EINVAL) {
+            true => " (not every file system can, and none that is mapped already)",
+            false => "",
+        };
+        CallError::new(format!("map the owners{hint}"), e.source)
+    })
+}
+
+/// As `/proc/PID/uid_map` takes them.
+fn lines(map: &[IdMap]) -> String {
+    map.iter().map(|line| format!("{} {} {}\n", line.inside, line.outside, line.size)).collect()
+}
+
+/// A symlink as it is; nothing for anything else.
+///
+/// # Errors
+/// Names the path.
+pub fn link(path: &Path) -> Result<Option<Source>, CallError> {
+    match std::fs::read_link(path) {
+        Ok(target) => Ok(Some(Source { link: Some(target), ..look(path, false)? })),
+        Err(e) if e.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(None),
+        Err(e) => Err(e).call(|| format!("readlink {}", path.display())),
+    }
 }
 
 /// Is the opened device the one that the bundle describes?
@@ -142,11 +199,12 @@ pub const fn number(propagation: Propagation) -> u64 {
 ///
 /// # Errors
 /// Names the path.
-pub fn look(path: &Path) -> Result<Source, CallError> {
-    let tree = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+pub fn look(path: &Path, follow: bool) -> Result<Source, CallError> {
+    let flags = if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let tree = open(path, flags | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .call(|| format!("open {}", path.display()))?;
     let kind = fstat(&tree).call(|| format!("stat {}", path.display()))?.st_mode;
-    Ok(Source { tree, is_folder: kind & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() })
+    Ok(Source::new(tree, kind))
 }
 
 /// A detached copy of the folder behind a descriptor with everything mounted below it.

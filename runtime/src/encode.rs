@@ -1,6 +1,7 @@
 //! Steps for people to operations for the machine between clone and exec.
 
 mod attributes;
+mod mounts;
 
 use std::ffi::CString;
 use std::io;
@@ -12,9 +13,7 @@ use hafen_rootfs::source::{self, Source};
 use hafen_spec::HostFacts;
 use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{
-    Attrs, Device, DeviceType, Mount, MountKind, Namespace, Process, TimeOffset,
-};
+use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, Namespace, Process, TimeOffset};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
@@ -370,7 +369,7 @@ impl<'a> Encoder<'a> {
             ChildStep::Device(device) => make_node(device)?,
             ChildStep::Symlink { path, target } => {
                 let (folder, name) = Chain::split(path)?;
-                Op::MakeSymlink { root: ROOT, folder, name, target: c(target)? }
+                Op::MakeSymlink { root: ROOT, folder, name, target: c(target)?, exact: false }
             }
             ChildStep::Mask { path } => {
                 Op::Mask { root: ROOT, chain: Chain::new(path)?, empty: EMPTY, calls }
@@ -385,6 +384,7 @@ impl<'a> Encoder<'a> {
                     root: ROOT,
                     chain: Chain::new(&clean(path))?,
                     make: Make::Folder,
+                    follow: true,
                     into: TARGET,
                 }
             }
@@ -490,6 +490,7 @@ impl<'a> Encoder<'a> {
                 source: c("overlay")?,
                 options: options.collect::<io::Result<_>>()?,
                 attributes: 0,
+                mode_of: None,
                 into: MOUNT,
             });
             self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
@@ -538,135 +539,9 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    fn mount(&mut self, mount: &Mount) -> io::Result<()> {
-        match (&mount.kind, mount_calls(self.facts)) {
-            (MountKind::New { fstype, source, options }, MountCalls::New) => {
-                self.ops.push(Op::NewMount {
-                    fstype: c(fstype)?,
-                    source: c(source)?,
-                    options: parameters(options)?,
-                    attributes: mount.attrs.set,
-                    into: MOUNT,
-                });
-                self.place(mount, Make::Folder)?;
-                self.ops.push(Op::MoveMount { from: At::Slot(MOUNT), to: At::Slot(TARGET) });
-                for (propagation, recursive) in &mount.propagation {
-                    let attributes = MountAttr {
-                        propagation: source::number(*propagation),
-                        ..MountAttr::default()
-                    };
-                    self.ops.push(Op::SetAttributes {
-                        mount: At::Slot(MOUNT),
-                        attributes,
-                        recursive: *recursive,
-                    });
-                }
-            }
-            (MountKind::New { fstype, source, options }, MountCalls::Classic) => {
-                self.place(mount, Make::Folder)?;
-                let data =
-                    options.iter().filter(|(key, _)| key != "ro").map(|(key, value)| match value {
-                        // Categories of a SELinux label are parted by commas.
-                        Some(value) if key == "context" => format!("{key}=\"{value}\""),
-                        Some(value) => format!("{key}={value}"),
-                        None => key.clone(),
-                    });
-                let data: Vec<String> = data.collect();
-                self.ops.push(Op::MountOn {
-                    source: Some(c(source)?),
-                    target: At::Slot(TARGET),
-                    fstype: Some(c(fstype)?),
-                    flags: classic_flags(mount.attrs.set),
-                    data: Some(c(&data.join(","))?),
-                });
-                self.classic_propagation(mount)?;
-            }
-            (MountKind::Bind { .. }, MountCalls::New) => {
-                let bind = self.next_bind()?;
-                let (tree, make) = (bind.tree.as_raw_fd(), target_kind(bind));
-                self.place(mount, make)?;
-                self.ops.push(Op::MoveMount { from: At::Fd(tree), to: At::Slot(TARGET) });
-            }
-            (MountKind::Bind { source, recursive }, MountCalls::Classic) => {
-                let make = target_kind(self.next_bind()?);
-                self.classic_bind(mount, source, *recursive, make)?;
-            }
-            (MountKind::Cgroup, _) => return Err(io::ErrorKind::Unsupported.into()),
-        }
-        Ok(())
-    }
-
-    fn next_bind(&mut self) -> io::Result<&'a Source> {
-        self.binds.next().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn classic_bind(
-        &mut self,
-        mount: &Mount,
-        source: &Path,
-        recursive: bool,
-        make: Make,
-    ) -> io::Result<()> {
-        if !mount.recursive_attrs.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "recursive attributes need mount_setattr (Linux 5.12)",
-            ));
-        }
-        self.place(mount, make)?;
-        let tree = if recursive { MS_REC } else { 0 };
-        self.ops.push(Op::MountOn {
-            source: Some(c_path(source)?),
-            target: At::Slot(TARGET),
-            fstype: None,
-            flags: libc::MS_BIND | tree,
-            data: None,
-        });
-        if !mount.attrs.is_empty() {
-            // Looked up again: the old descriptor stands for what is below the new mount.
-            self.resolve(&mount.destination, Make::Nothing)?;
-            self.set_attributes(At::Slot(TARGET), mount.attrs);
-        }
-        self.classic_propagation(mount)
-    }
-
-    fn classic_propagation(&mut self, mount: &Mount) -> io::Result<()> {
-        for (propagation, recursive) in &mount.propagation {
-            self.resolve(&mount.destination, Make::Nothing)?;
-            let flags = source::number(*propagation) | if *recursive { MS_REC } else { 0 };
-            self.ops.push(Op::MountOn {
-                source: None,
-                target: At::Slot(TARGET),
-                fstype: None,
-                flags,
-                data: None,
-            });
-        }
-        Ok(())
-    }
-
-    /// The place of a mount, which must not come to lie in procfs by a link of the image's: what is read and masked there
-    /// would not be the kernel's any more. And procfs itself, like sysfs, goes to the place that it is looked for.
-    fn place(&mut self, mount: &Mount, make: Make) -> io::Result<()> {
-        self.resolve(&mount.destination, make)?;
-        if left_out(Defence::RootSymlink) {
-            return Ok(());
-        }
-        match &mount.kind {
-            MountKind::New { fstype, .. } if matches!(fstype.as_str(), "proc" | "sysfs") => {
-                let chain = Chain::new(&mount.destination)?;
-                self.ops.push(Op::ResolveWithoutLinks { root: ROOT, chain, into: TARGET });
-            }
-            _ if !mount.destination.starts_with("/proc/") && mount.destination != "/proc" => {
-                self.ops.push(Op::RefuseProcfs { at: At::Slot(TARGET) });
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
     fn resolve(&mut self, path: &str, make: Make) -> io::Result<()> {
-        self.ops.push(Op::Resolve { root: ROOT, chain: Chain::new(path)?, make, into: TARGET });
+        let chain = Chain::new(path)?;
+        self.ops.push(Op::Resolve { root: ROOT, chain, make, follow: true, into: TARGET });
         Ok(())
     }
 
@@ -684,10 +559,6 @@ impl<'a> Encoder<'a> {
             },
         });
     }
-}
-
-fn target_kind(source: &Source) -> Make {
-    if source.is_folder { Make::Folder } else { Make::File }
 }
 
 /// MOUNT_ATTR_* to MS_* (mount(2)).

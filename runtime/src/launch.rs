@@ -29,7 +29,7 @@ use std::time::SystemTime;
 
 use hafen_isolator::cgroup::{self, Hold};
 use hafen_isolator::network;
-use hafen_rootfs::source::{self, Source};
+use hafen_rootfs::source;
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
 use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script, terminal_words};
@@ -49,7 +49,7 @@ use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, listener, notify, privilege, release};
+use crate::{Error, listener, notify, privilege, release, sources};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -307,7 +307,7 @@ fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<S
     notify::make_folder(&own.entry.path)?;
     Ok(Sources {
         root: open_root(prepared)?,
-        binds: open_binds(prepared)?,
+        binds: sources::mounts(prepared)?,
         namespaces: open_namespaces(prepared)?,
         proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
         listener: listener::connect(
@@ -338,43 +338,6 @@ fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
     }
     let tree = source::copy_of(folder, &resolved.root.path, prepared.resolved.root.apart())?;
     Ok(Some(tree))
-}
-
-fn open_binds(prepared: &Prepared) -> Result<Vec<Source>, CallError> {
-    let mut opened = Vec::new();
-    for step in &prepared.plan.child {
-        match step {
-            ChildStep::Mount(mount) => opened.extend(open_bind(prepared, mount)?),
-            ChildStep::BindDevice(device) => {
-                let bind = open_bind(prepared, &Mount::of_device(device))?;
-                if let Some(bind) = &bind {
-                    source::check_device(bind, device)?;
-                }
-                opened.extend(bind);
-            }
-            _ => {}
-        }
-    }
-    Ok(opened)
-}
-
-/// `None` for what is no bind mount.
-fn open_bind(prepared: &Prepared, mount: &Mount) -> Result<Option<Source>, CallError> {
-    let MountKind::Bind { source, recursive } = &mount.kind else { return Ok(None) };
-    let bind = if mount_calls(&prepared.facts) == MountCalls::Classic {
-        source::look(source)
-    } else {
-        source::bind(
-            source,
-            *recursive,
-            prepared.resolved.root.apart(),
-            mount.attrs,
-            mount.recursive_attrs,
-            &mount.propagation,
-        )
-    };
-    bind.map(Some)
-        .map_err(|e| CallError::new(format!("mount {:?}: {}", mount.destination, e.call), e.source))
 }
 
 fn open_namespaces(prepared: &Prepared) -> Result<Vec<(Namespace, OwnedFd)>, CallError> {

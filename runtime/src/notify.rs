@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
-use hafen_spec::resolved::{Attrs, Mount, MountKind, Namespace, Resolved};
+use hafen_spec::resolved::{Mount, Namespace, Resolved};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,13 +37,7 @@ pub(crate) fn add_to(resolved: &mut Resolved, state: &Path) {
     if wanted().is_none() || !resolved.namespaces.is_new(Namespace::Mount) {
         return;
     }
-    resolved.mounts.push(Mount {
-        destination: INSIDE.to_owned(),
-        kind: MountKind::Bind { source: folder(state), recursive: false },
-        attrs: Attrs::default(),
-        recursive_attrs: Attrs::default(),
-        propagation: Vec::new(),
-    });
+    resolved.mounts.push(Mount::of(folder(state), INSIDE));
     resolved.process.env.retain(|e| !e.starts_with("NOTIFY_SOCKET="));
     resolved.process.env.push(format!("{VARIABLE}={INSIDE}/{NAME}"));
 }

@@ -13,6 +13,7 @@ mod foreign;
 mod hooks;
 mod lifecycle;
 mod limits;
+mod mounts;
 mod namespaces;
 mod netdevices;
 mod pause;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         explain::trials(),
         lifecycle::trials(),
         limits::trials(),
+        mounts::trials(),
         namespaces::trials(),
         process_attributes::trials(),
         netdevices::trials(),

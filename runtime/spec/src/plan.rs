@@ -15,8 +15,8 @@ pub use attribute::Attribute;
 
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
-    Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMaps, Mount, MountKind, Namespace,
-    NetDevice, Propagation, Rlimit, TimeOffset,
+    Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMapSource, IdMaps, Mount, MountIdMap,
+    MountKind, Namespace, NetDevice, Propagation, Rlimit, SourceLink, TimeOffset,
 };
 
 /// Something of the host's that exists because of this container, named before it exists.
@@ -596,24 +596,29 @@ fn write_filter(
 fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let to = &mount.destination;
     match &mount.kind {
-        MountKind::New { fstype, options, .. } => {
+        MountKind::New { fstype, options, copy_up, .. } => {
             write!(f, "mount {fstype} on {to:?}")?;
-            for (i, (key, value)) in options.iter().enumerate() {
-                let separator = if i == 0 { " (" } else { "," };
-                write!(f, "{separator}{key}")?;
-                if let Some(value) = value {
-                    write!(f, "={value}")?;
-                }
-            }
-            if !options.is_empty() {
-                f.write_str(")")?;
+            write_parameters(options, f)?;
+            if *copy_up {
+                f.write_str(" with a copy of what is there")?;
             }
         }
-        MountKind::Bind { source, recursive } => {
-            let kind = if *recursive { "rbind" } else { "bind" };
+        MountKind::Bind { source, recursive, link } => {
+            let kind = match (link, recursive) {
+                (SourceLink::Copy, _) => "copy a symlink or bind",
+                (_, true) => "rbind",
+                (_, false) => "bind",
+            };
             write!(f, "{kind} {} on {to:?}", source.display())?;
         }
-        MountKind::Cgroup => write!(f, "mount cgroup on {to:?}")?,
+        MountKind::Cgroup { .. } => write!(f, "mount cgroup on {to:?}")?,
+        MountKind::Remount { options } => {
+            write!(f, "remount {to:?}")?;
+            write_parameters(options, f)?;
+        }
+    }
+    if let Some(id_map) = &mount.id_map {
+        write_id_map(id_map, f)?;
     }
     if !mount.attrs.is_empty() {
         write!(f, " {}", words(mount.attrs))?;
@@ -625,6 +630,35 @@ fn write_mount(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, " {}{propagation:?}", if *recursive { "recursively " } else { "" })?;
     }
     Ok(())
+}
+
+fn write_parameters(
+    options: &[(String, Option<String>)],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    for (i, (key, value)) in options.iter().enumerate() {
+        let separator = if i == 0 { " (" } else { "," };
+        write!(f, "{separator}{key}")?;
+        if let Some(value) = value {
+            write!(f, "={value}")?;
+        }
+    }
+    if options.is_empty() { Ok(()) } else { f.write_str(")") }
+}
+
+fn write_id_map(id_map: &MountIdMap, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str(if id_map.recursive { " with all below it mapped" } else { " mapped" })?;
+    match &id_map.source {
+        IdMapSource::Joined(path) => write!(f, " as in {}", path.display()),
+        IdMapSource::Maps(maps) => {
+            for (name, map) in [("uids", &maps.uids), ("gids", &maps.gids)] {
+                for line in map {
+                    write!(f, " {name} {}-{}-{}", line.inside, line.outside, line.size)?;
+                }
+            }
+            Ok(())
+        }
+    }
 }
 
 /// Everything about one launch.

@@ -169,36 +169,84 @@ impl Attrs {
 pub struct Mount {
     /// Path inside the container, absolute.
     pub destination: String,
+    /// A symlink at the destination is mounted on, not followed (`dest-nofollow`).
+    pub on_link: bool,
     pub kind: MountKind,
     pub attrs: Attrs,
     /// The same for the whole tree below a bind (`rro`, `rnosuid`, ...).
     pub recursive_attrs: Attrs,
     /// Propagation and whether it holds for the whole tree.
     pub propagation: Vec<(Propagation, bool)>,
+    /// Show other owners than the file system has.
+    pub id_map: Option<MountIdMap>,
 }
 
 impl Mount {
-    /// A bind of the host's device of the same path.
+    /// A plain bind of something of the host's.
     #[must_use]
-    pub fn of_device(device: &Device) -> Self {
+    pub fn of(source: PathBuf, destination: &str) -> Self {
         Self {
-            destination: device.path.clone(),
-            kind: MountKind::Bind { source: PathBuf::from(&device.path), recursive: false },
+            destination: destination.to_owned(),
+            on_link: false,
+            kind: MountKind::Bind { source, recursive: false, link: SourceLink::Follow },
             attrs: Attrs::default(),
             recursive_attrs: Attrs::default(),
             propagation: Vec::new(),
+            id_map: None,
         }
+    }
+
+    /// A bind of the host's device of the same path.
+    #[must_use]
+    pub fn of_device(device: &Device) -> Self {
+        Self::of(PathBuf::from(&device.path), &device.path)
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum MountKind {
     /// A file system of its own: `options` are its parameters as fsconfig(2) takes them.
-    New { fstype: String, source: String, options: Vec<(String, Option<String>)> },
+    New {
+        fstype: String,
+        source: String,
+        options: Vec<(String, Option<String>)>,
+        /// Begin with what the image has at the destination (`tmpcopyup`).
+        copy_up: bool,
+    },
     /// A folder or file of the host.
-    Bind { source: PathBuf, recursive: bool },
-    /// The container's own view of the cgroup trees.
-    Cgroup,
+    Bind { source: PathBuf, recursive: bool, link: SourceLink },
+    /// The container's own view of the cgroup trees; of the cgroup2 tree alone where `unified`.
+    Cgroup { unified: bool },
+    /// Change a file system that an earlier entry has mounted.
+    Remount { options: Vec<(String, Option<String>)> },
+}
+
+/// What becomes of a symlink that is the source of a bind mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum SourceLink {
+    #[default]
+    Follow,
+    /// The link itself is mounted (`src-nofollow`).
+    Mount,
+    /// A link to the same place is made at the destination (`copy-symlink`).
+    Copy,
+}
+
+/// An id-mapped mount (mount_setattr(2), MOUNT_ATTR_IDMAP).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MountIdMap {
+    pub source: IdMapSource,
+    /// For all mounts below a bind as well (`ridmap`).
+    pub recursive: bool,
+}
+
+/// Where the ids of a mount come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum IdMapSource {
+    /// `inside` is an id of the file system, `outside` what it is shown as on the host.
+    Maps(IdMaps),
+    /// The user namespace that the container joins.
+    Joined(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

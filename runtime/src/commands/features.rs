@@ -1,5 +1,7 @@
 use hafen_isolator::seccomp;
-use hafen_spec::resolve::{FLAG_OPTIONS, MEMORY_FLAGS, MEMORY_MODES};
+use hafen_spec::resolve::{
+    COPY_UP, FILE_SYSTEM_FLAGS, FLAG_OPTIONS, MEMORY_FLAGS, MEMORY_MODES, OWN_OPTIONS,
+};
 use serde_json::json;
 
 use super::print_json;
@@ -40,7 +42,7 @@ pub(super) fn features() -> Result<u8, Error> {
             "memoryPolicy": { "modes": names(&MEMORY_MODES), "flags": names(&MEMORY_FLAGS) },
             "netDevices": { "enabled": true },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } }
+            "mountExtensions": { "idmap": { "enabled": true } }
         },
         "annotations": {},
         "potentiallyUnsafeConfigAnnotations": []
@@ -53,7 +55,8 @@ fn names(table: &[(&'static str, u32)]) -> Vec<&'static str> {
 }
 
 fn mount_options() -> Vec<String> {
-    let mut all: Vec<String> = ["bind", "rbind", "defaults"].map(str::to_owned).to_vec();
+    let own = OWN_OPTIONS.iter().chain(&FILE_SYSTEM_FLAGS).chain(&[COPY_UP]);
+    let mut all: Vec<String> = own.map(|name| (*name).to_owned()).collect();
     all.extend(FLAG_OPTIONS.iter().flat_map(|(name, ..)| [(*name).to_owned(), format!("r{name}")]));
     for propagation in ["shared", "slave", "private", "unbindable"] {
         all.extend([propagation.to_owned(), format!("r{propagation}")]);

@@ -38,15 +38,13 @@ mod tests {
 
     fn mount(fstype: &str) -> ChildStep {
         ChildStep::Mount(Mount {
-            destination: format!("/{fstype}"),
             kind: MountKind::New {
                 fstype: fstype.to_owned(),
                 source: fstype.to_owned(),
                 options: Vec::new(),
+                copy_up: false,
             },
-            attrs: hafen_spec::resolved::Attrs::default(),
-            recursive_attrs: hafen_spec::resolved::Attrs::default(),
-            propagation: Vec::new(),
+            ..Mount::of(fstype.into(), &format!("/{fstype}"))
         })
     }
 

@@ -7,6 +7,7 @@
 
 mod attributes;
 mod machine;
+mod mounts;
 mod notify;
 mod paths;
 mod terminal;
@@ -15,6 +16,7 @@ use std::ffi::{CStr, CString};
 
 pub use attributes::{Attribute, SchedulerAttributes};
 pub(crate) use machine::{Pipes, run};
+pub(crate) use mounts::new_mount;
 pub use notify::{Notify, Stack};
 pub use paths::Chain;
 pub use terminal::words as terminal_words;
@@ -106,6 +108,8 @@ pub enum Op {
         fstype: Option<CString>,
         flags: u64,
         data: Option<CString>,
+        /// The target gives the parameter `mode`, as for [`Op::NewMount`].
+        mode_of: bool,
     },
     /// Change flags of a mount with mount(2), keeping those it has (statfs(2)).
     RemountOn {
@@ -119,7 +123,14 @@ pub enum Op {
         source: CString,
         options: Vec<(CString, Option<CString>)>,
         attributes: u64,
+        /// The folder that it will stand on: where the last [`Op::Resolve`] found it, it gives the parameter `mode`.
+        mode_of: Option<Slot>,
         into: Slot,
+    },
+    /// fspick, fsconfig for each option, and reconfigure, of the file system that is mounted there.
+    Reconfigure {
+        mount: At,
+        options: Vec<(CString, Option<CString>)>,
     },
     /// open_tree(2) of a path of the host; `clone` makes a detached copy.
     OpenTree {
@@ -143,6 +154,8 @@ pub enum Op {
         root: At,
         chain: Chain,
         make: Make,
+        /// Whether a symlink at the end is followed; otherwise a folder to be made must not be one.
+        follow: bool,
         into: Slot,
     },
     /// Find a folder inside `root` where no part of the path is a symlink.
@@ -184,6 +197,8 @@ pub enum Op {
         folder: Chain,
         name: CString,
         target: CString,
+        /// What is there already must be the same link.
+        exact: bool,
     },
     MakeFolderPath {
         path: CString,

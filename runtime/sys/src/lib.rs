@@ -19,6 +19,7 @@ pub mod shield;
 pub mod socket;
 pub mod spawn;
 pub mod terminal;
+pub mod userns;
 pub mod weaken;
 pub mod xattr;
 

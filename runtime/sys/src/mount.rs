@@ -21,6 +21,11 @@ pub(crate) const FSMOUNT_CLOEXEC: u32 = 1;
 pub(crate) const FSCONFIG_SET_FLAG: u32 = 0;
 pub(crate) const FSCONFIG_SET_STRING: u32 = 1;
 pub(crate) const FSCONFIG_CMD_CREATE: u32 = 6;
+pub(crate) const FSCONFIG_CMD_RECONFIGURE: u32 = 7;
+pub(crate) const FSPICK_CLOEXEC: u32 = 0x01;
+pub(crate) const FSPICK_EMPTY_PATH: u32 = 0x08;
+/// Show the owners through a user namespace (mount_setattr(2), Linux 5.12).
+pub const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
 /// `struct mount_attr` (mount_setattr(2), Linux 5.12).
 #[repr(C)]
@@ -40,14 +45,15 @@ impl MountAttr {
     }
 }
 
-/// A detached copy of the mount at `path`, which only the holder of the descriptor can see (open_tree(2), Linux 5.2).
+/// A detached copy of the mount at `path` (of a symlink there, unless it is to be followed), which only the holder of the descriptor can see (open_tree(2), Linux 5.2).
 ///
 /// # Errors
 /// Names the path.
-pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, CallError> {
+pub fn clone_tree(path: &Path, recursive: bool, follow: bool) -> Result<OwnedFd, CallError> {
     let call = || format!("open_tree {}", path.display());
     let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).call(call)?;
-    open_tree(libc::AT_FDCWD, &name, recursive).call(call)
+    let link = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW as u32 };
+    open_tree(libc::AT_FDCWD, &name, recursive, link).call(call)
 }
 
 /// The same of what a descriptor stands for.
@@ -55,12 +61,13 @@ pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, CallError> {
 /// # Errors
 /// Names the call.
 pub fn clone_tree_at(place: impl AsFd, recursive: bool) -> Result<OwnedFd, CallError> {
-    open_tree(place.as_fd().as_raw_fd(), c"", recursive).call(|| "open_tree".to_owned())
+    open_tree(place.as_fd().as_raw_fd(), c"", recursive, AT_EMPTY_PATH)
+        .call(|| "open_tree".to_owned())
 }
 
-fn open_tree(dir: i32, path: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
+fn open_tree(dir: i32, path: &CStr, recursive: bool, more: u32) -> nix::Result<OwnedFd> {
     let tree = if recursive { AT_RECURSIVE } else { 0 };
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | tree;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | more | tree;
     // SAFETY: the path is a C string that outlives the call.
     let fd = unsafe {
         raw::call(libc::SYS_open_tree, [raw::reg(dir), raw::at(path), flags as usize, 0, 0, 0])
@@ -68,6 +75,43 @@ fn open_tree(dir: i32, path: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
     let fd = fd.map_err(Errno::from_raw)?;
     // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A new file system that only the holder of the descriptor can see.
+///
+/// # Errors
+/// Names the type, the option that it did not take, and the kernel's words if it has any.
+pub fn new_file_system(
+    fstype: &CStr,
+    source: &CStr,
+    options: &[(CString, Option<CString>)],
+    attributes: u64,
+) -> Result<OwnedFd, CallError> {
+    match crate::child::new_mount(fstype, source, options, attributes, None) {
+        // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Err(fault) => {
+            let option = (fault.detail as usize).checked_sub(1).and_then(|i| options.get(i));
+            let option = option.map_or_else(String::new, |(key, value)| {
+                let value = value.as_ref().map_or_else(String::new, |v| format!("={v:?}"));
+                format!(" option {key:?}{value}")
+            });
+            // SAFETY: the context was made for this call and nobody else knows it.
+            let log = fault.log.map(|log| unsafe { OwnedFd::from_raw_fd(log) });
+            let call = format!("mount {}{option}{}", fstype.to_string_lossy(), words(log));
+            Err(CallError::errno(call, Errno::from_raw(fault.errno)))
+        }
+    }
+}
+
+/// The first message in the log of a file-system context (fsopen(2)), in brackets.
+fn words(log: Option<OwnedFd>) -> String {
+    let mut text = [0; 200];
+    let read = log.map_or(Ok(0), |log| io::Read::read(&mut std::fs::File::from(log), &mut text));
+    let text = String::from_utf8_lossy(&text[..read.unwrap_or(0)]).into_owned();
+    // The severity stands before it: "e tmpfs: ...".
+    let text = text.trim().get(2..).unwrap_or_default();
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
 }
 
 /// Change attributes and propagation of the mount that a descriptor stands for.

@@ -79,7 +79,7 @@ fn is_read_only() -> Result<bool, CallError> {
 }
 
 fn read_only_mount() -> Result<OwnedFd, CallError> {
-    let copy = clone_tree(Path::new(OWN_PROGRAM), false)?;
+    let copy = clone_tree(Path::new(OWN_PROGRAM), false, true)?;
     set_attributes(&copy, &MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() }, false)?;
     let flags = fstatvfs(copy.as_fd()).call(|| "fstatvfs".to_owned())?.flags();
     if flags.contains(FsFlags::ST_RDONLY) {

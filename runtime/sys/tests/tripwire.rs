@@ -76,6 +76,36 @@ const BIRTH: Birth<'static> = Birth { namespaces: 0, cgroup: None, classic: fals
 /// CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWNET
 const NAMESPACES: u64 = 0x0002_0000 | 0x0400_0000 | 0x4000_0000;
 
+/// Of what the script has made, on the mount in its first slot.
+fn more_mounts() -> Vec<Op> {
+    let root = At::Slot(Slot(0));
+    vec![
+        Op::Resolve {
+            root,
+            chain: Chain::new("/a").unwrap(),
+            make: Make::Folder,
+            follow: false,
+            into: Slot(2),
+        },
+        Op::NewMount {
+            fstype: c("tmpfs"),
+            source: c("tmpfs"),
+            options: Vec::new(),
+            attributes: 0,
+            mode_of: Some(Slot(2)),
+            into: Slot(1),
+        },
+        Op::Reconfigure { mount: At::Slot(Slot(0)), options: vec![(c("size"), Some(c("128k")))] },
+        Op::MakeSymlink {
+            root,
+            folder: Chain::new("/x").unwrap(),
+            name: c("link"),
+            target: c("/a"),
+            exact: true,
+        },
+    ]
+}
+
 /// Every kind of operation that needs no root file system to stand in.
 fn long_script(proc: i32) -> Vec<Op> {
     let root = At::Slot(Slot(0));
@@ -96,6 +126,7 @@ fn long_script(proc: i32) -> Vec<Op> {
             source: c("tmpfs"),
             options: vec![(c("mode"), Some(c("755"))), (c("size"), Some(c("64k")))],
             attributes: 0,
+            mode_of: None,
             into: Slot(1),
         },
         Op::MoveMountTo { from: At::Slot(Slot(1)), path: c("/mnt") },
@@ -104,6 +135,7 @@ fn long_script(proc: i32) -> Vec<Op> {
             root,
             chain: Chain::new("/a/b/c").unwrap(),
             make: Make::Folder,
+            follow: true,
             into: Slot(2),
         },
         Op::Label { folder: At::Slot(Slot(2)), label: c("a:b:c:s0") },
@@ -111,6 +143,7 @@ fn long_script(proc: i32) -> Vec<Op> {
             root,
             chain: Chain::new("/a/b/file").unwrap(),
             make: Make::File,
+            follow: false,
             into: Slot(2),
         },
         Op::Mask {
@@ -131,6 +164,7 @@ fn long_script(proc: i32) -> Vec<Op> {
             folder: Chain::new("/x").unwrap(),
             name: c("link"),
             target: c("/a"),
+            exact: false,
         },
         Op::MakeNode {
             root,
@@ -142,6 +176,9 @@ fn long_script(proc: i32) -> Vec<Op> {
             gid: 0,
         },
         Op::LoopbackUp,
+    ];
+    ops.extend(more_mounts());
+    ops.extend([
         Op::Hostname { name: b"tripwire".to_vec() },
         Op::WriteProc { proc, path: c("self/oom_score_adj"), data: b"1000".to_vec() },
         Op::Attribute(Attribute::Nice(1)),
@@ -162,7 +199,7 @@ fn long_script(proc: i32) -> Vec<Op> {
         Op::OwnPid { proc },
         Op::OwnStandard { uid: 0 },
         Op::CloseFrom { from: 3, keep: Vec::new() },
-    ];
+    ]);
     ops.extend(program("/bin/true", &["true"]));
     ops
 }
@@ -252,6 +289,7 @@ fn the_kernels_words_about_a_mount_option_come_through() {
         source: c("tmpfs"),
         options: vec![(c("nonsense"), Some(c("1")))],
         attributes: 0,
+        mode_of: None,
         into: Slot(1),
     };
     let (outcome, _) = run(vec![mount], NAMESPACES);

@@ -23,7 +23,7 @@ use crate::{HostFacts, Problems};
 pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
 pub use limits::{Held, page_size, resolve_update};
 pub use linux::sysctl_path;
-pub use options::{FLAG_OPTIONS, MountOptions, attr};
+pub use options::{COPY_UP, FILE_SYSTEM_FLAGS, FLAG_OPTIONS, MountOptions, OWN_OPTIONS, attr};
 pub use process::RLIMITS;
 
 /// Longest name of a container: it becomes a file name (NAME_MAX) with a suffix.
@@ -56,19 +56,22 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
     let namespaces = linux::namespaces(spec, &mut problems);
     let process = process::process(spec, facts, options, &mut problems, &mut warnings);
     let limits = limits::limits(spec, facts, &mut problems);
+    let user = user::id_maps(spec, &namespaces, &mut problems);
+    let around = mounts::Around { options, namespaces: &namespaces, user: user.as_ref() };
+    let mounts = mounts::mounts(spec, &around, &mut problems, &mut warnings);
     let resolved = Resolved {
         id: options.id.clone(),
         bundle: options.bundle.clone(),
         oci_version: spec.version().clone(),
         annotations: annotations(spec, &mut problems),
         root: root(spec, options, &mut problems),
-        mounts: mounts::mounts(spec, options, &mut problems),
+        mounts,
         devices: linux::devices(spec, &mut problems),
         masked_paths: linux::paths(spec, "maskedPaths", &mut problems),
         readonly_paths: linux::paths(spec, "readonlyPaths", &mut problems),
         hostname: linux::uts_name(spec.hostname(), "hostname", &namespaces, &mut problems),
         domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
-        user: user::id_maps(spec, &namespaces, &mut problems),
+        user,
         time_offsets: time::offsets(spec, &namespaces, &mut problems),
         net_devices: network::devices(spec, &namespaces, &mut problems),
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),

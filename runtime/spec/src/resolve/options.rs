@@ -1,6 +1,6 @@
 //! The mount options of the runtime spec: which are flags of the mount, which belong to the file system.
 
-use crate::resolved::{Attrs, Propagation};
+use crate::resolved::{Attrs, Propagation, SourceLink};
 
 /// Mount attributes (include/uapi/linux/mount.h, mount_setattr(2)).
 pub mod attr {
@@ -16,7 +16,7 @@ pub mod attr {
 }
 
 /// Option, bits to set, bits to clear. With an `r` before it each holds for the whole tree of a bind.
-pub const FLAG_OPTIONS: [(&str, u64, u64); 17] = [
+pub const FLAG_OPTIONS: [(&str, u64, u64); 18] = [
     ("ro", attr::RDONLY, 0),
     ("rw", 0, attr::RDONLY),
     ("nosuid", attr::NOSUID, 0),
@@ -34,7 +34,30 @@ pub const FLAG_OPTIONS: [(&str, u64, u64); 17] = [
     ("nodiratime", attr::NODIRATIME, 0),
     ("diratime", 0, attr::NODIRATIME),
     ("nosymfollow", attr::NOSYMFOLLOW, 0),
+    ("symfollow", 0, attr::NOSYMFOLLOW),
 ];
+
+/// Flags of a whole file system, which the kernel takes by name (fsconfig(2)). A bind shows a file system that has them
+/// or has them not.
+pub const FILE_SYSTEM_FLAGS: [&str; 7] =
+    ["async", "dirsync", "lazytime", "mand", "nolazytime", "nomand", "sync"];
+
+/// Options with a meaning of their own, of the spec and of crun.
+pub const OWN_OPTIONS: [&str; 11] = [
+    "bind",
+    "copy-symlink",
+    "defaults",
+    "dest-nofollow",
+    "idmap",
+    "loud",
+    "rbind",
+    "remount",
+    "ridmap",
+    "silent",
+    "src-nofollow",
+];
+/// For a tmpfs.
+pub const COPY_UP: &str = "tmpcopyup";
 
 const PROPAGATIONS: [(&str, Propagation); 4] = [
     ("shared", Propagation::Shared),
@@ -42,10 +65,6 @@ const PROPAGATIONS: [(&str, Propagation); 4] = [
     ("private", Propagation::Private),
     ("unbindable", Propagation::Unbindable),
 ];
-
-/// Spec and de-facto options that come with the complete OCI runtime.
-const NOT_YET: [&str; 6] =
-    ["tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow"];
 
 /// One list of options, sorted into what each is for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,9 +74,21 @@ pub struct MountOptions {
     pub propagation: Vec<(Propagation, bool)>,
     /// `bind` (false) or `rbind` (true).
     pub bind: Option<bool>,
+    pub remount: bool,
+    pub copy_up: bool,
+    pub link: SourceLink,
+    pub on_link: bool,
+    pub id_map: Option<IdMapOption>,
     /// Parameters of the file system itself.
     pub data: Vec<(String, Option<String>)>,
-    pub unsupported: Vec<String>,
+}
+
+/// `idmap` or `ridmap`, as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMapOption {
+    pub recursive: bool,
+    /// crun's `uids=0-1000-1;gids=0-1000-1`.
+    pub maps: Option<String>,
 }
 
 impl MountOptions {
@@ -74,10 +105,26 @@ impl MountOptions {
         match option {
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
-            "defaults" | "" => {}
-            // Superblock flags under older names.
-            "async" | "nomand" | "silent" | "loud" => {}
-            _ if NOT_YET.contains(&option) => self.unsupported.push(option.to_owned()),
+            "remount" => self.remount = true,
+            COPY_UP => self.copy_up = true,
+            "copy-symlink" => self.link = SourceLink::Copy,
+            "src-nofollow" => self.link = SourceLink::Mount,
+            "dest-nofollow" => self.on_link = true,
+            // How much the kernel logs, which mount calls of today do not ask.
+            "defaults" | "" | "silent" | "loud" => {}
+            _ => self.add_id_map(option),
+        }
+    }
+
+    fn add_id_map(&mut self, option: &str) {
+        let (name, maps) = match option.split_once('=') {
+            Some((name, maps)) => (name, Some(maps.to_owned())),
+            None => (option, None),
+        };
+        match name {
+            "idmap" | "ridmap" => {
+                self.id_map = Some(IdMapOption { recursive: name == "ridmap", maps });
+            }
             _ => self.add_flag(option),
         }
     }
@@ -96,6 +143,18 @@ impl MountOptions {
             };
             self.data.push((key.to_owned(), value));
         }
+    }
+
+    /// All attributes for a mount that has no tree below it.
+    #[must_use]
+    pub fn all_attrs(&self) -> Attrs {
+        let mut all = self.attrs;
+        merge(&mut all, self.recursive_attrs.set, self.recursive_attrs.clear & !attr::ATIME);
+        if self.recursive_attrs.clear & attr::ATIME != 0 {
+            all.set = (all.set & !attr::ATIME) | (self.recursive_attrs.set & attr::ATIME);
+            all.clear |= attr::ATIME;
+        }
+        all
     }
 }
 
@@ -149,6 +208,32 @@ mod tests {
         assert_eq!(options.propagation, [(Propagation::Slave, true)]);
         assert_eq!(options.attrs, Attrs { set: 0, clear: attr::ATIME });
         assert!(options.data.is_empty());
+    }
+
+    #[test]
+    fn recursive_attributes_win_where_there_is_one_mount() {
+        let all = sort(&["nosuid", "noatime", "rw", "rro", "rstrictatime"]).all_attrs();
+        assert_eq!(all.set, attr::NOSUID | attr::RDONLY | attr::STRICTATIME);
+        assert_eq!(all.clear & attr::ATIME, attr::ATIME);
+        assert_eq!(sort(&["noatime", "rro"]).all_attrs().set, attr::NOATIME | attr::RDONLY);
+        assert_eq!(
+            sort(&["ro", "rrelatime"]).all_attrs(),
+            Attrs { set: attr::RDONLY, clear: attr::ATIME }
+        );
+    }
+
+    #[test]
+    fn options_with_a_meaning_of_their_own_are_no_parameters() {
+        let all: Vec<&str> = OWN_OPTIONS.into_iter().chain([COPY_UP]).collect();
+        let options = sort(&all);
+        assert!(options.data.is_empty() && options.remount && options.copy_up && options.on_link);
+        let id_map = |option: &str| sort(&[option]).id_map.unwrap();
+        assert_eq!(id_map("idmap"), IdMapOption { recursive: false, maps: None });
+        let maps = Some("uids=0-1-10#10-11-10;gids=0-100-10".to_owned());
+        assert_eq!(
+            id_map("ridmap=uids=0-1-10#10-11-10;gids=0-100-10"),
+            IdMapOption { recursive: true, maps }
+        );
     }
 
     #[test]

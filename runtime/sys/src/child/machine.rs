@@ -3,11 +3,10 @@ use std::ffi::CStr;
 use super::{
     At, Chain, Event, IN_PROCFS, Make, MountCalls, Op, Report, SLOTS, Script, Slot, WORDS,
 };
-use super::{attributes, notify, terminal};
+use super::{attributes, mounts, notify, terminal};
 use crate::file::{OpenHow, resolve};
 use crate::mount::{
-    AT_EMPTY_PATH, AT_RECURSIVE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
-    FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC, MOVE_BETWEEN_DESCRIPTORS, MountAttr, OPEN_TREE_CLOEXEC,
+    AT_EMPTY_PATH, AT_RECURSIVE, MOVE_BETWEEN_DESCRIPTORS, MountAttr, OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE, raw_set_attributes,
 };
 use crate::raw::{self, Answer, at, call, plain, reg};
@@ -26,11 +25,11 @@ pub(crate) struct Pipes {
 }
 
 /// Failure of a part of an operation.
-pub(super) struct Fault {
-    pub(super) detail: u32,
-    pub(super) errno: i32,
+pub(crate) struct Fault {
+    pub(crate) detail: u32,
+    pub(crate) errno: i32,
     /// A file-system context whose message log may say more.
-    pub(super) log: Option<i32>,
+    pub(crate) log: Option<i32>,
 }
 
 impl From<i32> for Fault {
@@ -48,6 +47,8 @@ struct Machine {
     in_folder: bool,
     /// Answer of `OwnPid`, in digits.
     pid: notify::Digits,
+    /// The last `Resolve` made what it was asked for.
+    made: bool,
 }
 
 /// Run the script; never returns.
@@ -57,6 +58,7 @@ pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
         pipes,
         program: 0,
         in_folder: false,
+        made: false,
         pid: notify::Digits::default(),
     };
     let mut index: u32 = 0;
@@ -122,8 +124,9 @@ impl Machine {
 
     fn step(&mut self, op: &Op, index: u32) -> Result<(), Fault> {
         match op {
-            Op::NewMount { fstype, source, options, attributes, into } => {
-                let mount = new_mount(fstype, source, options, *attributes)?;
+            Op::NewMount { fstype, source, options, attributes, mode_of, into } => {
+                let folder = mode_of.filter(|_| !self.made).map(|slot| self.fd(At::Slot(slot)));
+                let mount = mounts::new_mount(fstype, source, options, *attributes, folder)?;
                 self.put(*into, mount);
             }
             Op::OpenTree { path, clone, recursive, into } => {
@@ -140,8 +143,9 @@ impl Machine {
                     plain(libc::SYS_fcntl, [reg(*fd), libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
                 self.put(*into, copy);
             }
-            Op::Resolve { root, chain, make, into } => {
-                let found = resolve_chain(self.fd(*root), chain, *make)?;
+            Op::Resolve { root, chain, make, follow, into } => {
+                let (found, made) = resolve_place(self.fd(*root), chain, *make, *follow)?;
+                self.made = made;
                 self.put(*into, found);
             }
             Op::ResolveWithoutLinks { root, chain, into } => {
@@ -186,14 +190,16 @@ impl Machine {
     /// Operations that use descriptors but keep nothing.
     fn step_on_descriptors(&self, op: &Op) -> Result<(), Fault> {
         match op {
-            Op::MountOn { source, target, fstype, flags, data } => {
-                let path = FdPath::new(self.fd(*target));
+            Op::MountOn { source, target, fstype, flags, data, mode_of } => {
+                let target = self.fd(*target);
+                let folder = if *mode_of && !self.made { Some(target) } else { None };
+                let text = mounts::Data::new(data.as_deref().unwrap_or(c""), folder)?;
                 mount(
                     source.as_deref(),
-                    path.as_c_str(),
+                    FdPath::new(target).as_c_str(),
                     fstype.as_deref(),
                     *flags,
-                    data.as_deref(),
+                    data.as_ref().map(|_| text.as_c_str()),
                 )?;
             }
             Op::RemountOn { target, set, clear } => remount(self.fd(*target), *set, *clear)?,
@@ -204,6 +210,9 @@ impl Machine {
             }
             Op::SetAttributes { mount, attributes, recursive } => {
                 raw_set_attributes(self.fd(*mount), attributes, *recursive)?;
+            }
+            Op::Reconfigure { mount, options } => {
+                mounts::reconfigure(self.fd(*mount), options)?;
             }
             Op::MoveMount { from, to } => {
                 move_mount(self.fd(*from), self.fd(*to))?;
@@ -221,9 +230,9 @@ impl Machine {
                 let _ = raw::close(folder);
                 made?;
             }
-            Op::MakeSymlink { root, folder, name, target } => {
+            Op::MakeSymlink { root, folder, name, target, exact } => {
                 let folder = resolve_chain(self.fd(*root), folder, Make::Folder)?;
-                let made = make_symlink(folder, name, target);
+                let made = make_symlink(folder, name, target, *exact);
                 let _ = raw::close(folder);
                 made?;
             }
@@ -291,11 +300,7 @@ impl Machine {
             let _ = raw::close(copy);
             return moved;
         }
-        let context = fs_context(c"tmpfs")?;
-        set_parameter(context, c"ro", None)?;
-        let mounted = create_mount(context, RDONLY);
-        let _ = raw::close(context);
-        let fresh = mounted?;
+        let fresh = mounts::empty_tmpfs()?;
         let moved = move_mount(fresh, target)?;
         self.put(empty, fresh);
         Ok(moved)
@@ -334,7 +339,7 @@ impl Machine {
     }
 }
 
-const RDONLY: u64 = 1;
+pub(super) const RDONLY: u64 = 1;
 
 /// The kernel's answer where only success matters.
 fn done(answer: Answer) -> Result<(), i32> {
@@ -565,49 +570,6 @@ impl FdPath {
     }
 }
 
-fn fs_context(fstype: &CStr) -> Answer {
-    // SAFETY: the name is a C string that outlives the call.
-    unsafe { call(libc::SYS_fsopen, [at(fstype), FSOPEN_CLOEXEC as usize, 0, 0, 0, 0]) }
-}
-
-fn set_parameter(context: i32, key: &CStr, value: Option<&CStr>) -> Answer {
-    let command = if value.is_some() { FSCONFIG_SET_STRING } else { FSCONFIG_SET_FLAG };
-    // SAFETY: null or C strings that outlive the call.
-    unsafe {
-        call(
-            libc::SYS_fsconfig,
-            [reg(context), command as usize, at(key), value.map_or(0, at), 0, 0],
-        )
-    }
-}
-
-fn create_mount(context: i32, attributes: u64) -> Answer {
-    plain(libc::SYS_fsconfig, [reg(context), FSCONFIG_CMD_CREATE as usize, 0, 0, 0, 0])?;
-    plain(libc::SYS_fsmount, [reg(context), FSMOUNT_CLOEXEC as usize, attributes as usize, 0, 0, 0])
-}
-
-fn new_mount(
-    fstype: &CStr,
-    source: &CStr,
-    options: &[(std::ffi::CString, Option<std::ffi::CString>)],
-    attributes: u64,
-) -> Result<i32, Fault> {
-    let context = fs_context(fstype)?;
-    let mut detail: u32 = 0;
-    // On failure the context stays open for its message log; the process ends then anyway.
-    let failed = |detail| move |errno| Fault { detail, errno, log: Some(context) };
-    if !source.is_empty() {
-        set_parameter(context, c"source", Some(source)).map_err(failed(detail))?;
-    }
-    for (key, value) in options {
-        detail = detail.wrapping_add(1);
-        set_parameter(context, key, value.as_deref()).map_err(failed(detail))?;
-    }
-    let mount = create_mount(context, attributes).map_err(failed(0))?;
-    let _ = raw::close(context);
-    Ok(mount)
-}
-
 pub(super) fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> Answer {
     let clone_flag = if clone { OPEN_TREE_CLONE } else { 0 };
     let recursive_flag = if recursive { AT_RECURSIVE } else { 0 };
@@ -678,9 +640,18 @@ fn existing(root: i32, chain: &Chain) -> Result<Option<i32>, Fault> {
 }
 
 fn resolve_chain(root: i32, chain: &Chain, make: Make) -> Result<i32, Fault> {
-    match open_in_root(root, &chain.full, 0) {
+    Ok(resolve_place(root, chain, make, true)?.0)
+}
+
+/// What is at the place, and whether it was made.
+fn resolve_place(root: i32, chain: &Chain, make: Make, follow: bool) -> Result<(i32, bool), Fault> {
+    let flags = if follow { 0 } else { libc::O_NOFOLLOW };
+    match open_in_root(root, &chain.full, flags) {
         Err(libc::ENOENT) if make != Make::Nothing => {}
-        answer => return Ok(answer?),
+        Ok(found) if !follow && make == Make::Folder && !is_folder(found)? => {
+            return Err(libc::ENOTDIR.into());
+        }
+        answer => return Ok((answer?, false)),
     }
     let mut left = chain.parts.len();
     let mut detail: u32 = 0;
@@ -690,7 +661,7 @@ fn resolve_chain(root: i32, chain: &Chain, make: Make) -> Result<i32, Fault> {
         make_part(root, part, file).map_err(|errno| Fault { detail, errno, log: None })?;
         detail = detail.wrapping_add(1);
     }
-    Ok(open_in_root(root, &chain.full, 0)?)
+    Ok((open_in_root(root, &chain.full, flags)?, true))
 }
 
 fn make_part(root: i32, part: &super::paths::Part, file: bool) -> Result<(), i32> {
@@ -798,9 +769,10 @@ fn set_label(place: i32, label: &CStr) -> Result<(), Fault> {
     Ok(())
 }
 
-fn make_symlink(folder: i32, name: &CStr, target: &CStr) -> Result<(), i32> {
+fn make_symlink(folder: i32, name: &CStr, target: &CStr, exact: bool) -> Result<(), i32> {
     // SAFETY: two C strings that outlive the call.
     match unsafe { call(libc::SYS_symlinkat, [at(target), reg(folder), at(name), 0, 0, 0]) } {
+        Err(libc::EEXIST) if exact && !mounts::leads_to(folder, name, target) => Err(libc::EEXIST),
         Ok(_) | Err(libc::EEXIST) => Ok(()),
         Err(e) => Err(e),
     }

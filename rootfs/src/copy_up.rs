@@ -1,0 +1,264 @@
+//! `tmpcopyup`: a new tmpfs begins with what the image has at its mount point.
+//!
+//! The tmpfs is filled while nobody else can see it, so nothing in it changes meanwhile. What is copied may be
+//! anybody's: every step goes by descriptor and name, and no symlink is followed.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use hafen_sys::file::{OpenHow, open_how, resolve};
+use hafen_sys::{CallError, Context};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat,
+    futimens, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+
+const FOLDER: OFlag =
+    OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
+/// Each level holds descriptors: a deeper tree would need more than a process usually may have.
+const DEEPEST: usize = 200;
+const LARGEST_ATTRIBUTE: usize = 65536;
+
+/// What of the mount point's own folder the tmpfs takes over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The mount's options name a mode, an owner or a group.
+    pub mode: bool,
+    pub uid: bool,
+    pub gid: bool,
+}
+
+/// Copy the folder at `path` inside `root` into an empty file system. A place where no folder is gives nothing.
+///
+/// # Errors
+/// Names the call and the file.
+pub fn fill(tmpfs: &OwnedFd, root: impl AsFd, path: &str, given: Given) -> Result<(), CallError> {
+    let how = OpenHow {
+        flags: u64::from((OFlag::O_DIRECTORY | OFlag::O_RDONLY).bits().cast_unsigned()),
+        mode: 0,
+        resolve: resolve::IN_ROOT | resolve::NO_MAGICLINKS,
+    };
+    let from = match open_how(root, Path::new(path.trim_start_matches('/')), how) {
+        Err(e) if e.is(Errno::ENOENT) || e.is(Errno::ENOTDIR) => return Ok(()),
+        answer => answer?,
+    };
+    let to = reopen(tmpfs).call(|| format!("open the tmpfs for {path}"))?;
+    let top = to.try_clone().call(|| "dup".to_owned())?;
+    let mut copy = Copy { top, links: BTreeMap::new(), path: PathBuf::from(path) };
+    let stat = fstat(&from).call(|| copy.says("stat"))?;
+    let own = from.try_clone().call(|| copy.says("dup"))?;
+    copy.folder(from, &to, 0)?;
+    copy.describe_top(&own, &to, &stat, given)
+}
+
+/// The mount's descriptor is a path only (fsmount(2)).
+fn reopen(tmpfs: &OwnedFd) -> nix::Result<OwnedFd> {
+    openat(tmpfs, ".", FOLDER, Mode::empty())
+}
+
+struct Copy {
+    top: OwnedFd,
+    /// Files with more than one name, and where the first one was copied to.
+    links: BTreeMap<(u64, u64), PathBuf>,
+    /// Of what is being copied, as the container will see it.
+    path: PathBuf,
+}
+
+/// Something in a folder, and the folder that it is copied to.
+struct Entry<'a> {
+    from: &'a OwnedFd,
+    to: &'a OwnedFd,
+    name: &'a CStr,
+    stat: FileStat,
+    /// Below the top.
+    place: PathBuf,
+}
+
+impl Copy {
+    fn says(&self, verb: &str) -> String {
+        format!("tmpcopyup: {verb} {}", self.path.display())
+    }
+
+    fn folder(&mut self, from: OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), CallError> {
+        if depth > DEEPEST {
+            return Err(CallError::errno(self.says("copy"), Errno::ENAMETOOLONG));
+        }
+        let handle = from.try_clone().call(|| self.says("dup"))?;
+        let mut entries = Dir::from_fd(from).call(|| self.says("read folder"))?;
+        for entry in entries.iter() {
+            let entry = entry.call(|| self.says("read folder"))?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                self.path.push(OsStr::from_bytes(name.to_bytes()));
+                self.entry(&handle, to, name, depth)?;
+                self.path.pop();
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        name: &CStr,
+        depth: usize,
+    ) -> Result<(), CallError> {
+        let stat = match fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            // It went while we were on the way to it.
+            Err(Errno::ENOENT) => return Ok(()),
+            answer => answer.call(|| self.says("stat"))?,
+        };
+        let depth_path = self.path.iter().rev().take(depth + 1).collect::<Vec<_>>();
+        let place = depth_path.into_iter().rev().collect();
+        let entry = Entry { from, to, name, stat, place };
+        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFDIR => self.inner_folder(&entry, depth),
+            SFlag::S_IFREG => self.file(&entry),
+            SFlag::S_IFLNK => self.symlink(&entry),
+            kind => self.node(&entry, kind),
+        }
+    }
+
+    fn inner_folder(&mut self, entry: &Entry<'_>, depth: usize) -> Result<(), CallError> {
+        let open = |at: &OwnedFd| openat(at, entry.name, FOLDER, Mode::empty());
+        let from = open(entry.from).call(|| self.says("open"))?;
+        mkdirat(entry.to, entry.name, Mode::S_IRWXU).call(|| self.says("make folder"))?;
+        let to = open(entry.to).call(|| self.says("open the copy of"))?;
+        let own = from.try_clone().call(|| self.says("dup"))?;
+        self.folder(from, &to, depth + 1)?;
+        self.describe(&own, &to, &entry.stat)
+    }
+
+    fn file(&mut self, entry: &Entry<'_>) -> Result<(), CallError> {
+        let key = (entry.stat.st_dev, entry.stat.st_ino);
+        if let Some(first) = self.links.get(&key).filter(|_| entry.stat.st_nlink > 1) {
+            let linked = linkat(&self.top, first, entry.to, entry.name, AtFlags::empty());
+            return linked.call(|| self.says("link"));
+        }
+        // Not blocking, should it have become a fifo.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let from = openat(entry.from, entry.name, flags, Mode::empty());
+        let mut from = File::from(from.call(|| self.says("open"))?);
+        let stat = fstat(&from).call(|| self.says("stat"))?;
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            return Err(CallError::new(
+                self.says("copy"),
+                io::Error::other("was exchanged meanwhile"),
+            ));
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let to = openat(entry.to, entry.name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let mut to = File::from(to.call(|| self.says("make file"))?);
+        io::copy(&mut from, &mut to).call(|| self.says("copy"))?;
+        self.describe(&from, &to, &stat)?;
+        self.links.insert(key, entry.place.clone());
+        Ok(())
+    }
+
+    fn symlink(&self, entry: &Entry<'_>) -> Result<(), CallError> {
+        let target = readlinkat(entry.from, entry.name).call(|| self.says("read link"))?;
+        symlinkat(target.as_os_str(), entry.to, entry.name).call(|| self.says("make link"))?;
+        self.own(entry)?;
+        self.date(entry)
+    }
+
+    /// Devices, fifos and sockets.
+    fn node(&self, entry: &Entry<'_>, kind: SFlag) -> Result<(), CallError> {
+        let mode = Mode::from_bits_truncate(entry.stat.st_mode);
+        mknodat(entry.to, entry.name, kind, mode, entry.stat.st_rdev)
+            .call(|| self.says("make node"))?;
+        self.own(entry)?;
+        fchmodat(entry.to, entry.name, mode, FchmodatFlags::FollowSymlink)
+            .call(|| self.says("chmod the copy of"))?;
+        self.date(entry)
+    }
+
+    fn own(&self, entry: &Entry<'_>) -> Result<(), CallError> {
+        let (uid, gid) = owner(&entry.stat);
+        fchownat(entry.to, entry.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .call(|| self.says("chown the copy of"))
+    }
+
+    fn date(&self, entry: &Entry<'_>) -> Result<(), CallError> {
+        let (accessed, modified) = times(&entry.stat);
+        let flags = UtimensatFlags::NoFollowSymlink;
+        utimensat(entry.to, entry.name, &accessed, &modified, flags)
+            .call(|| self.says("set the times of the copy of"))
+    }
+
+    /// Owner first: changing it takes set-id bits and file capabilities away.
+    fn describe(&self, from: impl AsFd, to: impl AsFd, stat: &FileStat) -> Result<(), CallError> {
+        let (uid, gid) = owner(stat);
+        fchown(&to, Some(uid), Some(gid)).call(|| self.says("chown the copy of"))?;
+        fchmod(&to, Mode::from_bits_truncate(stat.st_mode))
+            .call(|| self.says("chmod the copy of"))?;
+        copy_attributes(from.as_fd(), to.as_fd())
+            .call(|| self.says("set attributes of the copy of"))?;
+        let (accessed, modified) = times(stat);
+        futimens(&to, &accessed, &modified).call(|| self.says("set the times of the copy of"))
+    }
+
+    /// What the mount's options say of the top stays.
+    fn describe_top(
+        &self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        stat: &FileStat,
+        given: Given,
+    ) -> Result<(), CallError> {
+        let (uid, gid) = owner(stat);
+        fchown(to, (!given.uid).then_some(uid), (!given.gid).then_some(gid))
+            .call(|| self.says("chown the copy of"))?;
+        if !given.mode {
+            fchmod(to, Mode::from_bits_truncate(stat.st_mode))
+                .call(|| self.says("chmod the copy of"))?;
+        }
+        copy_attributes(from.as_fd(), to.as_fd())
+            .call(|| self.says("set attributes of the copy of"))
+    }
+}
+
+fn owner(stat: &FileStat) -> (Uid, Gid) {
+    (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
+}
+
+fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
+    (
+        TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
+        TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
+    )
+}
+
+/// Extended attributes, but those that a tmpfs does not take (user.* before Linux 6.6).
+fn copy_attributes(
+    from: std::os::fd::BorrowedFd<'_>,
+    to: std::os::fd::BorrowedFd<'_>,
+) -> io::Result<()> {
+    use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+    let unsupported = rustix::io::Errno::OPNOTSUPP;
+    let mut names = vec![0; LARGEST_ATTRIBUTE];
+    let length = match flistxattr(from, &mut names) {
+        Err(e) if e == unsupported => return Ok(()),
+        answer => answer?,
+    };
+    let mut value = vec![0; if length > 0 { LARGEST_ATTRIBUTE } else { 0 }];
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let size = fgetxattr(from, name, &mut value)?;
+        match fsetxattr(to, name, &value[..size], XattrFlags::empty()) {
+            Err(e) if e == unsupported => {}
+            answer => answer?,
+        }
+    }
+    Ok(())
+}
