@@ -3,4 +3,5 @@
 pub mod cgroup;
 pub mod device;
 pub mod network;
+pub mod resctrl;
 pub mod seccomp;

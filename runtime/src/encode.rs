@@ -20,6 +20,7 @@ use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
 use crate::listener::Listener;
+pub(crate) use attributes::give;
 use attributes::write_proc;
 
 /// The mount that becomes `/`.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_isolator::{cgroup, seccomp};
 use hafen_spec::HostFacts;
-use hafen_spec::plan::{ChildStep, Claim, HostStep};
+use hafen_spec::plan::{Attribute, ChildStep, Claim, HostStep};
 use hafen_spec::resolved::{Hook, IdList, Process};
 use hafen_sys::child::Script;
 use hafen_sys::file::{open_proc, read_text};
@@ -21,7 +21,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::unistd::Pid;
 
-use crate::encode::{Encoded, Encoder, Sources, needs_proc};
+use crate::encode::{Encoded, Encoder, Sources, give, needs_proc};
 use crate::hooks::{self, Occasion, Standard, Started};
 use crate::journal::{Record, Status};
 use crate::launch::{explain, open_cgroup};
@@ -186,7 +186,8 @@ pub(crate) fn join(
     let Guest { process, filter, facts, console, cgroup } = guest;
     let instructions = filter.map(seccomp::Filter::len);
     let own_root = !container.has_own("mnt");
-    let steps = plan::join(&record.id, process, container.names(), own_root, instructions);
+    let mut steps = plan::join(&record.id, process, container.names(), own_root, instructions);
+    let given = given(&container, &mut steps);
     container.place(&cgroup);
     let Written { proc, listener } = written(record, &steps, filter, &container)?;
     let sources = Sources { console, proc, listener, ..container.sources(None)? };
@@ -195,7 +196,13 @@ pub(crate) fn join(
         run_on(initial)?;
     }
     let encoder = Encoder::new(&sources, facts, process, Path::new("/"), filter);
-    start(&container, encoder.encode(&steps)?, &steps, facts, process)
+    start(
+        &container,
+        encoder.encode(&steps)?,
+        &Order { steps: &steps, given: &given },
+        facts,
+        process,
+    )
 }
 
 /// What of the host the process still writes to.
@@ -228,10 +235,21 @@ fn run_on(processors: &IdList) -> Result<(), CallError> {
     sched_setaffinity(Pid::from_raw(0), &set).call(call)
 }
 
+/// What the runtime does for a process in a user namespace.
+fn given(container: &Container, steps: &mut Vec<ChildStep>) -> Vec<Attribute> {
+    if container.has_own("user") { plan::attributes::of_the_runtime(steps) } else { Vec::new() }
+}
+
+/// What a process does, and what is done for it.
+struct Order<'a> {
+    steps: &'a [ChildStep],
+    given: &'a [Attribute],
+}
+
 fn start(
     container: &Container,
     encoded: Encoded,
-    steps: &[ChildStep],
+    order: &Order<'_>,
     facts: &HostFacts,
     process: &Process,
 ) -> Result<Launched, Error> {
@@ -240,14 +258,15 @@ fn start(
     let mut launched = clone(container, &script, facts)?;
     fault::point();
     let entered = enter(container, launched.pid, facts)
-        .and_then(|()| raise_limits(container, launched.pid, process));
+        .and_then(|()| raise_limits(container, launched.pid, process))
+        .and_then(|()| order.given.iter().try_for_each(|wanted| give(launched.pid, wanted)));
     // A process that is gone already has said why in its report.
     let _ = launched.go();
     let program = process.args.first().map_or("", String::as_str);
     let judged = entered.map_err(Error::from).and_then(|()| match launched.outcome()? {
         Outcome::Executed | Outcome::Created | Outcome::Ready => Ok(()),
         Outcome::Failed(report) | Outcome::Refused(report) => {
-            Err(explain(&report, steps, &encoded.origins, program))
+            Err(explain(&report, order.steps, &encoded.origins, program))
         }
         Outcome::Vanished => {
             Err(Error::Vanished { program: program.to_owned(), hint: String::new() })
@@ -370,6 +389,7 @@ fn hook_inside(
         !container.has_own("mnt"),
         instructions,
     );
+    let given = given(container, &mut steps);
     for step in &mut steps {
         // Not what it is called, but what it is.
         if let ChildStep::FindProgram { candidates } = step {
@@ -379,7 +399,13 @@ fn hook_inside(
     let Written { proc, listener } = written(record, &steps, guest.filter, container)?;
     let sources = Sources { proc, listener, ..container.sources(Some(descriptors(standard)))? };
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), guest.filter);
-    let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
+    let launched = start(
+        container,
+        encoder.encode(&steps)?,
+        &Order { steps: &steps, given: &given },
+        guest.facts,
+        &process,
+    )?;
     Ok((launched.pid, launched.pidfd))
 }
 
@@ -398,7 +424,13 @@ pub(crate) fn hook_visiting(
         plan::visit(&hook.path.to_string_lossy(), container.names(), container.has_own("user"));
     let sources = container.sources(Some(descriptors(standard)))?;
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), None);
-    let launched = start(container, encoder.encode(&steps)?, &steps, guest.facts, &process)?;
+    let launched = start(
+        container,
+        encoder.encode(&steps)?,
+        &Order { steps: &steps, given: &[] },
+        guest.facts,
+        &process,
+    )?;
     Ok((launched.pid, launched.pidfd))
 }
 

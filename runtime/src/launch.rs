@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hafen_isolator::cgroup::{self, Hold};
-use hafen_isolator::network;
+use hafen_isolator::{network, resctrl};
 use hafen_rootfs::source;
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
@@ -41,7 +41,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
-use crate::encode::{Encoded, Encoder, Sources, mount_calls, needs_proc};
+use crate::encode::{Encoded, Encoder, Sources, give, mount_calls, needs_proc};
 use crate::fault;
 use crate::hooks::{self, Occasion};
 use crate::join::{self, Container, Guest};
@@ -287,6 +287,8 @@ fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError>
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }
         | HostStep::HardLimit(_) => privilege::perform(step, pid.unwrap_or(-1)).map(|()| None),
+        HostStep::Attribute(attribute) => give(pid.unwrap_or(-1), attribute).map(|()| None),
+        HostStep::Resctrl(step) => resctrl::perform(step, pid).map(|()| None),
         HostStep::MoveInterface { device, namespace } => {
             let own = || format!("/proc/{}/ns/net", pid.unwrap_or(-1)).into();
             let namespace = namespace.clone().unwrap_or_else(own);

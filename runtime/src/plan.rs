@@ -1,6 +1,6 @@
 //! The order of a launch. This is the only place where it is decided.
 
-mod attributes;
+pub(crate) mod attributes;
 mod labels;
 
 use std::path::PathBuf;
@@ -41,6 +41,12 @@ pub(crate) fn order(
         sysctl(resolved),
         rights(&resolved.process, filter, start(resolved, waits)),
     ];
+    let mut child: Vec<ChildStep> = child.into_iter().flatten().collect();
+    let given = if resolved.in_user_namespace() {
+        attributes::of_the_runtime(&mut child)
+    } else {
+        Vec::new()
+    };
     let mut claims: Vec<Claim> = rootfs.claims.into_iter().chain(cgroup.claims).collect();
     // Claims are released in reverse, and the tree that carries the processes must go first: that ends them.
     claims.sort_by_key(|claim| matches!(claim, Claim::Cgroup { .. }));
@@ -57,9 +63,10 @@ pub(crate) fn order(
             .into_iter()
             .chain(cgroup.beside)
             .chain(devices)
+            .chain(given.into_iter().map(HostStep::Attribute))
             .chain(interfaces(resolved))
             .collect(),
-        child: listening(child.into_iter().flatten().collect(), resolved),
+        child: listening(child, resolved),
     }
 }
 

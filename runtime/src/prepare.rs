@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use hafen_isolator::{cgroup, seccomp};
+use hafen_isolator::{cgroup, resctrl, seccomp};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, Plan};
@@ -88,7 +88,10 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     give_home(&mut resolved.process, root.as_ref());
     let missing = cgroup::missing_parents(&resolved, &facts);
     cgroup::check_free(&resolved, &facts, &missing)?;
-    let cgroup = cgroup::share(&resolved, &facts, &missing).map_err(wrong)?;
+    let mut cgroup = cgroup::share(&resolved, &facts, &missing).map_err(wrong)?;
+    if let Some(rdt) = &resolved.intel_rdt {
+        resctrl::add(&mut cgroup, rdt, resctrl::mount_point().as_deref()).map_err(wrong)?;
+    }
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
     let scratch = request.state.join("scratch");
     let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;

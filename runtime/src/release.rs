@@ -1,6 +1,6 @@
 //! The one way in which a container goes: claims in reverse, then its folder.
 
-use hafen_isolator::cgroup;
+use hafen_isolator::{cgroup, resctrl};
 use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
 use hafen_sys::CallError;
@@ -50,6 +50,7 @@ fn run_poststop(record: &Record) -> Result<(), Error> {
 fn give_back(claim: &Claim) -> Result<(), CallError> {
     match claim {
         Claim::Scratch { path } => remove_tree(path),
+        Claim::Resctrl { path } => resctrl::release(path),
         _ => cgroup::release(claim),
     }
 }

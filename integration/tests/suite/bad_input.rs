@@ -272,7 +272,6 @@ fn command_lines_that_are_wrong(t: &Test) {
 fn fields_that_are_not_supported_yet(t: &Test) {
     let plain = t.bundle();
     let table: Vec<(&str, Value, &str)> = vec![
-        ("/linux/intelRdt", json!({ "closID": "guaranteed" }), "linux.intelRdt"),
         ("/windows", json!({ "layerFolders": ["C:\\"] }), "windows"),
         ("/solaris", json!({ "milestone": "x" }), "solaris"),
         ("/vm", json!({ "kernel": { "path": "/vmlinuz" } }), "vm"),

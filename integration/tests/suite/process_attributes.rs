@@ -10,6 +10,7 @@ pub(crate) fn trials() -> Vec<Case> {
         scheduler_that_the_kernel_refuses(Root, Busybox),
         io_priorities(Root, Busybox, Capability("CAP_SYS_NICE")),
         attributes_are_there_after_create_and_start(Root, Busybox, Capability("CAP_SYS_NICE")),
+        a_user_namespace_is_no_hindrance(Root, Busybox, UserNamespaces, Capability("CAP_SYS_NICE")),
         personality(Root, Busybox),
         memory_policies(Root, Busybox, File("/proc/self/numa_maps")),
         memory_policy_with_a_node_that_is_not_there(Root, Busybox, File("/proc/self/numa_maps")),
@@ -18,6 +19,7 @@ pub(crate) fn trials() -> Vec<Case> {
         exec_affinity_that_is_not_there(Root, Busybox),
         exec_has_attributes_of_its_own(Root, Busybox, Capability("CAP_SYS_NICE")),
         fields_that_make_no_sense(Root, Busybox),
+        intel_rdt_without_resctrl(Root, Busybox, That("no resctrl", no_resctrl)),
         labels_without_their_security_module(
             Root,
             Busybox,
@@ -130,6 +132,23 @@ fn attributes_are_there_after_create_and_start(t: &Test) {
     let _ = oci.start(&id).ok();
     assert_eq!(seen(&fields()), expected);
     let _ = oci.delete_force(&id).ok();
+}
+
+/// There the process may not give itself any of these (capabilities(7), CAP_SYS_NICE).
+fn a_user_namespace_is_no_hindrance(t: &Test) {
+    let attributes = json!({
+        "scheduler": { "policy": "SCHED_RR", "priority": 9, "nice": -7 },
+        "ioPriority": { "class": "IOPRIO_CLASS_RT", "priority": 2 },
+        "args": ["/bin/sh", "-c", "ionice; exec cut -d' ' -f19,40,41 /proc/self/stat"],
+    });
+    let bundle = t.bundle().user_namespace(100_000, 65_536);
+    let mut process = bundle.config()["process"].clone();
+    for (key, value) in attributes.as_object().expect("an object") {
+        process[key] = value.clone();
+    }
+    let own = run(t, &bundle.clone().set("/process", process)).ok();
+    assert_eq!(own.stdout, "realtime: prio 2\n-7 9 2\n");
+    assert_eq!(exec(t, &bundle, &attributes).ok().stdout, own.stdout);
 }
 
 fn personality(t: &Test) {
@@ -271,6 +290,17 @@ fn fields_that_make_no_sense(t: &Test) {
     for (pointer, value, field) in table {
         run(t, &t.bundle().set(pointer, value)).error_with([field]);
     }
+}
+
+fn no_resctrl() -> bool {
+    !std::fs::read_to_string("/proc/mounts").unwrap_or_default().contains(" resctrl ")
+}
+
+fn intel_rdt_without_resctrl(t: &Test) {
+    let bundle = t.bundle().set("/linux/intelRdt", json!({ "l3CacheSchema": "L3:0=f" }));
+    run(t, &bundle).error_with(["linux.intelRdt", "no resctrl file system is mounted"]);
+    let bundle = bundle.set("/linux/intelRdt", json!({ "closID": "a/b" }));
+    run(t, &bundle).error_with(["linux.intelRdt.closID"]);
 }
 
 fn labels_without_their_security_module(t: &Test) {

@@ -37,7 +37,7 @@ pub fn release(claim: &Claim) -> Result<(), CallError> {
             remove(path, end_legacy)?;
             (path, parents)
         }
-        Claim::Scratch { .. } => {
+        Claim::Scratch { .. } | Claim::Resctrl { .. } => {
             return Err(CallError::errno(format!("release {claim} as a cgroup"), Errno::EINVAL));
         }
     };

@@ -13,8 +13,11 @@ const MOST_PROBLEMS: usize = 64;
 /// # Errors
 /// Names the line and column of broken JSON, or each field that does not fit the schema of runtime-spec 1.x.
 pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
-    if let Ok(spec) = serde_json::from_slice(bytes) {
-        return Ok(spec);
+    match serde_json::from_slice::<Spec>(bytes) {
+        Ok(spec) if spec.linux().as_ref().is_none_or(|l| l.intel_rdt().is_none()) => {
+            return Ok(spec);
+        }
+        _ => {}
     }
     let mut problems = Problems::default();
     match serde_json::from_slice(bytes) {
@@ -22,6 +25,7 @@ pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
             if let Some(process) = Value::get_mut(&mut value, "process") {
                 mend_process(process);
             }
+            mend_rdt(&mut value);
             match serde_json::from_value(value.clone()) {
                 Ok(spec) => return Ok(spec),
                 Err(_) => collect(value, &mut problems),
@@ -37,6 +41,16 @@ const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
+
+/// These are not read under their own names, and would be passed over.
+fn mend_rdt(spec: &mut Value) {
+    let Some(Value::Object(rdt)) = spec.pointer_mut("/linux/intelRdt") else { return };
+    for (name, known) in [("enableCMT", "enableCmt"), ("enableMBM", "enableMbm")] {
+        if let Some(value) = rdt.remove(name) {
+            rdt.insert(known.to_owned(), value);
+        }
+    }
+}
 
 /// Bring a `process` of the runtime spec into the form that `oci_spec` 0.10 reads.
 pub fn mend_process(process: &mut Value) {

@@ -5,6 +5,7 @@
 //! Steps are for running and for reading: `explain` prints them, nothing decides by them later.
 
 mod attribute;
+mod resctrl;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use attribute::Attribute;
+pub use resctrl::Resctrl;
 
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
@@ -38,6 +40,8 @@ pub enum Claim {
     LegacyCgroup { controller: String, path: PathBuf, parents: Vec<PathBuf> },
     /// Upper layer and work folder of an overlay. Released by removing the tree, never through a mount point.
     Scratch { path: PathBuf },
+    /// A group of the resctrl file system. Released by removing it, after the processes are gone.
+    Resctrl { path: PathBuf },
 }
 
 impl Claim {
@@ -46,7 +50,8 @@ impl Claim {
         match self {
             Self::Cgroup { path, .. }
             | Self::LegacyCgroup { path, .. }
-            | Self::Scratch { path } => path,
+            | Self::Scratch { path }
+            | Self::Resctrl { path } => path,
         }
     }
 }
@@ -59,6 +64,7 @@ impl fmt::Display for Claim {
                 write!(f, "v1 cgroup {} ({controller})", path.display())
             }
             Self::Scratch { path } => write!(f, "scratch folder {}", path.display()),
+            Self::Resctrl { path } => write!(f, "resctrl group {}", path.display()),
         }
     }
 }
@@ -94,6 +100,9 @@ pub enum HostStep {
     MakeScratch {
         path: PathBuf,
     },
+    Resctrl(Resctrl),
+    /// Give the process an attribute.
+    Attribute(Attribute),
     /// Move a network interface into the process's network namespace, or into the one that it joins.
     MoveInterface {
         device: NetDevice,
@@ -149,6 +158,7 @@ impl HostStep {
             Self::MakeCgroup { path, .. }
             | Self::MakeLegacyCgroup { path, .. }
             | Self::MakeScratch { path } => Some(path),
+            Self::Resctrl(step) => step.makes(),
             _ => None,
         }
     }
@@ -180,6 +190,8 @@ impl fmt::Display for HostStep {
                     cgroup.display()
                 )
             }
+            Self::Resctrl(step) => step.fmt(f),
+            Self::Attribute(attribute) => write!(f, "for the process: {attribute}"),
             Self::MoveInterface { device, .. } => {
                 write!(f, "move interface {} into the container as {}", device.host, device.inside)
             }

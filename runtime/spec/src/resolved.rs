@@ -30,6 +30,7 @@ pub struct Resolved {
     pub time_offsets: Vec<TimeOffset>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
+    pub intel_rdt: Option<IntelRdt>,
     pub net_devices: Vec<NetDevice>,
     pub sysctl: BTreeMap<String, String>,
     /// Folder name in the cgroup trees, relative to their roots, without a leading slash.
@@ -141,6 +142,19 @@ pub enum Propagation {
     Slave,
     Private,
     Unbindable,
+}
+
+/// Cache and memory bandwidth, through the resctrl file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IntelRdt {
+    /// Name of the group; empty for the root of the file system.
+    pub group: String,
+    /// It is the container's own, made and removed with it.
+    pub own: bool,
+    /// Lines as `L3:0=ff`.
+    pub schemata: Vec<String>,
+    /// Name of a monitoring group of the container's own.
+    pub monitoring: Option<String>,
 }
 
 /// A network interface of the host that moves into the container.

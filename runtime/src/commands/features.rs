@@ -41,7 +41,7 @@ pub(super) fn features() -> Result<u8, Error> {
             "selinux": { "enabled": true },
             "memoryPolicy": { "modes": names(&MEMORY_MODES), "flags": names(&MEMORY_FLAGS) },
             "netDevices": { "enabled": true },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "mountExtensions": { "idmap": { "enabled": true } }
         },
         "annotations": {},

@@ -3,8 +3,26 @@ use std::io;
 use hafen_spec::plan::Attribute;
 use hafen_spec::resolved::Scheduler;
 use hafen_sys::child::{self, Op, SchedulerAttributes};
+use hafen_sys::{CallError, Context};
 
 use super::c;
+
+/// Give the process what it may not give itself: real-time policies and the like take rights in the first user namespace
+/// (capabilities(7)).
+///
+/// # Errors
+/// Names the attribute.
+pub(crate) fn give(pid: i32, attribute: &Attribute) -> Result<(), CallError> {
+    let give = || {
+        for op in encode(attribute, -1)? {
+            if let Op::Attribute(attribute) = op {
+                child::give(pid, &attribute)?;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    give().call(|| attribute.to_string())
+}
 
 /// `proc` is a verified procfs, for what is written there.
 pub(super) fn encode(attribute: &Attribute, proc: i32) -> io::Result<Vec<Op>> {

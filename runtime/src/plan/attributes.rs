@@ -14,6 +14,19 @@ pub(super) fn steps(attributes: &Attributes) -> Vec<ChildStep> {
     all.into_iter().flatten().map(ChildStep::Attribute).collect()
 }
 
+/// Take out of the steps of a process in a user namespace what the runtime has to do for it.
+pub(crate) fn of_the_runtime(steps: &mut Vec<ChildStep>) -> Vec<Attribute> {
+    let mut taken = Vec::new();
+    steps.retain(|step| match step {
+        ChildStep::Attribute(all @ (Attribute::Scheduler(_) | Attribute::IoPriority(_))) => {
+            taken.push(all.clone());
+            false
+        }
+        _ => true,
+    });
+    taken
+}
+
 /// The labels that execve(2) takes on, chosen while the host's procfs is at hand.
 pub(super) fn labels(process: &Process) -> Vec<ChildStep> {
     let asked = process.attributes.clone();

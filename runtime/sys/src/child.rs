@@ -14,7 +14,7 @@ mod terminal;
 
 use std::ffi::{CStr, CString};
 
-pub use attributes::{Attribute, SchedulerAttributes};
+pub use attributes::{Attribute, SchedulerAttributes, give};
 pub(crate) use machine::{Pipes, run};
 pub(crate) use mounts::new_mount;
 pub use notify::{Notify, Stack};

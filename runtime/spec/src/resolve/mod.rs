@@ -8,6 +8,7 @@ mod mounts;
 mod network;
 mod options;
 mod process;
+mod rdt;
 mod time;
 mod unsupported;
 mod user;
@@ -73,6 +74,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
         user,
         time_offsets: time::offsets(spec, &namespaces, &mut problems),
+        intel_rdt: rdt::intel_rdt(spec, &options.id, &mut problems),
         net_devices: network::devices(spec, &namespaces, &mut problems),
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),
         cgroup: linux::cgroup(spec, &options.id, &mut problems),

@@ -1,6 +1,6 @@
 //! Fields that the runtime spec defines and this version does not honour yet: refused by name, never ignored.
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 use crate::Problems;
 
@@ -23,19 +23,11 @@ pub(super) fn check(spec: &Spec, problems: &mut Problems) {
     if let Some(process) = spec.process() {
         check_process(process, problems);
     }
-    if let Some(linux) = spec.linux() {
-        check_linux(linux, problems);
-    }
 }
 
 fn check_process(process: &Process, problems: &mut Problems) {
     let text = |field: &Option<String>| field.as_deref().is_some_and(|t| !t.is_empty());
     let fields = [("process.commandLine", text(process.command_line()))];
-    refuse(&fields, NOT_YET, problems);
-}
-
-fn check_linux(linux: &Linux, problems: &mut Problems) {
-    let fields = [("linux.intelRdt", linux.intel_rdt().is_some())];
     refuse(&fields, NOT_YET, problems);
 }
 

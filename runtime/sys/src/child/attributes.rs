@@ -58,18 +58,32 @@ impl Default for SchedulerAttributes {
     }
 }
 
-pub(super) fn set(attribute: &Attribute) -> Result<(), i32> {
+/// Give an attribute to another process: of those that a process in a user namespace may not give itself.
+///
+/// # Errors
+/// EINVAL for any other attribute.
+pub fn give(pid: i32, attribute: &Attribute) -> std::io::Result<()> {
+    let known = matches!(
+        attribute,
+        Attribute::Scheduler(_) | Attribute::Nice(_) | Attribute::IoPriority { .. }
+    );
+    let answer = if known { set(attribute, pid) } else { Err(libc::EINVAL) };
+    answer.map_err(std::io::Error::from_raw_os_error)
+}
+
+/// `process` is 0 for ourselves; what has no such argument is about ourselves.
+pub(super) fn set(attribute: &Attribute, process: i32) -> Result<(), i32> {
     let answer = match attribute {
         Attribute::Scheduler(attributes) => {
             let pointer = std::ptr::from_ref(attributes) as usize;
             // SAFETY: a struct sched_attr that says its own size, alive across the call.
-            unsafe { call(libc::SYS_sched_setattr, [0, pointer, 0, 0, 0, 0]) }
+            unsafe { call(libc::SYS_sched_setattr, [reg(process), pointer, 0, 0, 0, 0]) }
         }
         Attribute::Nice(nice) => {
-            let process = libc::PRIO_PROCESS as usize;
-            plain(libc::SYS_setpriority, [process, 0, reg(*nice), 0, 0, 0])
+            let which = libc::PRIO_PROCESS as usize;
+            plain(libc::SYS_setpriority, [which, reg(process), reg(*nice), 0, 0, 0])
         }
-        Attribute::IoPriority { class, level } => io_priority(*class, *level),
+        Attribute::IoPriority { class, level } => io_priority(process, *class, *level),
         Attribute::Affinity { processors } => {
             let (pointer, size) = (processors.as_ptr() as usize, size_of_val(&**processors));
             // SAFETY: a mask of the size given, alive across the call.
@@ -83,11 +97,11 @@ pub(super) fn set(attribute: &Attribute) -> Result<(), i32> {
     answer.map(|_| ())
 }
 
-fn io_priority(class: u8, level: u8) -> Answer {
+fn io_priority(process: i32, class: u8, level: u8) -> Answer {
     const WHO_PROCESS: usize = 1;
     const CLASS_SHIFT: usize = 13;
     let value = (class as usize) << CLASS_SHIFT | level as usize;
-    plain(libc::SYS_ioprio_set, [WHO_PROCESS, 0, value, 0, 0, 0])
+    plain(libc::SYS_ioprio_set, [WHO_PROCESS, reg(process), value, 0, 0, 0])
 }
 
 fn memory_policy(mode: u32, nodes: &[u64]) -> raw::Answer {

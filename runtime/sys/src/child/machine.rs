@@ -370,7 +370,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
         Op::WriteProc { proc, path, data } => write_proc(*proc, path, data)?,
-        Op::Attribute(attribute) => attributes::set(attribute)?,
+        Op::Attribute(attribute) => attributes::set(attribute, 0)?,
         // SAFETY: the name lives across the call and has the length given.
         Op::Hostname { name } => done(unsafe {
             call(libc::SYS_sethostname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0])
