@@ -42,6 +42,8 @@ pub(crate) struct Sources {
     /// For each bind mount, in the order of the steps.
     pub(crate) binds: Vec<Source>,
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
+    /// `tasks` of each v1 cgroup that is entered, in the order of the steps.
+    pub(crate) tasks: Vec<OwnedFd>,
     /// The root of the host's procfs, where a step [`needs_proc`].
     pub(crate) proc: Option<OwnedFd>,
     /// The agent of a seccomp filter.
@@ -75,6 +77,7 @@ pub(crate) struct Encoder<'a> {
     root: &'a Path,
     filter: Option<&'a Filter>,
     binds: std::slice::Iter<'a, Source>,
+    tasks: std::slice::Iter<'a, OwnedFd>,
     ops: Vec<Op>,
     /// The root was attached at `/`.
     over_root: bool,
@@ -114,6 +117,7 @@ impl<'a> Encoder<'a> {
             root,
             filter,
             binds: sources.binds.iter(),
+            tasks: sources.tasks.iter(),
             ops: Vec::new(),
             over_root: false,
         }
@@ -165,6 +169,9 @@ impl<'a> Encoder<'a> {
         let op = match step {
             ChildStep::ResetSignals => Op::ResetSignals,
             ChildStep::NewSession => Op::NewSession,
+            ChildStep::EnterLegacy { .. } => {
+                Op::Write { fd: raw(self.tasks.next()), data: b"0".to_vec() }
+            }
             ChildStep::NewKeyring { name } => Op::JoinKeyring { name: c(name)? },
             ChildStep::OomScoreAdj { value } => {
                 write_proc(self.proc(), "self/oom_score_adj", &value.to_string())?

@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 use crate::encode::{Encoded, Encoder, Sources, give, needs_proc};
 use crate::hooks::{self, Occasion, Standard, Started};
 use crate::journal::{Record, Status};
-use crate::launch::{explain, open_cgroup};
+use crate::launch::{explain, open_cgroup, open_tasks};
 use crate::listener::{self, Listener};
 use crate::state::State;
 use crate::{Error, fault, plan, privilege};
@@ -121,6 +121,13 @@ impl Container {
         })
     }
 
+    /// Into its folders in v1 hierarchies, with the last of what is held of the host's.
+    fn enter(&self, steps: &mut Vec<ChildStep>) {
+        let at = steps.iter().position(|s| matches!(s, ChildStep::CloseHost { .. })).unwrap_or(0);
+        let folders = self.legacy.iter();
+        steps.splice(at..at, folders.map(|f| ChildStep::EnterLegacy { cgroup: f.clone() }));
+    }
+
     /// Below its folders, `sub` or nothing.
     fn place(&mut self, sub: &Path) {
         for folder in self.tree.iter_mut().chain(&mut self.legacy) {
@@ -186,11 +193,13 @@ pub(crate) fn join(
     let Guest { process, filter, facts, console, cgroup } = guest;
     let instructions = filter.map(seccomp::Filter::len);
     let own_root = !container.has_own("mnt");
+    container.place(&cgroup);
     let mut steps = plan::join(&record.id, process, container.names(), own_root, instructions);
     let given = given(&container, &mut steps);
-    container.place(&cgroup);
+    container.enter(&mut steps);
     let Written { proc, listener } = written(record, &steps, filter, &container)?;
-    let sources = Sources { console, proc, listener, ..container.sources(None)? };
+    let tasks = open_tasks(&steps)?;
+    let sources = Sources { console, proc, listener, tasks, ..container.sources(None)? };
     // Before it is born in the container's cgroup.
     if let Some(initial) = &process.attributes.exec_affinity.initial {
         run_on(initial)?;
@@ -326,8 +335,7 @@ fn own_folder(container: &Container, facts: &HostFacts) -> Result<PathBuf, CallE
 
 fn enter(container: &Container, pid: i32, facts: &HostFacts) -> Result<(), CallError> {
     let by_hand = facts.lacks("clone3") || facts.lacks("clone_into_cgroup");
-    let tree = container.tree.iter().filter(|_| by_hand);
-    for cgroup in tree.chain(&container.legacy) {
+    for cgroup in container.tree.iter().filter(|_| by_hand) {
         cgroup::perform(&HostStep::Enter { cgroup: cgroup.clone() }, Some(pid))?;
         fault::point();
     }
@@ -390,6 +398,7 @@ fn hook_inside(
         instructions,
     );
     let given = given(container, &mut steps);
+    container.enter(&mut steps);
     for step in &mut steps {
         // Not what it is called, but what it is.
         if let ChildStep::FindProgram { candidates } = step {
@@ -397,7 +406,9 @@ fn hook_inside(
         }
     }
     let Written { proc, listener } = written(record, &steps, guest.filter, container)?;
-    let sources = Sources { proc, listener, ..container.sources(Some(descriptors(standard)))? };
+    let tasks = open_tasks(&steps)?;
+    let sources =
+        Sources { proc, listener, tasks, ..container.sources(Some(descriptors(standard)))? };
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), guest.filter);
     let launched = start(
         container,
@@ -420,9 +431,11 @@ pub(crate) fn hook_visiting(
     guest: &Guest<'_>,
 ) -> Result<Started, Error> {
     let process = as_hook(guest.process, hook);
-    let steps =
-        plan::visit(&hook.path.to_string_lossy(), container.names(), container.has_own("user"));
-    let sources = container.sources(Some(descriptors(standard)))?;
+    let program = hook.path.to_string_lossy();
+    let mut steps = plan::visit(&program, container.names(), container.has_own("user"));
+    container.enter(&mut steps);
+    let tasks = open_tasks(&steps)?;
+    let sources = Sources { tasks, ..container.sources(Some(descriptors(standard)))? };
     let encoder = Encoder::new(&sources, guest.facts, &process, Path::new("/"), None);
     let launched = start(
         container,

@@ -311,6 +311,7 @@ fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<S
         root: open_root(prepared)?,
         binds: sources::mounts(prepared)?,
         namespaces: open_namespaces(prepared)?,
+        tasks: open_tasks(&prepared.plan.child)?,
         proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
         listener: listener::connect(
             prepared.filter.as_ref(),
@@ -326,6 +327,22 @@ fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<S
         console: own.console.take(),
         ..Sources::default()
     })
+}
+
+/// For each v1 cgroup that is entered.
+///
+/// # Errors
+/// The file that cannot be opened.
+pub(crate) fn open_tasks(steps: &[ChildStep]) -> Result<Vec<OwnedFd>, CallError> {
+    let folders = steps.iter().filter_map(|step| match step {
+        ChildStep::EnterLegacy { cgroup } => Some(cgroup.join("tasks")),
+        _ => None,
+    });
+    let open = |path: PathBuf| {
+        open(&path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .call(|| format!("open {}", path.display()))
+    };
+    folders.map(open).collect()
 }
 
 /// A detached copy of the root's mounts to attach in the new namespace; the folder itself where there is none.

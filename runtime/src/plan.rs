@@ -21,9 +21,11 @@ pub(crate) fn order(
     filter: Option<usize>,
     waits: bool,
 ) -> Plan {
+    let enter = |cgroup| ChildStep::EnterLegacy { cgroup };
     let child = [
         time_namespace(resolved).into_iter().collect(),
         identity(resolved),
+        cgroup.entered.into_iter().map(enter).collect(),
         user_namespace(resolved),
         namespaces(resolved),
         if resolved.namespaces.is_new(Namespace::Mount) {
@@ -35,8 +37,8 @@ pub(crate) fn order(
         inside(resolved),
         hooks_before_root(&resolved.hooks).into_iter().collect(),
         new_root(resolved),
-        // The runtime's side (v1 cgroups above all) goes on beside all this, and is done before the
-        // container's own view of the cgroups is fixed and before anything is given up.
+        // The runtime's side goes on beside all this, and is done before the container's own view of the
+        // cgroups is fixed and before anything is given up.
         own_cgroups(resolved),
         sysctl(resolved),
         rights(&resolved.process, filter, start(resolved, waits)),
@@ -58,7 +60,7 @@ pub(crate) fn order(
         claims,
         before: limits.into_iter().chain(rootfs.before).collect(),
         spawn: spawn(resolved, cgroup.born_in),
-        // Moves first: the first one waits for a grace period, in which the process does much of its part.
+        // Moves first, where it is not born in its place: they wait for a grace period.
         beside: privileges(resolved)
             .into_iter()
             .chain(cgroup.beside)

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use hafen_spec::facts::CgroupLayout;
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, eaccess};
 
 use super::folder::{Folder, read_whole};
 
@@ -43,6 +44,9 @@ pub fn discover() -> Result<CgroupLayout, CallError> {
     let found = parse(&table);
     let mut layout =
         CgroupLayout { legacy: found.legacy, named: found.named, ..Default::default() };
+    let hierarchies = layout.legacy.values().collect::<BTreeSet<_>>().into_iter();
+    layout.closed =
+        hierarchies.filter(|h| eaccess(*h, AccessFlags::W_OK).is_err()).cloned().collect();
     let mut failure = None;
     for tree in found.trees {
         let list = Folder::open(&tree).and_then(|f| f.read("cgroup.controllers"));
@@ -188,6 +192,7 @@ mod tests {
 
     fn layout(found: Found, unified: &[&str]) -> CgroupLayout {
         CgroupLayout {
+            closed: Default::default(),
             tree: found.trees.into_iter().next(),
             unified: unified.iter().map(|c| (*c).to_owned()).collect(),
             legacy: found.legacy,

@@ -20,12 +20,19 @@ pub struct Share {
     pub before: Vec<HostStep>,
     /// While it exists and waits.
     pub beside: Vec<HostStep>,
+    /// The v1 folders that it goes into first of all.
+    pub entered: Vec<PathBuf>,
     /// The folder that the process is to be born in (`CLONE_INTO_CGROUP`); without it [`Share::beside`] moves it there.
     pub born_in: Option<PathBuf>,
 }
 
 /// Enabled where the host has them, limits or not: they tell what a container took.
 const ACCOUNTING: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// In v1 hierarchies the same, and what counts there beside them: clients read it in the folder that `/proc/PID/cgroup`
+/// names, and would read the numbers of whoever started the container where it has none of its own. They are left out
+/// where no folder can be made.
+const LEGACY_ACCOUNTING: [&str; 5] = ["blkio", "cpu", "cpuacct", "memory", "pids"];
 
 /// The top folder of all containers that did not ask for another place. Whoever is last takes it away.
 const OWN_TOP: &str = "hafen";
@@ -101,7 +108,7 @@ pub fn share(
     let name = resolved.cgroup.as_str();
     let mut share = Share::default();
     share.unified(&Place { hierarchy: tree, name }, facts, &settings, rules, missing);
-    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings) {
+    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &LEGACY_ACCOUNTING) {
         share.legacy(&Place { hierarchy, name }, &controllers, &settings, missing);
     }
     share.claims.reverse();
@@ -166,7 +173,7 @@ impl Share {
             |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
         let knobs = settings.iter().filter(here).map(|s| HostStep::Knob(knob(&path, s)));
         self.before.extend(knobs);
-        self.beside.push(HostStep::Enter { cgroup: path });
+        self.entered.push(path);
     }
 }
 
@@ -191,21 +198,25 @@ pub(super) fn limited(settings: &[Setting], home: Home) -> Vec<String> {
     controllers
 }
 
-/// The v1 hierarchies with something to write, and their controllers. A cpuset that is co-mounted with one of them
-/// comes along: nothing can enter its folder before it has CPUs and memory nodes.
+/// The v1 hierarchies with something to write or to count, and their controllers. A cpuset that is co-mounted with one of
+/// them comes along: nothing can enter its folder before it has CPUs and memory nodes.
 pub(super) fn legacy_groups<'a>(
     layout: &'a CgroupLayout,
     settings: &[Setting],
+    accounting: &[&str],
 ) -> Vec<(&'a Path, Vec<&'a str>)> {
     let limited = limited(settings, Home::Legacy);
-    let is_limited = |c: &str| limited.iter().any(|l| l == c);
+    let is_used = |hierarchy: &Path, c: &str| {
+        (accounting.contains(&c) && !layout.closed.contains(hierarchy))
+            || limited.iter().any(|l| l == c)
+    };
     let mut groups: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
     for (controller, hierarchy) in &layout.legacy {
         groups.entry(hierarchy).or_default().push(controller);
     }
-    groups.retain(|_, controllers| controllers.iter().any(|c| is_limited(c)));
-    for controllers in groups.values_mut() {
-        controllers.retain(|c| is_limited(c) || *c == "cpuset");
+    groups.retain(|hierarchy, controllers| controllers.iter().any(|c| is_used(hierarchy, c)));
+    for (hierarchy, controllers) in &mut groups {
+        controllers.retain(|c| is_used(hierarchy, c) || *c == "cpuset");
     }
     groups.into_iter().collect()
 }
@@ -243,8 +254,9 @@ fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
     if let Ok(Confinement::Legacy(files)) = device::confinement(&resolved.device_rules, facts) {
         settings.extend(files);
     }
-    let legacy =
-        legacy_groups(&facts.cgroup, &settings).into_iter().map(|(hierarchy, _)| hierarchy);
+    let legacy = legacy_groups(&facts.cgroup, &settings, &LEGACY_ACCOUNTING)
+        .into_iter()
+        .map(|(hierarchy, _)| hierarchy);
     let all = facts.cgroup.tree.iter().map(PathBuf::as_path).chain(legacy);
     all.map(|hierarchy| Place { hierarchy, name: &resolved.cgroup }).collect()
 }

@@ -107,7 +107,7 @@ pub fn change(
         ..Change::default()
     };
     change.unified(&settings);
-    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings) {
+    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &[]) {
         change.legacy(&Place { hierarchy, name: &name }, &controllers, &settings, claims)?;
     }
     Ok(change)

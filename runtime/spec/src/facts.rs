@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -63,6 +63,8 @@ pub struct CgroupLayout {
     pub unified: Vec<String>,
     /// Controllers bound to a v1 hierarchy, with the mount point of that hierarchy.
     pub legacy: BTreeMap<String, PathBuf>,
+    /// Those of them in which this process may make no folder.
+    pub closed: BTreeSet<PathBuf>,
     /// Named v1 hierarchies without a controller (`name=systemd`).
     pub named: BTreeMap<String, PathBuf>,
 }

@@ -264,6 +264,11 @@ pub enum ChildStep {
     NewKeyring {
         name: String,
     },
+    /// Go into a folder of a v1 hierarchy. A process that moves itself, through `tasks`, waits for no grace period; whoever
+    /// is moved through `cgroup.procs` does.
+    EnterLegacy {
+        cgroup: PathBuf,
+    },
     OomScoreAdj {
         value: i32,
     },
@@ -451,6 +456,7 @@ impl fmt::Display for ChildStep {
             Self::NamespaceRoot { uid, gid, .. } => {
                 write!(f, "become uid {uid} gid {gid} of the user namespace")
             }
+            Self::EnterLegacy { cgroup } => write!(f, "write \"0\" to {}/tasks", cgroup.display()),
             Self::LoopbackUp => f.write_str("bring the loopback interface up"),
             Self::HostPropagation { propagation } => {
                 write!(f, "make every inherited mount {propagation:?}")

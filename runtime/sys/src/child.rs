@@ -86,6 +86,11 @@ pub enum Op {
         path: CString,
         data: Vec<u8>,
     },
+    /// Write to a descriptor once, and close it.
+    Write {
+        fd: i32,
+        data: Vec<u8>,
+    },
     Attribute(Attribute),
     Hostname {
         name: Vec<u8>,

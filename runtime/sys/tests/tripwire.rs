@@ -107,7 +107,7 @@ fn more_mounts() -> Vec<Op> {
 }
 
 /// Every kind of operation that needs no root file system to stand in.
-fn long_script(proc: i32) -> Vec<Op> {
+fn long_script(proc: i32, null: i32) -> Vec<Op> {
     let root = At::Slot(Slot(0));
     let mut ops = vec![
         Op::Umask { mask: 0 },
@@ -181,6 +181,7 @@ fn long_script(proc: i32) -> Vec<Op> {
     ops.extend([
         Op::Hostname { name: b"tripwire".to_vec() },
         Op::WriteProc { proc, path: c("self/oom_score_adj"), data: b"1000".to_vec() },
+        Op::Write { fd: null, data: b"0".to_vec() },
         Op::Attribute(Attribute::Nice(1)),
         Op::Attribute(Attribute::Scheduler(SchedulerAttributes::default())),
         Op::Attribute(Attribute::IoPriority { class: 2, level: 3 }),
@@ -218,7 +219,8 @@ fn a_script_with_every_kind_of_operation_allocates_nothing() {
     arm();
     assert!(is_root(), "this test needs root");
     let proc = open_proc().unwrap();
-    let (outcome, code) = run(long_script(proc.as_raw_fd()), NAMESPACES);
+    let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    let (outcome, code) = run(long_script(proc.as_raw_fd(), null.as_raw_fd()), NAMESPACES);
     assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
     assert_eq!(code, Some(0));
 }

@@ -7,6 +7,7 @@ use super::*;
 
 fn layout(unified: &[&str], legacy: &[&str]) -> CgroupLayout {
     CgroupLayout {
+        closed: Default::default(),
         tree: Some("/tree".into()),
         unified: unified.iter().map(|c| (*c).to_owned()).collect(),
         legacy: legacy.iter().map(|c| ((*c).to_owned(), format!("/v1/{c}").into())).collect(),

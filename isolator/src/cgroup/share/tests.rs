@@ -41,9 +41,10 @@ fn hybrid_host() -> HostFacts {
 fn text(share: &Share) -> String {
     let claims = share.claims.iter().map(|c| format!("claim {c}, then {:?}", parents(c)));
     let before = share.before.iter().map(|s| format!("before: {s}"));
+    let entered = share.entered.iter().map(|p| format!("entered: {}", p.display()));
     let beside = share.beside.iter().map(|s| format!("beside: {s}"));
     let born = share.born_in.iter().map(|p| format!("born in {}", p.display()));
-    claims.chain(before).chain(beside).chain(born).map(|l| l + "\n").collect()
+    claims.chain(before).chain(beside).chain(entered).chain(born).map(|l| l + "\n").collect()
 }
 
 fn parents(claim: &Claim) -> &[PathBuf] {
@@ -80,15 +81,31 @@ fn golden_hybrid_host() {
     assert_eq!(text(&share), include_str!("golden/hybrid.txt"));
 }
 
+/// Clients count in the folder that `/proc/PID/cgroup` names.
 #[test]
-fn no_limits_no_v1_folders() {
+fn without_limits_it_has_v1_folders_all_the_same() {
     let mut resolved = resolved("hafen/c1");
     resolved.limits = Default::default();
-    let share = share(&resolved, &hybrid_host(), &BTreeSet::new()).unwrap();
-    assert_eq!(share.claims.len(), 1);
-    assert_eq!(share.before.len(), 1);
+    let mut facts = hybrid_host();
+    facts.cgroup.legacy.insert("net_cls".to_owned(), "/cg/net_cls".into());
+    let share = share(&resolved, &facts, &BTreeSet::new()).unwrap();
+    let folders = ["/cg/cpu", "/cg/memory", "/cg/pids"].map(|h| Path::new(h).join("hafen/c1"));
+    assert_eq!(share.entered, folders);
+    assert_eq!(share.claims.len(), 4);
     assert_eq!(share.beside, []);
     assert_eq!(share.born_in, Some("/cg/unified/hafen/c1".into()));
+}
+
+#[test]
+fn where_no_folder_can_be_made_nothing_is_counted() {
+    let mut resolved = resolved("hafen/c1");
+    resolved.limits.memory = Default::default();
+    let mut facts = hybrid_host();
+    facts.cgroup.closed = ["/cg/memory", "/cg/pids"].map(PathBuf::from).into();
+    let share = share(&resolved, &facts, &BTreeSet::new()).unwrap();
+    // The pids limit is asked for: that it cannot be set is for the launch to say.
+    let folders = ["/cg/cpu", "/cg/pids"].map(|h| Path::new(h).join("hafen/c1"));
+    assert_eq!(share.entered, folders);
 }
 
 #[test]

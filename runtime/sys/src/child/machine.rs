@@ -370,6 +370,7 @@ fn simple_step(op: &Op) -> Result<(), Fault> {
         Op::LoopbackUp => loopback_up()?,
         Op::Umask { mask } => done(plain(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]))?,
         Op::WriteProc { proc, path, data } => write_proc(*proc, path, data)?,
+        Op::Write { fd, data } => write_last(*fd, data)?,
         Op::Attribute(attribute) => attributes::set(attribute, 0)?,
         // SAFETY: the name lives across the call and has the length given.
         Op::Hostname { name } => done(unsafe {
@@ -480,11 +481,15 @@ fn write_proc(proc: i32, path: &CStr, data: &[u8]) -> Result<(), Fault> {
     } else {
         raw::open_how(proc, path, &how)?
     };
+    write_last(fd, data).map_err(|fault| Fault { detail: 1, ..fault })
+}
+
+fn write_last(fd: i32, data: &[u8]) -> Result<(), Fault> {
     // SAFETY: the data lives across the call and has the length given.
     let written =
         unsafe { call(libc::SYS_write, [reg(fd), data.as_ptr() as usize, data.len(), 0, 0, 0]) };
     let _ = raw::close(fd);
-    written.map_err(|errno| Fault { detail: 1, errno, log: None })?;
+    written?;
     Ok(())
 }
 
