@@ -7,20 +7,26 @@ use std::time::Duration;
 use hafen_integration::{Call, Case, Need, Output, Running, Test, cgroup, wait_until};
 use nix::sys::signal::Signal;
 
-use super::{Peer, Runtime, image, tell_apart};
+use super::{Peer, QUICK, Runtime, image, in_terminal, tell_apart};
 
 pub(super) fn trials() -> Vec<Case> {
     let peer = Peer::Passes("runc");
     let limits = hafen_integration::needs![Limit("memory"), Limit("cpu"), Limit("pids")];
     vec![
         case("exit_codes", vec![], peer, exit_codes),
+        case("id_maps", hafen_integration::needs![UserNamespaces], peer, id_maps),
         case("folder_environment_mounts", vec![], peer, folder_environment_mounts),
         case("a_task_from_create_to_delete", vec![], peer, a_task_from_create_to_delete),
         case("limits_and_metrics", limits, peer, limits_and_metrics),
+        case("exec", vec![], peer, exec),
+        case("pause_and_resume", vec![], peer, pause_and_resume),
+        case("terminals", hafen_integration::needs![Program("script")], peer, terminals),
     ]
 }
 
 type Scenario = fn(&Containerd<'_>);
+
+const IN_VM: [&str; 2] = ["limits_and_metrics", "exec"];
 
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
     let mut needs = hafen_integration::needs![
@@ -32,6 +38,9 @@ fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
     ];
     let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
     needs.push(Need::Program(other));
+    if !IN_VM.contains(&name) {
+        needs.push(QUICK);
+    }
     needs.extend(more);
     Case::new(format!("clients::containerd::{name}"), needs, move |t| {
         tell_apart(t, peer, |runtime| {
@@ -128,6 +137,14 @@ impl<'t> Containerd<'t> {
         let options = [&["--fifo-dir", &fifos], options].concat();
         self.ok(self.with_runtime(&["run", "--detach"], &options, &id, &["sh", "-c", script]));
         id
+    }
+
+    /// `task exec OPTIONS ID WORDS`.
+    fn exec(&self, id: &str, options: &[&str], words: &[&str]) -> Output {
+        let name = self.test.id();
+        let fifos = self.folder.join("fifo").display().to_string();
+        let own = ["task", "exec", "--exec-id", &name, "--fifo-dir", &fifos];
+        self.call([&own, options, &[id], words].concat())
     }
 
     /// What `task ls` says of a task, and its process id.
@@ -267,9 +284,55 @@ fn limits_and_metrics(c: &Containerd<'_>) {
     assert!(matches!(throttled, Some(Ok(3..))), "{stat}");
     if cgroup::v1("memory").is_some() {
         assert_eq!(c.metric(&id, "memory.limit_in_bytes"), 32 << 20);
-        assert!(c.metric(&id, "cpuacct.usage") > 0);
+        assert!(c.metric(&id, "cpuacct.usage ") > 0);
+        let free = c.start(&[], "exec sleep 60");
+        assert!(c.metric(&free, "memory.usage_in_bytes") < 8 << 20, "it is somebody else's");
     } else {
         assert!(c.metric(&id, "memory.usage ") > 0);
         assert!(c.metric(&id, "cpu.usage_usec") > 0);
     }
+}
+
+fn exec(c: &Containerd<'_>) {
+    let id = c.start(&["--env", "FIRST=1"], "exec sleep 60");
+    let output = c.exec(&id, &[], &["sh", "-c", "echo out; echo err >&2; exit 5"]).code(5);
+    assert_eq!((&*output.stdout, &*output.stderr), ("out\n", "err\n"));
+    let options = ["--user", "1000:2000", "--cwd", "/tmp"];
+    let seen = c.exec(&id, &options, &["sh", "-c", "id -u; id -g; pwd; echo $FIRST"]).ok().stdout;
+    assert_eq!(seen, "1000\n2000\n/tmp\n1\n");
+    let missing = c.exec(&id, &[], &["no-such-program"]);
+    assert!(missing.stderr.contains("executable file not found in $PATH"), "{missing}");
+    c.exec(&id, &["--detach"], &["sleep", "61"]).ok();
+    let processes = c.ok(["task", "ps", &id]);
+    assert_eq!(processes.lines().count(), 3, "{processes}");
+}
+
+fn pause_and_resume(c: &Containerd<'_>) {
+    let id = c.start(&[], "exec sleep 60");
+    c.ok(["task", "pause", &id]);
+    assert_eq!(c.task(&id).0, "PAUSED");
+    let refused = c.exec(&id, &[], &["true"]);
+    assert!(refused.exit != Some(0), "{refused}");
+    c.ok(["task", "resume", &id]);
+    assert_eq!(c.task(&id).0, "RUNNING");
+    c.exec(&id, &[], &["true"]).ok();
+}
+
+fn terminals(c: &Containerd<'_>) {
+    let (first, second) = (c.test.id(), c.test.id());
+    let words = c.with_runtime(&["run", "--rm", "--tty"], &[], &first, &["size"]);
+    let seen = in_terminal(c.test, &c.ctr(words)).output().ok().stdout;
+    assert!(seen.contains("33 77"), "{seen}");
+    let id = c.start(&[], "exec sleep 60");
+    let words = ["task", "exec", "--tty", "--exec-id", &second, &id, "size"];
+    let seen = in_terminal(c.test, &c.ctr(words)).output().ok().stdout;
+    assert!(seen.contains("33 77"), "{seen}");
+}
+
+fn id_maps(c: &Containerd<'_>) {
+    let options = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"];
+    let seen = c
+        .run(&options, &["sh", "-c", "cat /proc/self/uid_map /proc/self/gid_map; id -u; touch /x"]);
+    let words: Vec<&str> = seen.stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "0", "200000", "65536", "0"], "{seen}");
 }

@@ -24,6 +24,16 @@ pub(super) fn layout(t: &Test) -> PathBuf {
     })
 }
 
+/// Its files as a tar archive.
+pub(super) fn rootfs(t: &Test) -> PathBuf {
+    let image = format!("{}:box", layout(t).display());
+    t.shared("rootfs.tar", |tar| {
+        let unpacked = t.dir().join("files");
+        umoci(t, &["unpack", "--image", &image, &unpacked.display().to_string()]);
+        pack(t, tar, &unpacked.join("rootfs"));
+    })
+}
+
 /// The layout as a tar archive.
 pub(super) fn archive(t: &Test) -> PathBuf {
     let layout = layout(t);

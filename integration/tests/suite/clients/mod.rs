@@ -4,9 +4,12 @@
 //! a failure of the client, of the machine or of the scenario is told from a failure of ours. Every client keeps all
 //! that it writes in the test's folder, takes its images from there, and is ended by the test.
 
+mod buildah;
 mod containerd;
+mod dockerd;
 mod image;
 mod podman;
+mod umoci;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +18,23 @@ use std::time::Duration;
 use hafen_integration::{Call, Case, Environment, Need, Program, Test, attempt, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
-    [podman::trials(), containerd::trials()].into_iter().flatten().collect()
+    let modules = [
+        podman::trials(),
+        containerd::trials(),
+        dockerd::trials(),
+        buildah::trials(),
+        umoci::trials(),
+    ];
+    modules.into_iter().flatten().collect()
 }
 
 /// What the scenarios wait for.
 const LATER: Need = Need::That("a part of hafen-oci that is being built", || {
     std::env::var_os("HAFEN_LATER").is_some()
 });
+
+/// For what need not be tried in the virtual machine, where each call of a client takes seconds.
+const QUICK: Need = Need::That("processors that are not emulated", || !is_emulated());
 
 /// The runtime that a client is told to use.
 #[derive(Debug, Clone)]

@@ -207,6 +207,14 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         why: "as without the namespace, seen from a root that is the holder's folder",
     },
     Accepted {
+        layout: Layout::Hybrid,
+        recipe: "cgroup_mount_without_its_namespace|joined_cgroup",
+        fact: "mount /sys/fs/cgroup/* root",
+        ours: "*/hafen/ID",
+        theirs: "/*",
+        why: "a cgroup mount shows the container's own folder, whose path is each engine's choice",
+    },
+    Accepted {
         layout: Layout::Any,
         recipe: "caller_network_and_its_sysfs",
         fact: "mount /sys/fs/cgroup* root",

@@ -42,6 +42,10 @@ fn stats_top_and_ps(p: &Podman<'_>) {
     assert!(stats.contains("/ 67.11MB") && stats.trim().ends_with(" 2"), "{stats}");
     let top = p.ok(["top", "c", "args"]);
     assert!(top.contains("sleep 60") && top.contains("sleep 61"), "{top}");
+    // Without any limit there is still something to count.
+    p.start("free", &[], "exec sleep 60");
+    let free = p.ok(["stats", "--no-stream", "--format", format, "free"]);
+    assert!(!free.starts_with("0B") && free.trim().ends_with(" 1"), "{free}");
     assert!(p.ok(["ps", "--format", "{{.Names}} {{.State}}"]).starts_with("c Up"));
 }
 

@@ -15,7 +15,7 @@ use hafen_integration::{Call, Case, Need, Output, Test, cgroup, wait_until};
 
 use nix::mount::umount;
 
-use super::{Peer, Runtime, await_the_end_of_processes, image, remove_stray, tell_apart};
+use super::{Peer, QUICK, Runtime, await_the_end_of_processes, image, remove_stray, tell_apart};
 
 pub(super) fn trials() -> Vec<Case> {
     let modules = [
@@ -31,6 +31,18 @@ pub(super) fn trials() -> Vec<Case> {
 
 type Scenario = fn(&Podman<'_>);
 
+/// What is different on unified cgroups, and one of each kind.
+const IN_VM: [&str; 8] = [
+    "exit_codes",
+    "exec",
+    "terminals",
+    "pause_unpause",
+    "update",
+    "memory_cpu_and_pids",
+    "privileged_and_devices",
+    "pod",
+];
+
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
     let mut needs = hafen_integration::needs![
         Root,
@@ -41,6 +53,9 @@ fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
     ];
     let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
     needs.push(Need::Program(other));
+    if !IN_VM.contains(&name) {
+        needs.push(QUICK);
+    }
     needs.extend(more);
     Case::new(format!("clients::podman::{name}"), needs, move |t| {
         tell_apart(t, peer, |runtime| scenario(&Podman::new(t, runtime.clone())));

@@ -17,6 +17,7 @@ pub(super) fn scenarios() -> Vec<Case> {
         case("privileged_and_devices", vec![], peer, privileged_and_devices),
         case("settings_of_the_process", vec![], peer, settings_of_the_process),
         case("namespaces_of_the_host", vec![], peer, namespaces_of_the_host),
+        case("user_namespaces", hafen_integration::needs![UserNamespaces], peer, user_namespaces),
         case("init", vec![], peer, init),
         case("hooks", vec![], peer, hooks),
     ]
@@ -166,4 +167,19 @@ fn hooks(p: &Podman<'_>) {
     p.call(["--hooks-dir", &option, "run", "--rm", super::BOX, "true"]).ok();
     let said = fs::read_to_string(&said).expect("what the hooks said");
     assert_eq!(said, "prestart\ncreateRuntime\npoststart\npoststop\n");
+}
+
+fn user_namespaces(p: &Podman<'_>) {
+    let options = ["--uidmap", "0:100000:5000", "--gidmap", "0:200000:5000"];
+    let script =
+        "cat /proc/self/uid_map /proc/self/gid_map; touch /x && stat -c %u:%g /x /bin/busybox";
+    let seen = p.sh(&options, script);
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "5000", "0", "200000", "5000", "0:0", "0:0"]);
+    p.start("one", &options, "exec sleep 60");
+    assert_eq!(p.ok(["exec", "--user", "app", "one", "id", "-u"]), "1000\n");
+    let status = fs::read_to_string(format!("/proc/{}/status", p.pid("one"))).expect("its status");
+    assert!(status.contains("Uid:\t100000\t100000"), "{status}");
+    let seen = p.sh(&["--userns=keep-id", "--user", "0"], "id -u");
+    assert_eq!(seen, "0\n");
 }
