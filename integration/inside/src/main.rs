@@ -10,13 +10,17 @@
 //! inside eat BYTES [SECS]  touch BYTES of memory, print "ate BYTES", hold it for SECS
 //! inside burn SECS [N]     keep N threads busy for SECS of wall time, print JSON {"cpu_usec":..,"wall_usec":..}
 //! inside notify WORDS      send WORDS to $NOTIFY_SOCKET
+//! inside peek SECS         print "ready", look into all other processes for SECS, print JSON {"exe":[inodes],"fd":[links]}
 //! inside swap A B          print "ready", exchange the two names over and over until killed
 //! inside thread PATH       make the folder PATH in a thread of its own, print "ok", an error, or "thread killed"
 //! inside fork N            start N sleeping processes, print JSON {"asked":..,"started":..,"error":..}, end them
 //! ```
 //! Code 64 for a command line it does not know, 1 when it fails.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -62,6 +66,7 @@ fn run(argv: &[String], words: &[&str]) -> Result<ExitCode, String> {
         ["burn", seconds, threads] => burn(number(seconds)?, number(threads)?)?,
         ["thread", path] => in_thread(path)?,
         ["fork", count] => fork(&argv[0], number(count)?)?,
+        ["peek", seconds] => peek(Duration::from_secs_f64(number(seconds)?))?,
         ["swap", a, b] => swap(a, b)?,
         ["notify", words] => notify(words)?,
         ["help" | "--help"] | [] => {
@@ -152,6 +157,28 @@ fn burn(seconds: f64, threads: u32) -> Result<(), String> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|e| format!("getrusage: {e}"))?;
     let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     print(&format!(r#"{{"cpu_usec":{cpu},"wall_usec":{}}}"#, start.elapsed().as_micros()))
+}
+
+/// What a process of the container finds out about those that appear beside it.
+fn peek(time: Duration) -> Result<(), String> {
+    print("ready")?;
+    let (mut programs, mut links) = (BTreeSet::new(), BTreeSet::new());
+    let end = Instant::now() + time;
+    let own = std::process::id().to_string();
+    while Instant::now() < end {
+        for process in fs::read_dir("/proc").map_err(|e| e.to_string())?.filter_map(Result::ok) {
+            let name = process.file_name().to_string_lossy().into_owned();
+            if name == own || !name.bytes().all(|b| b.is_ascii_digit()) {
+                continue;
+            }
+            let path = process.path();
+            programs.extend(fs::metadata(path.join("exe")).map(|found| found.ino()));
+            let fds = fs::read_dir(path.join("fd")).into_iter().flatten().filter_map(Result::ok);
+            let found = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+            links.extend(found.map(|link| link.to_string_lossy().into_owned()));
+        }
+    }
+    print(&serde_json::json!({ "exe": programs, "fd": links }).to_string())
 }
 
 /// At every moment both names exist (RENAME_EXCHANGE, renameat2(2)): who looks twice sees two different things.

@@ -1,10 +1,10 @@
 //! Writes to procfs, and who may look into a process there.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
-use hafen_integration::{Case, Oci, Test, cases, json, wait_until};
+use hafen_integration::{Case, Oci, Test, Value, cases, json, wait_until};
 
 use super::{beside, folder, volume, weakened};
 
@@ -12,6 +12,7 @@ pub(super) fn trials() -> Vec<Case> {
     cases![
         cve_2025_52881_a_setting_is_written_to_the_kernel_alone(Root, Busybox, Weaken),
         cve_2019_19921_a_volume_over_proc(Root, Busybox, Weaken),
+        cve_2016_9962_a_container_looks_into_who_joins_it(Root, Busybox, Weaken),
         cve_2016_9962_a_neighbour_looks_into_a_process_on_its_way(Root, Busybox, Weaken),
     ]
 }
@@ -105,4 +106,38 @@ fn looks(t: &Test, oci: &Oci) -> String {
     fs::remove_dir_all(&shared).expect("remove the shared folder");
     assert!(done.is_some(), "the neighbour never came to its end: {seen}");
     seen
+}
+
+/// A program of the container waits for `exec`, whose process has the container's rights and is not yet the program that
+/// was asked for. It is held up there by a search through a very long PATH.
+fn cve_2016_9962_a_container_looks_into_who_joins_it(t: &Test) {
+    let host = folder(t, "host");
+    let program = fs::metadata(t.oci().program()).expect("stat the program").ino();
+    let look = |weaken: &str| {
+        let id = t.id();
+        let bundle = t.bundle().args(["/inside", "peek", "2.5"]);
+        let oci = t.oci();
+        let path = bundle.path().display().to_string();
+        let mut container = oci.spawn(["run", "--bundle", &path, &id]);
+        container.await_text("ready");
+        let join = format!(
+            "exec 9<{}; HAFEN_WEAKEN={weaken} $OCI exec --env PATH={}/bin {id} true",
+            host.display(),
+            "/n:".repeat(40_000)
+        );
+        for _ in 0..3 {
+            let output = t.shell(&join).output();
+            assert!(output.exit == Some(0) || container.has_ended(), "{weaken}: {}", output.stderr);
+        }
+        let output = container.wait().ok();
+        let seen: Value = serde_json::from_str(output.stdout.lines().last().unwrap_or_default())
+            .unwrap_or_else(|e| panic!("{e}: {output}"));
+        let has = |list: &str, wanted: Value| {
+            seen[list].as_array().is_some_and(|all| all.contains(&wanted))
+        };
+        (has("exe", json!(program)), has("fd", json!(host.display().to_string())))
+    };
+    assert_eq!(look(""), (false, false));
+    assert_eq!(look("dumpable"), (true, false), "the program, but nothing of the host's");
+    assert_eq!(look("dumpable,descriptors"), (true, true), "without the defences");
 }
