@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use hafen_integration::{Case, Oci, Test, cases, json};
+use hafen_integration::{Bundle, Case, Oci, Test, cases, json};
 
 use super::{folder, volume, weakened};
 
@@ -11,6 +11,13 @@ pub(super) fn trials() -> Vec<Case> {
     cases![
         cve_2022_24769_a_file_gives_no_inherited_capability(Root, Busybox, Weaken),
         groups_of_the_caller_are_gone(Root, Busybox, Weaken, Program("setpriv")),
+        groups_of_the_caller_are_gone_in_a_user_namespace(
+            Root,
+            Busybox,
+            Weaken,
+            UserNamespaces,
+            Program("setpriv")
+        ),
     ]
 }
 
@@ -50,16 +57,24 @@ fn cve_2022_24769_a_file_gives_no_inherited_capability(t: &Test) {
     assert_eq!(sets(&weakened(t, "inheritable")), (3, 3), "without the defence");
 }
 
-/// What only a group of the caller's may read.
 fn groups_of_the_caller_are_gone(t: &Test) {
+    caller_groups(t, |bundle| bundle);
+}
+
+/// There the group of the caller has no number, so that no program could see it, and it opens files all the same.
+fn groups_of_the_caller_are_gone_in_a_user_namespace(t: &Test) {
+    caller_groups(t, |bundle| bundle.user_namespace(100_000, 65_536));
+}
+
+/// What only a group of the caller's may read.
+fn caller_groups(t: &Test, confined: impl Fn(Bundle) -> Bundle) {
     const GROUP: u32 = 4242;
     let shared = folder(t, "shared");
     let file = shared.join("file");
     fs::write(&file, "the group's\n").expect("write a file");
     chown(&file, Some(0), Some(GROUP)).expect("chown");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("chmod");
-    let bundle = t
-        .bundle()
+    let bundle = confined(t.bundle())
         .sh("id -G; cat /vol/file")
         .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
         .push("/mounts", volume(&shared, "/vol"));
