@@ -101,12 +101,15 @@ const CONFORMANCE: &[Package] = &[
     package("golang-github-google-uuid-dev", Proof::Listed),
 ];
 
+/// For libFuzzer, which is C++.
+const FUZZ: &[Package] = &[package("g++", Proof::Program("c++"))];
+
 impl Group {
     fn packages(self) -> Vec<Package> {
         let lists: &[&[Package]] = match self {
             Self::Up => &[UP],
             Self::Bench => &[UP, BENCH],
-            Self::Test => &[UP, BENCH, CLIENTS, CONFORMANCE],
+            Self::Test => &[UP, BENCH, CLIENTS, CONFORMANCE, FUZZ],
         };
         lists.concat()
     }

@@ -14,6 +14,8 @@
 
 mod artifacts;
 mod deny;
+mod fuzz;
+mod install;
 mod needs;
 mod session;
 mod tally;
@@ -75,6 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         set_up(&mut session, options);
     }
     let deny = options.checks_code().then(deny::prepare);
+    let fuzz = options.checks_code().then(fuzz::prepare);
     if options.checks_code() {
         check_code(&mut session);
     }
@@ -89,6 +92,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if let Some(deny) = deny {
         deny.check(&mut session);
+    }
+    if let Some(fuzz) = fuzz {
+        fuzz.run(&mut session);
     }
     Ok(session.finish())
 }
