@@ -249,7 +249,7 @@ fn no_descriptor_of_the_host_is_left(t: &Test) {
     let container = Sleeping::new(t, &t.bundle());
     let output = container.exec(NONE, &["/inside", "fds"]).ok();
     let open = output.json();
-    assert_eq!(open.as_object().map(|m| m.len()), Some(3), "{open}");
+    assert_eq!(open.as_object().map(serde_json::Map::len), Some(3), "{open}");
 }
 
 fn before_the_program_is_started(t: &Test) {
