@@ -1,5 +1,6 @@
 //! The states of a container, and the words and files that clients rely on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -596,8 +597,9 @@ fn containers_share_a_parent_cgroup(t: &Test) {
     let (oci, one, two) = (t.oci(), t.id(), t.id());
     // As a client does for a pod: the folder is its own, and so is the removal.
     let parent = format!("pod-{one}");
-    let mounts = [cgroup::tree(), cgroup::v1("pids")].into_iter().flatten();
-    let parents: Vec<PathBuf> = mounts.map(|m| m.join(&parent)).collect();
+    let counted = ["blkio", "cpu", "cpuacct", "memory", "pids"].map(cgroup::v1);
+    let mounts: BTreeSet<PathBuf> = counted.into_iter().chain([cgroup::tree()]).flatten().collect();
+    let parents: Vec<PathBuf> = mounts.iter().map(|m| m.join(&parent)).collect();
     parents.iter().for_each(|p| fs::create_dir(p).expect("make a cgroup"));
     let bundle = |id: &str| {
         sleeper(t)

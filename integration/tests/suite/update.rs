@@ -25,10 +25,10 @@ pub(crate) fn trials() -> Vec<Case> {
         only_what_is_named_is_changed(Root, Busybox, Limit("cpu"), Limit("memory"), Limit("pids")),
         limits_go_up_and_down_together(Root, Busybox, Limit("cpu"), Limit("memory")),
         a_failure_leaves_all_as_it_was(Root, Busybox, Limit("cpuset"), Limit("pids")),
-        a_new_folder_of_a_hybrid_host_takes_all_processes(Root, Busybox, Hybrid, Limit("pids")),
+        a_new_folder_of_a_hybrid_host_takes_all_processes(Root, Busybox, Hybrid, Limit("cpuset")),
         a_new_folder_that_fails_is_gone(Root, Busybox, Hybrid, Limit("pids"), Limit("cpuset")),
-        a_new_folder_of_somebody_else_is_refused(Root, Busybox, Hybrid, Limit("pids")),
-        a_runtime_that_dies_on_the_way_leaves_nothing(Root, Busybox, Hybrid, Limit("pids")),
+        a_new_folder_of_somebody_else_is_refused(Root, Busybox, Hybrid, Limit("cpuset")),
+        a_runtime_that_dies_on_the_way_leaves_nothing(Root, Busybox, Hybrid, Limit("cpuset")),
         a_controller_is_switched_on(Root, Busybox, Unified, Limit("cpuset")),
         device_rules_are_replaced(Root, Busybox),
         unified_files_are_written(Root, Busybox, Unified, Limit("memory")),
@@ -267,18 +267,18 @@ fn a_new_folder_of_a_hybrid_host_takes_all_processes(t: &Test) {
     };
     let all = wait_until(Duration::from_secs(10), || Some(pids()).filter(|p| p.len() == 5));
     let all = all.unwrap_or_else(|| panic!("not five processes: {:?}", pids()));
-    assert!(!cgroup::folder(all[0], "pids").ends_with(&id));
-    update(&oci, &id, &["--pids-limit", "32"]);
+    assert!(!cgroup::folder(all[0], "cpuset").ends_with(&id));
+    update(&oci, &id, &["--cpuset-cpus", "0"]);
     for pid in &all {
-        let folder = cgroup::folder(*pid, "pids");
+        let folder = cgroup::folder(*pid, "cpuset");
         assert!(folder.ends_with(format!("hafen/{id}")), "{}", folder.display());
     }
-    let folder = cgroup::folder(all[0], "pids");
-    assert_eq!(cgroup::value(&folder, "pids.current"), "5");
+    let folder = cgroup::folder(all[0], "cpuset");
+    assert_eq!(cgroup::value(&folder, "cgroup.procs").lines().count(), 5);
     assert!(claims(&oci, &id).contains(&folder.display().to_string()));
     // The second time there is nothing to be made.
-    update(&oci, &id, &["--pids-limit", "33"]);
-    assert_eq!(cgroup::value(&folder, "pids.max"), "33");
+    update(&oci, &id, &["--cpuset-mems", "0"]);
+    assert_eq!(cgroup::value(&folder, "cpuset.mems"), "0");
     let _ = oci.delete_force(&id).ok();
     assert!(!folder.exists(), "{} remains", folder.display());
 }
@@ -286,28 +286,36 @@ fn a_new_folder_of_a_hybrid_host_takes_all_processes(t: &Test) {
 fn a_new_folder_that_fails_is_gone(t: &Test) {
     let oci = t.oci();
     let (id, pid) = asleep(t, &oci);
-    let before = (claims(&oci, &id), cgroup::folder(pid, "pids"), cgroup::folder(pid, "cpuset"));
+    let state = || {
+        let pids = cgroup::folder(pid, "pids");
+        (claims(&oci, &id), cgroup::value(&pids, "pids.max"), cgroup::folder(pid, "cpuset"))
+    };
+    let before = state();
     let output = oci.call(["update", "--pids-limit", "16", "--cpuset-cpus", "900", &id]);
     output.error_with(["cpuset.cpus", "900", "the container is as it was before"]);
-    let after = (claims(&oci, &id), cgroup::folder(pid, "pids"), cgroup::folder(pid, "cpuset"));
-    assert_eq!(after, before);
-    for controller in ["pids", "cpuset"] {
-        let folder = cgroup::v1(controller).expect("it is v1").join("hafen").join(&id);
-        assert!(!folder.exists(), "{} remains", folder.display());
-    }
+    assert_eq!(state(), before);
+    let folder = cgroup::v1("cpuset").expect("it is v1").join("hafen").join(&id);
+    assert!(!folder.exists(), "{} remains", folder.display());
     let _ = oci.delete_force(&id).ok();
 }
 
 fn a_new_folder_of_somebody_else_is_refused(t: &Test) {
     let oci = t.oci();
     let (id, pid) = asleep(t, &oci);
-    let folder = cgroup::v1("pids").expect("it is v1").join("hafen").join(&id);
-    fs::create_dir_all(&folder).expect("make a cgroup");
+    let top = cgroup::v1("cpuset").expect("it is v1");
+    let folder = top.join("hafen").join(&id);
+    // Nothing can enter before it has CPUs and memory nodes.
+    for folder in [top.join("hafen"), folder.clone()] {
+        fs::create_dir_all(&folder).expect("make a cgroup");
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            fs::write(folder.join(file), cgroup::value(&top, file)).expect("as above");
+        }
+    }
     let mut other = std::process::Command::new("sleep").arg("600").spawn().expect("sleep");
     fs::write(folder.join("cgroup.procs"), other.id().to_string()).expect("move");
-    oci.call(["update", "--pids-limit", "16", &id]).error_with(["in use by", "sleep"]);
+    oci.call(["update", "--cpuset-cpus", "0", &id]).error_with(["in use by", "sleep"]);
     assert!(!claims(&oci, &id).contains(&folder.display().to_string()));
-    assert!(!cgroup::folder(pid, "pids").ends_with(&id));
+    assert!(!cgroup::folder(pid, "cpuset").ends_with(&id));
     let _ = oci.delete_force(&id).ok();
     assert!(matches!(other.try_wait(), Ok(None)), "the other process was killed");
     other.kill().and_then(|()| other.wait()).expect("end it");
@@ -320,9 +328,9 @@ fn a_runtime_that_dies_on_the_way_leaves_nothing(t: &Test) {
     for point in 0.. {
         let (id, _) = asleep(t, &oci);
         let fault = oci.clone().env("HAFEN_FAULT", point.to_string());
-        let survived = fault.call(["update", "--pids-limit", "16", &id]).exit == Some(0);
+        let survived = fault.call(["update", "--cpuset-cpus", "0", &id]).exit == Some(0);
         let _ = oci.delete_force(&id).ok();
-        let folder = cgroup::v1("pids").expect("it is v1").join("hafen").join(&id);
+        let folder = cgroup::v1("cpuset").expect("it is v1").join("hafen").join(&id);
         assert!(!folder.exists(), "{} remains after a death at {point}", folder.display());
         if survived {
             assert!(point > 0, "there is nowhere to die");

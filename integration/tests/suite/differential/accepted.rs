@@ -188,7 +188,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         fact: "cgroup *",
         ours: "*",
         theirs: "/:youki:ID",
-        why: "without a path in the bundle each engine has its own; only a controller with a limit gets a version 1 folder",
+        why: "without a path in the bundle each engine has its own; only controllers that count, or have a limit, get a version 1 folder",
     },
     Accepted {
         layout: Layout::Hybrid,
@@ -196,7 +196,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         fact: "cgroup *",
         ours: "*",
         theirs: "/ID/box|/ID/outer/box",
-        why: "only a controller with a limit gets a version 1 folder",
+        why: "only controllers that count, or have a limit, get a version 1 folder",
     },
     Accepted {
         layout: Layout::Hybrid,
@@ -236,7 +236,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         fact: "mount /sys/fs/cgroup/* *|file /sys/fs/cgroup/*",
         ours: "-",
         theirs: "*",
-        why: "a version 1 hierarchy is shown when the container has a limit in it",
+        why: "a version 1 hierarchy is shown when it counts for the container, or has a limit of it",
     },
     Accepted {
         layout: Layout::Hybrid,
