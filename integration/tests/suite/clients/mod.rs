@@ -28,11 +28,6 @@ pub(crate) fn trials() -> Vec<Case> {
     modules.into_iter().flatten().collect()
 }
 
-/// What the scenarios wait for.
-const LATER: Need = Need::That("a part of hafen-oci that is being built", || {
-    std::env::var_os("HAFEN_LATER").is_some()
-});
-
 /// For what need not be tried in the virtual machine, where each call of a client takes seconds.
 const QUICK: Need = Need::That("processors that are not emulated", || !is_emulated());
 

@@ -11,7 +11,7 @@ pub(super) fn scenarios() -> Vec<Case> {
     let peer = Peer::Passes("runc");
     vec![
         case("volumes", vec![], peer, volumes),
-        case("tmpfs", vec![super::super::LATER], peer, tmpfs),
+        case("tmpfs", vec![], peer, tmpfs),
         case("copy_commit_export", vec![], peer, copy_commit_export),
         case("build", vec![], peer, build),
     ]
