@@ -39,7 +39,28 @@ impl Bundle {
         for applet in &templates.applets {
             symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
         }
-        Self { path, config: default_config() }.write()
+        let bundle = Self { path, config: default_config() };
+        if nix::unistd::geteuid().is_root() { bundle.write() } else { bundle.for_ordinary_user() }
+    }
+
+    /// In a user namespace: its root is the caller, other ids are the caller's subordinate ones as far as there are any.
+    fn for_ordinary_user(self) -> Self {
+        let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let bundle = self
+            .namespace("user", None)
+            .set("/linux/uidMappings", own_map(own.0, "/etc/subuid"))
+            .set("/linux/gidMappings", own_map(own.1, "/etc/subgid"));
+        if subordinate("/etc/subgid").is_some() {
+            return bundle;
+        }
+        // There is no group for terminals.
+        bundle.edit(|config| {
+            for mount in config["mounts"].as_array_mut().expect("/mounts is an array") {
+                if let Some(options) = mount["options"].as_array_mut() {
+                    options.retain(|o| o != "gid=5");
+                }
+            }
+        })
     }
 
     /// The bundle's folder.
@@ -207,6 +228,32 @@ fn slot<'a>(config: &'a mut Value, pointer: &str) -> &'a mut Value {
         };
     }
     at
+}
+
+fn own_map(own: u32, ranges: &str) -> Value {
+    let mut map = vec![json!({ "containerID": 0, "hostID": own, "size": 1 })];
+    if let Some((first, size)) = subordinate(ranges) {
+        map.push(json!({ "containerID": 1, "hostID": first, "size": size }));
+    }
+    Value::Array(map)
+}
+
+/// First id and number of the ids that belong to this user (subuid(5)), if they can be used.
+pub(crate) fn subordinate(ranges: &str) -> Option<(u32, u32)> {
+    program::on_path("newuidmap")?;
+    let uid = nix::unistd::geteuid().to_string();
+    // Not through the C library, whose static version has no business with plug-ins for accounts.
+    let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let own = |line: &&str| line.split(':').nth(2) == Some(uid.as_str());
+    let name = accounts.lines().find(own).and_then(|l| l.split(':').next())?;
+    let text = fs::read_to_string(ranges).ok()?;
+    let of_user = |line: &str| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        let range = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        (owner == name || owner == uid).then_some(range)
+    };
+    text.lines().find_map(of_user)
 }
 
 fn give_folders(folder: &Path, owner: u32) {

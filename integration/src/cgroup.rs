@@ -111,3 +111,19 @@ pub fn value(folder: &Path, file: &str) -> String {
         .trim()
         .to_owned()
 }
+
+/// May this process make cgroups? Root may; an ordinary user where the folder above its own is the user's.
+#[must_use]
+pub fn is_ours() -> bool {
+    nix::unistd::geteuid().is_root() || delegated().is_some()
+}
+
+/// The folder above our own, if it was given to this user.
+#[must_use]
+pub fn delegated() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let pid = i32::try_from(std::process::id()).ok()?;
+    let above = folder(pid, "").parent()?.to_owned();
+    let owner = std::fs::metadata(above.join("cgroup.procs")).ok()?.uid();
+    (owner == nix::unistd::geteuid().as_raw()).then_some(above)
+}

@@ -10,15 +10,22 @@ use crate::{Program, cgroup, program};
 pub enum Need {
     /// Effective user 0.
     Root,
+    /// Somebody who can run containers: root, or a user with user namespaces, whose bundles have one (see
+    /// [`Bundle`](crate::Bundle)).
+    Launcher,
     /// An effective user other than 0.
     Unprivileged,
+    /// Containers get a cgroup of their own: root, or a user with a delegated one.
+    OwnCgroup,
+    /// Subordinate ids of this user, and the programs to map them.
+    SubordinateIds,
     /// The cgroup2 tree alone carries all controllers.
     Unified,
     /// A cgroup2 tree, and controllers bound to version 1.
     Hybrid,
     /// The cgroup2 tree has this controller.
     Cgroup2(&'static str),
-    /// Limits of this controller can be set, in either version.
+    /// Limits of this controller can be set, in either version: an ordinary user has a delegated cgroup.
     Limit(&'static str),
     /// Debian's statically linked busybox.
     Busybox,
@@ -80,11 +87,14 @@ impl Need {
     pub fn is_met(self) -> bool {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Launcher => Self::Root.is_met() || Self::UserNamespaces.is_met(),
+            Self::OwnCgroup => cgroup::is_ours(),
+            Self::SubordinateIds => crate::bundle::subordinate("/etc/subuid").is_some(),
             Self::Unprivileged => !nix::unistd::geteuid().is_root(),
             Self::Unified => cgroup::tree().is_some() && !has_v1_controllers(),
             Self::Hybrid => cgroup::tree().is_some() && has_v1_controllers(),
             Self::Cgroup2(controller) => cgroup::v2_controllers().iter().any(|c| c == controller),
-            Self::Limit(controller) => cgroup::has(controller),
+            Self::Limit(controller) => cgroup::has(controller) && cgroup::is_ours(),
             Self::Busybox => program::busybox().is_some(),
             Self::Program(name) => program::on_path(name).is_some(),
             Self::Reference => Program::Reference.find().is_ok(),
@@ -111,6 +121,8 @@ impl Need {
             Environment::Native => matches!(
                 self,
                 Self::Root
+                    | Self::Launcher
+                    | Self::OwnCgroup
                     | Self::Hybrid
                     | Self::Limit(_)
                     | Self::Busybox
@@ -123,6 +135,8 @@ impl Need {
             Environment::Vm => matches!(
                 self,
                 Self::Root
+                    | Self::Launcher
+                    | Self::OwnCgroup
                     | Self::Unified
                     | Self::Cgroup2(_)
                     | Self::Limit(_)
@@ -138,7 +152,12 @@ impl Need {
             Environment::VmUser => {
                 matches!(
                     self,
-                    Self::Unprivileged | Self::Unified | Self::Busybox | Self::UserNamespaces
+                    Self::Launcher
+                        | Self::SubordinateIds
+                        | Self::Unprivileged
+                        | Self::Unified
+                        | Self::Busybox
+                        | Self::UserNamespaces
                 )
             }
         }
@@ -149,6 +168,9 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => f.write_str("root"),
+            Self::Launcher => f.write_str("root or user namespaces"),
+            Self::OwnCgroup => f.write_str("a delegated cgroup"),
+            Self::SubordinateIds => f.write_str("subordinate ids with newuidmap"),
             Self::Unprivileged => f.write_str("an ordinary user"),
             Self::Unified => f.write_str("unified cgroups"),
             Self::Hybrid => f.write_str("hybrid cgroups"),

@@ -65,6 +65,11 @@ pub fn confinement(rules: &[DeviceRule], facts: &HostFacts) -> Result<Confinemen
     if rules.len() > MOST_RULES {
         return Err(format!("are {}, and more than {MOST_RULES} cannot be enforced", rules.len()));
     }
+    // Only the machine's root may load a program: what a user can open is decided by the rights of that user, and
+    // devices of its own nobody can make in a user namespace.
+    if facts.rootless {
+        return Ok(Confinement::None);
+    }
     if !facts.lacks("bpf") {
         return Ok(Confinement::Program(rules));
     }

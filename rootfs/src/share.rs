@@ -17,6 +17,7 @@ pub struct Share {
 /// The folders that a `cgroup` mount shows: the container's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupView {
+    /// Empty where it has none, and is in the root of all cgroups.
     pub tree: PathBuf,
     /// v1 controllers with a folder of the container's own.
     pub legacy: Vec<(String, PathBuf)>,
@@ -75,6 +76,12 @@ fn cgroup_mounts(mount: &Mount, view: &CgroupView, unified: bool) -> Vec<ChildSt
             ..mount.clone()
         })
     };
+    if view.tree.as_os_str().is_empty() {
+        // Nothing is the container's own: an empty folder.
+        let folder = hierarchy_folder(&Mount { attrs: Attrs::default(), ..mount.clone() });
+        let attrs = mount.attrs;
+        return vec![folder, ChildStep::SetAttributes { path: mount.destination.clone(), attrs }];
+    }
     if unified || !view.hybrid {
         return vec![show(&view.tree, mount.destination.clone())];
     }

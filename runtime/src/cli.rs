@@ -9,18 +9,30 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[command(name = "hafen-oci", version = VERSION, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// Folder for the state of containers.
-    #[arg(long, value_name = "DIR", default_value = "/run/hafen-oci")]
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
     pub root: PathBuf,
     #[command(flatten)]
     pub log: LogArgs,
     /// Refused for now: cgroups are made directly, without systemd.
     #[arg(long)]
     pub systemd_cgroup: bool,
-    /// true is refused for now: user namespaces come with the complete OCI runtime.
+    /// Run without a cgroup where none may be made: `false` makes that an error.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<Rootless>,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Stands for the folder of an ordinary user who has none.
+pub(crate) const NO_ROOT: &str = "$XDG_RUNTIME_DIR/hafen-oci";
+
+fn default_root() -> PathBuf {
+    const NAME: &str = "hafen-oci";
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/run").join(NAME);
+    }
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    own.map_or_else(|| PathBuf::from(NO_ROOT), |folder| PathBuf::from(folder).join(NAME))
 }
 
 /// Clients read the first line, `commit:` and `spec:`.
@@ -368,6 +380,9 @@ pub struct SpecArgs {
     /// Folder to write config.json to.
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
+    /// For an ordinary user: in a user namespace whose root the user is, without limits.
+    #[arg(long)]
+    pub rootless: bool,
 }
 
 #[derive(Debug, Args)]

@@ -204,8 +204,9 @@ impl<'a> Encoder<'a> {
             ChildStep::BoundingSet { keep } => {
                 Op::DropBounding { capabilities: self.facts.bounding & !keep }
             }
-            ChildStep::Ids { uid, gid, additional_gids } => {
-                return self.ids(*uid, *gid, additional_gids);
+            ChildStep::Ids { uid, gid, additional_gids, keep_groups } => {
+                let groups = (!keep_groups).then(|| additional_gids.clone());
+                return self.ids(*uid, *gid, groups);
             }
             ChildStep::Capabilities(sets) => {
                 self.ops.push(Op::SetCapabilities {
@@ -295,11 +296,11 @@ impl<'a> Encoder<'a> {
     }
 
     /// Capabilities survive the change of the user, so that the exact sets can be given afterwards (PR_SET_KEEPCAPS).
-    fn ids(&mut self, uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    fn ids(&mut self, uid: u32, gid: u32, groups: Option<Vec<u32>>) -> io::Result<()> {
         // As root first: the folder may be closed to the user, or (later) to root without its capabilities.
         self.ops.push(Op::Chdir { path: c(&self.process.cwd)?, lenient: true });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [1, 0, 0, 0] });
-        self.ops.push(Op::Ids { uid, gid, groups: Some(groups.to_vec()) });
+        self.ops.push(Op::Ids { uid, gid, groups });
         self.ops.push(Op::Prctl { option: libc::PR_SET_KEEPCAPS, arguments: [0, 0, 0, 0] });
         if self.filter.is_some() && uid != 0 {
             // The effective set was cleared with the user; installing the filter may need it.

@@ -1,5 +1,6 @@
 //! What this machine is like, asked once.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use caps::{CapSet, Capability};
@@ -23,10 +24,19 @@ pub(crate) fn gather() -> Result<HostFacts, Error> {
         )));
     }
     let effective = mask(CapSet::Effective);
-    let may_raise = effective & Capability::CAP_SYS_RESOURCE.bitmask() != 0;
+    let has = |cap: Capability| effective & cap.bitmask() != 0;
+    let euid = nix::unistd::geteuid().as_raw();
+    let rootless = euid != 0 || !has(Capability::CAP_SYS_ADMIN) || !in_first_user_namespace();
+    let may_raise = !rootless && has(Capability::CAP_SYS_RESOURCE);
+    let mut layout = cgroup::discover()?;
+    if rootless {
+        cgroup::restrict(&mut layout)?;
+    }
     Ok(HostFacts {
-        cgroup: cgroup::discover()?,
-        euid: nix::unistd::geteuid().as_raw(),
+        cgroup: layout,
+        euid,
+        egid: nix::unistd::getegid().as_raw(),
+        rootless,
         bounding: mask(CapSet::Bounding),
         effective,
         last_cap: last_capability(),
@@ -39,6 +49,12 @@ pub(crate) fn gather() -> Result<HostFacts, Error> {
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         filesystems: Vec::new(),
     })
+}
+
+/// The first user namespace always has this number (PROC_USER_INIT_INO, include/linux/proc_ns.h).
+fn in_first_user_namespace() -> bool {
+    const FIRST: u64 = 0xeffffffd;
+    std::fs::metadata("/proc/self/ns/user").is_ok_and(|m| m.ino() == FIRST)
 }
 
 fn apparmor() -> bool {

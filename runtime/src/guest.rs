@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use hafen_isolator::seccomp::{self, Filter};
-use hafen_spec::resolve::{Joining, Options, resolve_joining};
+use hafen_spec::resolve::{Joining, Options, has_user_namespace, resolve_joining};
 use hafen_spec::resolved::Process;
 use hafen_spec::{HostFacts, Problems, parse};
 use hafen_sys::Context;
@@ -68,6 +68,7 @@ impl Document {
         };
         let Joining { mut process, seccomp, warnings } =
             resolve_joining(&spec, &facts, &options).map_err(wrong)?;
+        let facts = if has_user_namespace(&spec) { facts.in_user_namespace() } else { facts };
         give_home(&mut process, Some(container.root()));
         let filter = seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
         Ok(Guest { process, warnings, filter, facts })

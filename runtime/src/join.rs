@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use hafen_isolator::{cgroup, seccomp};
 use hafen_spec::HostFacts;
 use hafen_spec::plan::{Attribute, ChildStep, Claim, HostStep};
-use hafen_spec::resolved::{Hook, IdList, Process};
+use hafen_spec::resolved::{Hook, IdList, Namespace, Process};
 use hafen_sys::child::Script;
-use hafen_sys::file::{open_proc, read_text};
+use hafen_sys::file::{open_proc, read_text, write_knob};
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn, namespace_owner};
 use hafen_sys::{CallError, Context, pidfd};
 use nix::errno::Errno;
@@ -50,6 +50,9 @@ pub(crate) struct Container {
     /// Flags of those that must be joined before its user namespace, since they do not belong to it.
     foreign: i32,
     own_pids: bool,
+    /// Its user namespace and its pid namespace, for a runtime without rights of its own: its user is root in there, and
+    /// only from there may the others be joined.
+    first: Vec<(OwnedFd, u64)>,
     root: OwnedFd,
     /// The folder of the cgroup2 tree, and those of v1 hierarchies.
     tree: Option<PathBuf>,
@@ -66,10 +69,16 @@ impl Container {
                 namespaces.push((name, flag));
             }
         }
+        let own_pids = differs(pid, "pid")?;
+        let first = if namespaces.iter().any(|(name, _)| *name == "user") && !may_join()? {
+            namespaces.retain(|(name, _)| *name != "user");
+            first(pid, own_pids)?
+        } else {
+            Vec::new()
+        };
         let path = format!("/proc/{pid}/root");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(path.as_str(), flags, Mode::empty()).call(|| format!("open {path}"))?;
-        let own_pids = differs(pid, "pid")?;
         let foreign = foreign(pid, &namespaces)?;
         // Asked last: as long as it lives, all that was read above was its own.
         pidfd::send_signal(&handle, 0)?;
@@ -83,6 +92,7 @@ impl Container {
             namespaces,
             foreign,
             own_pids,
+            first,
             root,
             tree: record.tree().map(Path::to_owned),
             legacy: legacy.collect(),
@@ -134,6 +144,22 @@ impl Container {
             *folder = folder.join(sub);
         }
     }
+}
+
+/// setns(2) wants CAP_SYS_ADMIN also in the namespace that one comes from.
+fn may_join() -> Result<bool, CallError> {
+    caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN)
+        .map_err(|e| CallError::new("capget", std::io::Error::other(e)))
+}
+
+fn first(pid: i32, own_pids: bool) -> Result<Vec<(OwnedFd, u64)>, CallError> {
+    let all = [Some(("user", Namespace::User)), own_pids.then_some(("pid", Namespace::Pid))];
+    let open = |(name, kind): (&str, Namespace)| {
+        let path = format!("/proc/{pid}/ns/{name}");
+        let file = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        file.map(|file| (file, kind.flag())).call(|| format!("open {path}"))
+    };
+    all.into_iter().flatten().map(open).collect()
 }
 
 /// Whoever is in a user namespace may join those that belong to it only (user_namespaces(7)): a network namespace that
@@ -191,6 +217,7 @@ pub(crate) fn join(
     guest: Guest<'_>,
 ) -> Result<Launched, Error> {
     let Guest { process, filter, facts, console, cgroup } = guest;
+    let process = &own_score(process, &container)?;
     let instructions = filter.map(seccomp::Filter::len);
     let own_root = !container.has_own("mnt");
     container.place(&cgroup);
@@ -244,6 +271,17 @@ fn run_on(processors: &IdList) -> Result<(), CallError> {
     sched_setaffinity(Pid::from_raw(0), &set).call(call)
 }
 
+/// On the way into a user namespace the process may not write to its own files in `/proc`: it inherits ours.
+fn own_score(process: &Process, container: &Container) -> Result<Process, CallError> {
+    let mut process = process.clone();
+    if !container.first.is_empty()
+        && let Some(value) = process.oom_score_adj.take()
+    {
+        write_knob(Path::new("/proc/self/oom_score_adj"), &value.to_string())?;
+    }
+    Ok(process)
+}
+
 /// What the runtime does for a process in a user namespace.
 fn given(container: &Container, steps: &mut Vec<ChildStep>) -> Vec<Attribute> {
     if container.has_own("user") { plan::attributes::of_the_runtime(steps) } else { Vec::new() }
@@ -295,13 +333,14 @@ fn start(
 fn clone(container: &Container, script: &Script, facts: &HostFacts) -> Result<Launched, CallError> {
     let own = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .call(|| "open /proc/self/ns/pid".to_owned())?;
-    if container.own_pids {
+    let by_us = container.own_pids && container.first.is_empty();
+    if by_us {
         // For our children only (pid_namespaces(7)).
         setns(&container.handle, CloneFlags::CLONE_NEWPID)
             .call(|| format!("setns to the pid namespace of process {}", container.pid))?;
     }
     let born = born(container, script, facts);
-    if container.own_pids {
+    if by_us {
         setns(own, CloneFlags::CLONE_NEWPID)
             .call(|| "setns to our own pid namespace".to_owned())?;
     }
@@ -311,8 +350,10 @@ fn clone(container: &Container, script: &Script, facts: &HostFacts) -> Result<La
 fn born(container: &Container, script: &Script, facts: &HostFacts) -> Result<Launched, CallError> {
     let classic = facts.lacks("clone3");
     let into = container.tree.as_deref().filter(|_| !classic && !facts.lacks("clone_into_cgroup"));
+    let joins: Vec<_> = container.first.iter().map(|(file, flag)| (file.as_fd(), *flag)).collect();
     let birth = |cgroup: Option<&OwnedFd>| {
-        spawn(script, Birth { namespaces: 0, cgroup: cgroup.map(AsFd::as_fd), classic, joins: &[] })
+        let cgroup = cgroup.map(AsFd::as_fd);
+        spawn(script, Birth { namespaces: 0, cgroup, classic, joins: &joins })
     };
     let Some(tree) = into else { return birth(None) };
     match birth(Some(&open_cgroup(tree)?)) {
@@ -432,7 +473,8 @@ pub(crate) fn hook_visiting(
 ) -> Result<Started, Error> {
     let process = as_hook(guest.process, hook);
     let program = hook.path.to_string_lossy();
-    let mut steps = plan::visit(&program, container.names(), container.has_own("user"));
+    let mut steps =
+        plan::visit(&program, container.names(), container.has_own("user"), process.keep_groups);
     container.enter(&mut steps);
     let tasks = open_tasks(&steps)?;
     let sources = Sources { tasks, ..container.sources(Some(descriptors(standard)))? };

@@ -29,6 +29,7 @@ mod prepare;
 mod privilege;
 mod process;
 mod release;
+mod rootless;
 mod sources;
 mod state;
 mod supervise;

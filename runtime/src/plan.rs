@@ -23,7 +23,7 @@ pub(crate) fn order(
 ) -> Plan {
     let enter = |cgroup| ChildStep::EnterLegacy { cgroup };
     let child = [
-        time_namespace(resolved).into_iter().collect(),
+        own_files(resolved),
         identity(resolved),
         cgroup.entered.into_iter().map(enter).collect(),
         user_namespace(resolved),
@@ -76,13 +76,14 @@ pub(crate) fn order(
 /// it, and whoever makes an ipc namespace owns its message queues: the process makes these itself.
 fn spawn(resolved: &Resolved, cgroup: Option<PathBuf>) -> Spawn {
     let mut joins = Vec::new();
-    if resolved.in_user_namespace() {
+    if resolved.in_user_namespace() && !resolved.born_inside() {
         let all = resolved.namespaces.joined.iter();
         joins.extend(all.filter(|(n, _)| *n != Namespace::Cgroup).cloned());
         joins.sort_by_key(|(n, _)| (*n == Namespace::User, *n == Namespace::Mount));
     }
     let itself = |n: &Namespace| {
         matches!(n, Namespace::Cgroup | Namespace::Time)
+            || (resolved.born_inside() && *n == Namespace::User)
             || (resolved.in_user_namespace() && *n == Namespace::Ipc)
     };
     let new = resolved.namespaces.new.iter().copied().filter(|n| !itself(n));
@@ -94,9 +95,14 @@ fn privileges(resolved: &Resolved) -> Vec<HostStep> {
     if !resolved.in_user_namespace() {
         return Vec::new();
     }
-    let new = resolved.namespaces.is_new(Namespace::User);
-    let maps = resolved.user.clone();
-    let maps = maps.map(if new { HostStep::IdMaps } else { HostStep::CheckIdMaps });
+    let maps = match resolved.namespaces.is_new(Namespace::User) {
+        true if resolved.born_inside() => None,
+        true => resolved.user.clone().map(HostStep::IdMaps),
+        false => resolved.user.clone().map(HostStep::CheckIdMaps),
+    };
+    if resolved.rootless.is_some() {
+        return maps.into_iter().collect();
+    }
     let process = &resolved.process;
     let adjust = process.oom_score_adj.map(|value| HostStep::OomScoreAdj { value });
     let limits = process.rlimits.iter().cloned().map(HostStep::HardLimit);
@@ -104,12 +110,12 @@ fn privileges(resolved: &Resolved) -> Vec<HostStep> {
 }
 
 /// First of all: a process that is not dumpable, or becomes another user, may not write to its own files in `/proc`.
-fn time_namespace(resolved: &Resolved) -> Option<ChildStep> {
-    let offsets = || resolved.time_offsets.clone();
-    resolved
-        .namespaces
-        .is_new(Namespace::Time)
-        .then(|| ChildStep::TimeNamespace { offsets: offsets() })
+fn own_files(resolved: &Resolved) -> Vec<ChildStep> {
+    let offsets = resolved.time_offsets.clone();
+    let time = resolved.namespaces.is_new(Namespace::Time);
+    let time = time.then_some(ChildStep::TimeNamespace { offsets });
+    let adjust = resolved.process.oom_score_adj.filter(|_| resolved.rootless.is_some());
+    time.into_iter().chain(adjust.map(|value| ChildStep::OomScoreAdj { value })).collect()
 }
 
 fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
@@ -117,8 +123,10 @@ fn user_namespace(resolved: &Resolved) -> Vec<ChildStep> {
         return Vec::new();
     }
     let (uid, gid) = resolved.namespace_root();
-    let maps = resolved.namespaces.is_new(Namespace::User).then_some(ChildStep::AwaitMaps);
-    let root = ChildStep::NamespaceRoot { uid, gid, keep_groups: false };
+    let waits = resolved.namespaces.is_new(Namespace::User) && !resolved.born_inside();
+    let maps = waits.then_some(ChildStep::AwaitMaps);
+    let keep_groups = resolved.process.keep_groups;
+    let root = ChildStep::NamespaceRoot { uid, gid, keep_groups };
     let ipc = resolved.namespaces.is_new(Namespace::Ipc).then_some(ChildStep::UnshareIpc);
     maps.into_iter().chain([root]).chain(ipc).collect()
 }
@@ -151,7 +159,8 @@ fn identity(resolved: &Resolved) -> Vec<ChildStep> {
     if resolved.process.new_keyring {
         steps.extend(attributes::keyring(&resolved.process, keyring(&resolved.id)));
     }
-    if let Some(value) = resolved.process.oom_score_adj.filter(|_| !resolved.in_user_namespace()) {
+    let by_itself = !resolved.in_user_namespace() && resolved.rootless.is_none();
+    if let Some(value) = resolved.process.oom_score_adj.filter(|_| by_itself) {
         steps.push(ChildStep::OomScoreAdj { value });
     }
     steps.extend(attributes::labels(&resolved.process));
@@ -166,8 +175,11 @@ fn keyring(id: &str) -> String {
 /// The pid namespace is joined by the runtime, for its children (and most others on the way into a user namespace); the
 /// mount namespace last, because the others are named by paths of the host.
 fn namespaces(resolved: &Resolved) -> Vec<ChildStep> {
-    let before = |n: Namespace| {
-        n == Namespace::Pid || (resolved.in_user_namespace() && n != Namespace::Cgroup)
+    let before = |n: Namespace| match n {
+        Namespace::Pid => true,
+        Namespace::Cgroup => false,
+        Namespace::User => resolved.in_user_namespace(),
+        _ => resolved.in_user_namespace() && !resolved.born_inside(),
     };
     let mut joined: Vec<_> =
         resolved.namespaces.joined.iter().filter(|(n, _)| !before(*n)).collect();
@@ -222,6 +234,7 @@ pub(crate) fn visit(
     program: &str,
     namespaces: Vec<&'static str>,
     own_users: bool,
+    keep_groups: bool,
 ) -> Vec<ChildStep> {
     let mut steps = vec![
         ChildStep::ResetSignals,
@@ -231,7 +244,7 @@ pub(crate) fn visit(
         ChildStep::AwaitGo,
     ];
     if own_users {
-        steps.push(ChildStep::Ids { uid: 0, gid: 0, additional_gids: Vec::new() });
+        steps.push(ChildStep::Ids { uid: 0, gid: 0, additional_gids: Vec::new(), keep_groups });
     }
     steps.extend([
         ChildStep::CloseDescriptors { preserved: 0 },
@@ -334,6 +347,7 @@ fn rights(process: &Process, filter: Option<usize>, start: Vec<ChildStep>) -> Ve
         uid: process.uid,
         gid: process.gid,
         additional_gids: process.additional_gids.clone(),
+        keep_groups: process.keep_groups,
     });
     // Without no_new_privs the filter needs CAP_SYS_ADMIN: where the container will not have it,
     // the filter goes in just before the last capabilities go.
@@ -385,6 +399,7 @@ mod tests {
             uid: 1000,
             gid: 1000,
             additional_gids: Vec::new(),
+            keep_groups: false,
             umask: 0o022,
             capabilities: hafen_spec::resolved::Capabilities::default(),
             rlimits: Vec::new(),

@@ -17,7 +17,7 @@ use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
 
-use crate::{Error, activation, facts, notify, plan};
+use crate::{Error, activation, facts, notify, plan, rootless};
 
 /// Everything that is decided before the first effect.
 #[derive(Debug)]
@@ -40,6 +40,10 @@ pub(crate) struct Request {
     pub(crate) state: PathBuf,
     /// The container waits for `start`.
     pub(crate) waits: bool,
+    /// The container will be made: a runtime without rights of its own enters the user namespace now.
+    pub(crate) real: bool,
+    /// It is not to run without a cgroup (`--rootless=false`).
+    pub(crate) needs_cgroup: bool,
 }
 
 /// A specification, and where it came from.
@@ -82,6 +86,13 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     } else {
         resolve(&spec, &facts, &request.options).map_err(wrong)?
     };
+    resolved.cgroup = cgroup::place(&resolved.cgroup, &facts.cgroup);
+    if resolved.rootless.is_some() {
+        rootless::check(&mut resolved, &facts, request).map_err(wrong)?;
+    }
+    if request.real && resolved.born_inside() {
+        rootless::enter(&resolved)?;
+    }
     notify::add_to(&mut resolved, &request.state);
     activation::add_to(&mut resolved);
     let root = open_root(&mut resolved)?;
@@ -141,7 +152,14 @@ pub(crate) fn give_home(process: &mut Process, root: Option<&OwnedFd>) {
 
 fn cgroup_view(facts: &HostFacts, resolved: &Resolved, claims: &[Claim]) -> CgroupView {
     const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
-    let tree = facts.cgroup.tree.clone().unwrap_or_default().join(&resolved.cgroup);
+    let layout = &facts.cgroup;
+    let folder = match &layout.granted {
+        // It stays in the cgroup of the runtime.
+        Some(granted) if granted.base.is_none() => granted.own.clone(),
+        _ => PathBuf::from(&resolved.cgroup),
+    };
+    let whole = layout.tree.clone().unwrap_or_default();
+    let tree = if folder.as_os_str().is_empty() { PathBuf::new() } else { whole.join(folder) };
     let legacy = claims.iter().filter_map(|claim| match claim {
         Claim::LegacyCgroup { controller, path, .. } => Some((controller.clone(), path.clone())),
         _ => None,

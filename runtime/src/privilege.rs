@@ -25,7 +25,7 @@ pub(crate) fn perform(step: &HostStep, pid: i32) -> Result<(), CallError> {
 }
 
 /// As a whole: the kernel takes each file once (user_namespaces(7)).
-fn write_maps(pid: i32, maps: &IdMaps) -> Result<(), CallError> {
+pub(crate) fn write_maps(pid: i32, maps: &IdMaps) -> Result<(), CallError> {
     write_knob(&file(pid, "uid_map"), &text(&maps.uids))?;
     write_knob(&file(pid, "gid_map"), &text(&maps.gids))
 }
@@ -73,11 +73,11 @@ fn joined_up(map: &[IdMap]) -> Vec<IdMap> {
     joined
 }
 
-fn text(map: &[IdMap]) -> String {
+pub(crate) fn text(map: &[IdMap]) -> String {
     map.iter().map(|line| format!("{line}\n")).collect()
 }
 
-fn file(pid: i32, name: &str) -> PathBuf {
+pub(crate) fn file(pid: i32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 

@@ -1,10 +1,12 @@
 //! A process that we started once, told from another one that got its pid later.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use hafen_sys::{CallError, Context, pidfd};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 /// A pid with the time at which its process started (proc_pid_stat(5), field 22): together they are never used twice
@@ -18,6 +20,21 @@ pub(crate) struct Identity {
     /// Hooks are still at work on its container.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) creating: bool,
+}
+
+/// The processes of a container that has no cgroup: those of its pid namespace, by the first of them. One that ended, or
+/// that may not be looked at, is none of them.
+pub(crate) fn of_namespace(first: i32) -> Result<Vec<i32>, CallError> {
+    let inode = |pid: &str| std::fs::metadata(format!("/proc/{pid}/ns/pid")).map(|m| m.ino());
+    let Ok(wanted) = inode(&first.to_string()) else { return Ok(Vec::new()) };
+    let entries = std::fs::read_dir("/proc").call(|| "read folder /proc".to_owned())?;
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let mut found: Vec<i32> = names
+        .filter(|name| inode(name).is_ok_and(|i| i == wanted))
+        .filter_map(|name| name.parse().ok())
+        .collect();
+    found.sort_unstable();
+    Ok(found)
 }
 
 struct Stat {
@@ -38,6 +55,24 @@ impl Identity {
     pub(crate) fn alive(&self) -> Result<bool, CallError> {
         Ok(stat(self.pid)?
             .is_some_and(|s| s.start_time == self.start_time && !b"ZXx".contains(&s.state)))
+    }
+
+    /// Kill it and wait for its end; it may have ended before.
+    ///
+    /// # Errors
+    /// ETIMEDOUT where it does not end: it is stuck in the kernel.
+    pub(crate) fn end(&self) -> Result<(), CallError> {
+        const PATIENCE: u16 = 30_000;
+        let Some(handle) = self.open()? else { return Ok(()) };
+        match pidfd::send_signal(&handle, libc::SIGKILL) {
+            Err(e) if !e.is(Errno::ESRCH) => return Err(e),
+            _ => {}
+        }
+        let call = || format!("wait for the end of process {}", self.pid);
+        match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PATIENCE).call(call)? {
+            0 => Err(CallError::errno(call(), Errno::ETIMEDOUT)),
+            _ => Ok(()),
+        }
     }
 
     /// A handle on it; `None` if it has ended.

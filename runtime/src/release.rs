@@ -6,7 +6,7 @@ use hafen_spec::plan::Claim;
 use hafen_sys::CallError;
 
 use crate::hooks::{self, Occasion};
-use crate::journal::{Entry, Record, Status};
+use crate::journal::{Entry, Record, Status, boot_id};
 use crate::state::State;
 use crate::{Error, fault, log};
 
@@ -17,6 +17,7 @@ use crate::{Error, fault, log};
 /// The first failure; the record is still there then.
 pub(crate) fn release(entry: Entry, record: Option<&Record>) -> Result<(), Error> {
     let mut first: Option<CallError> = None;
+    record.map_or(Ok(()), |record| end_process(&entry, record))?;
     for claim in record.iter().flat_map(|r| &r.claims).rev() {
         fault::point();
         if let Err(e) = give_back(claim) {
@@ -33,6 +34,14 @@ pub(crate) fn release(entry: Entry, record: Option<&Record>) -> Result<(), Error
         fault::point();
     }
     Ok(entry.remove()?)
+}
+
+/// Where no cgroup holds the processes, the first one of their pid namespace takes all with it.
+fn end_process(entry: &Entry, record: &Record) -> Result<(), Error> {
+    if record.tree().is_some() || record.boot_id != boot_id()? {
+        return Ok(());
+    }
+    Ok(entry.process()?.map_or(Ok(()), |process| process.end())?)
 }
 
 /// A hook that fails keeps no container from going (runtime-spec, runtime, "Lifecycle").

@@ -6,11 +6,17 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
-        stats_have_the_names_of_runc(Root, Busybox, Program("runc")),
-        stats_are_the_kernels_numbers(Root, Busybox, Limit("memory"), Limit("pids"), Limit("cpu")),
-        statistics_come_again_and_again(Root, Busybox),
-        an_oom_kill_is_told(Root, Busybox, Limit("memory")),
-        what_does_not_run_has_no_events(Root, Busybox),
+        stats_have_the_names_of_runc(OwnCgroup, Busybox, Program("runc")),
+        stats_are_the_kernels_numbers(
+            OwnCgroup,
+            Busybox,
+            Limit("memory"),
+            Limit("pids"),
+            Limit("cpu")
+        ),
+        statistics_come_again_and_again(OwnCgroup, Busybox),
+        an_oom_kill_is_told(OwnCgroup, Busybox, Limit("memory")),
+        what_does_not_run_has_no_events(OwnCgroup, Busybox),
     ]
 }
 

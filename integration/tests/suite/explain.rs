@@ -8,12 +8,12 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) fn trials() -> Vec<Case> {
     let mut all = cases![
-        it_does_nothing(Root, Busybox),
-        text_names_what_json_names(Root, Busybox),
-        its_steps_are_in_the_order_of_a_launch(Root, Busybox),
-        a_wrong_bundle_is_refused_as_by_run(Root, Busybox),
+        it_does_nothing(OwnCgroup, Busybox),
+        text_names_what_json_names(OwnCgroup, Busybox),
+        its_steps_are_in_the_order_of_a_launch(Launcher, Busybox),
+        a_wrong_bundle_is_refused_as_by_run(Launcher, Busybox),
         without_a_bundle_it_explains_an_overlay(Root, Busybox, FileSystem("overlay")),
-        claims_are_what_then_exists(Root, Busybox, Limit("memory"), Limit("pids")),
+        claims_are_what_then_exists(Launcher, Busybox, Limit("memory"), Limit("pids")),
     ];
     all.extend(files_hold_what_was_said());
     all

@@ -7,14 +7,14 @@ use hafen_integration::{Bundle, Case, Oci, Test, cases, cgroup, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
-        a_paused_container_does_nothing_until_resume(Root, Busybox),
-        a_created_container_can_be_paused(Root, Busybox),
-        refusals_about_paused_containers(Root, Busybox),
-        a_paused_container_can_be_killed(Root, Busybox),
-        signals_wait_for_resume(Root, Busybox),
-        delete_force_of_a_paused_container(Root, Busybox),
-        processes_of_sub_groups_stand_still_as_well(Root, Busybox),
-        ps_takes_the_options_of_ps(Root, Busybox, Program("ps")),
+        a_paused_container_does_nothing_until_resume(OwnCgroup, Busybox),
+        a_created_container_can_be_paused(OwnCgroup, Busybox),
+        refusals_about_paused_containers(OwnCgroup, Busybox),
+        a_paused_container_can_be_killed(OwnCgroup, Busybox),
+        signals_wait_for_resume(OwnCgroup, Busybox),
+        delete_force_of_a_paused_container(OwnCgroup, Busybox),
+        processes_of_sub_groups_stand_still_as_well(OwnCgroup, Busybox),
+        ps_takes_the_options_of_ps(OwnCgroup, Busybox, Program("ps")),
     ]
 }
 

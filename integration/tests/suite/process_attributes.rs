@@ -7,25 +7,29 @@ pub(crate) fn trials() -> Vec<Case> {
         scheduler_policies(Root, Busybox, Capability("CAP_SYS_NICE")),
         scheduler_resets_on_fork(Root, Busybox, Capability("CAP_SYS_NICE")),
         scheduler_with_deadlines(Root, Busybox, Capability("CAP_SYS_NICE")),
-        scheduler_that_the_kernel_refuses(Root, Busybox),
+        scheduler_that_the_kernel_refuses(Launcher, Busybox),
         io_priorities(Root, Busybox, Capability("CAP_SYS_NICE")),
         attributes_are_there_after_create_and_start(Root, Busybox, Capability("CAP_SYS_NICE")),
         a_user_namespace_is_no_hindrance(Root, Busybox, UserNamespaces, Capability("CAP_SYS_NICE")),
-        personality(Root, Busybox),
-        memory_policies(Root, Busybox, File("/proc/self/numa_maps")),
-        memory_policy_with_a_node_that_is_not_there(Root, Busybox, File("/proc/self/numa_maps")),
-        exec_affinity_is_not_for_the_first_process(Root, Busybox),
-        exec_affinity(Root, Busybox, Cpus(2)),
-        exec_affinity_that_is_not_there(Root, Busybox),
+        personality(Launcher, Busybox),
+        memory_policies(Launcher, Busybox, File("/proc/self/numa_maps")),
+        memory_policy_with_a_node_that_is_not_there(
+            Launcher,
+            Busybox,
+            File("/proc/self/numa_maps")
+        ),
+        exec_affinity_is_not_for_the_first_process(Launcher, Busybox),
+        exec_affinity(Launcher, Busybox, Cpus(2)),
+        exec_affinity_that_is_not_there(Launcher, Busybox),
         exec_has_attributes_of_its_own(Root, Busybox, Capability("CAP_SYS_NICE")),
-        fields_that_make_no_sense(Root, Busybox),
+        fields_that_make_no_sense(Launcher, Busybox),
         intel_rdt_without_resctrl(Root, Busybox, That("no resctrl", no_resctrl)),
         labels_without_their_security_module(
-            Root,
+            Launcher,
             Busybox,
             That("no AppArmor, no SELinux", no_module)
         ),
-        an_apparmor_profile_that_is_not_loaded(Root, Busybox, That("AppArmor", apparmor)),
+        an_apparmor_profile_that_is_not_loaded(Launcher, Busybox, That("AppArmor", apparmor)),
     ]
 }
 

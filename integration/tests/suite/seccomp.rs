@@ -6,22 +6,26 @@ use hafen_integration::{Bundle, Case, Output, Test, Value, cases, json};
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
-        actions(Root, Busybox),
-        kill_thread_and_kill_process(Root, Busybox),
-        a_profile_that_allows_little_is_no_failure_of_the_launch(Root, Busybox),
-        operators(Root, Busybox),
-        flags(Root, Busybox),
-        unknown_calls_are_passed_over(Root, Busybox),
-        calls_of_another_architecture(Root, Busybox, That("32-bit calls of x86", has_32_bit_calls)),
-        what_makes_no_sense(Root, Busybox),
-        listener_gets_notifications(Root, Busybox),
-        listener_after_create_and_start(Root, Busybox),
-        listener_of_every_call(Root, Busybox),
-        listener_of_a_user_without_rights(Root, Busybox),
+        actions(Launcher, Busybox),
+        kill_thread_and_kill_process(Launcher, Busybox),
+        a_profile_that_allows_little_is_no_failure_of_the_launch(Launcher, Busybox),
+        operators(Launcher, Busybox),
+        flags(Launcher, Busybox),
+        unknown_calls_are_passed_over(Launcher, Busybox),
+        calls_of_another_architecture(
+            Launcher,
+            Busybox,
+            That("32-bit calls of x86", has_32_bit_calls)
+        ),
+        what_makes_no_sense(Launcher, Busybox),
+        listener_gets_notifications(Launcher, Busybox),
+        listener_after_create_and_start(Launcher, Busybox),
+        listener_of_every_call(Launcher, Busybox),
+        listener_of_a_user_without_rights(Launcher, Busybox),
         listener_on_one_processor_with_a_realtime_policy(Root, Busybox, Capability("CAP_SYS_NICE")),
-        listener_of_an_exec(Root, Busybox),
-        listener_where_no_agent_is(Root, Busybox),
-        listener_whose_agent_has_gone(Root, Busybox),
+        listener_of_an_exec(Launcher, Busybox),
+        listener_where_no_agent_is(Launcher, Busybox),
+        listener_whose_agent_has_gone(Launcher, Busybox),
     ]
 }
 

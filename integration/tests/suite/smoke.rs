@@ -4,14 +4,14 @@ use hafen_integration::{Case, Test, cases, json};
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
-        exit_code_is_the_containers(Root, Busybox),
-        output_of_the_container_comes_through(Root, Busybox),
-        facts_can_be_read(Root, Busybox),
-        shell_reads_its_files(Root, Busybox),
-        no_signal_is_ignored(Root, Busybox),
-        create_start_kill_delete(Root, Busybox),
-        a_signal_ends_it_with_128_and_its_number(Root, Busybox),
-        an_unknown_program_is_named(Root, Busybox),
+        exit_code_is_the_containers(Launcher, Busybox),
+        output_of_the_container_comes_through(Launcher, Busybox),
+        facts_can_be_read(Launcher, Busybox),
+        shell_reads_its_files(Launcher, Busybox),
+        no_signal_is_ignored(Launcher, Busybox),
+        create_start_kill_delete(Launcher, Busybox),
+        a_signal_ends_it_with_128_and_its_number(Launcher, Busybox),
+        an_unknown_program_is_named(Launcher, Busybox),
     ]
 }
 

@@ -10,31 +10,37 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
-        a_lower_memory_limit_is_met(Root, Busybox, Limit("memory")),
-        a_lower_pids_limit_is_met(Root, Busybox, Limit("pids")),
-        a_quota_is_met(Root, Busybox, Limit("cpu")),
-        documents_from_a_file_and_from_stdin(Root, Busybox, Limit("pids")),
+        a_lower_memory_limit_is_met(OwnCgroup, Busybox, Limit("memory")),
+        a_lower_pids_limit_is_met(OwnCgroup, Busybox, Limit("pids")),
+        a_quota_is_met(OwnCgroup, Busybox, Limit("cpu")),
+        documents_from_a_file_and_from_stdin(OwnCgroup, Busybox, Limit("pids")),
         each_option_is_written(
-            Root,
+            OwnCgroup,
             Busybox,
             Limit("cpu"),
             Limit("memory"),
             Limit("pids"),
             Limit("cpuset")
         ),
-        only_what_is_named_is_changed(Root, Busybox, Limit("cpu"), Limit("memory"), Limit("pids")),
-        limits_go_up_and_down_together(Root, Busybox, Limit("cpu"), Limit("memory")),
-        a_failure_leaves_all_as_it_was(Root, Busybox, Limit("cpuset"), Limit("pids")),
+        only_what_is_named_is_changed(
+            OwnCgroup,
+            Busybox,
+            Limit("cpu"),
+            Limit("memory"),
+            Limit("pids")
+        ),
+        limits_go_up_and_down_together(OwnCgroup, Busybox, Limit("cpu"), Limit("memory")),
+        a_failure_leaves_all_as_it_was(OwnCgroup, Busybox, Limit("cpuset"), Limit("pids")),
         a_new_folder_of_a_hybrid_host_takes_all_processes(Root, Busybox, Hybrid, Limit("cpuset")),
         a_new_folder_that_fails_is_gone(Root, Busybox, Hybrid, Limit("pids"), Limit("cpuset")),
         a_new_folder_of_somebody_else_is_refused(Root, Busybox, Hybrid, Limit("cpuset")),
         a_runtime_that_dies_on_the_way_leaves_nothing(Root, Busybox, Hybrid, Limit("cpuset")),
-        a_controller_is_switched_on(Root, Busybox, Unified, Limit("cpuset")),
-        device_rules_are_replaced(Root, Busybox),
-        unified_files_are_written(Root, Busybox, Unified, Limit("memory")),
-        a_limit_below_the_usage_can_be_refused(Root, Busybox, Limit("memory")),
-        what_cannot_be_is_refused(Root, Busybox, Limit("memory")),
-        states_that_can_be_updated(Root, Busybox, Limit("pids")),
+        a_controller_is_switched_on(OwnCgroup, Busybox, Unified, Limit("cpuset")),
+        device_rules_are_replaced(OwnCgroup, Busybox),
+        unified_files_are_written(OwnCgroup, Busybox, Unified, Limit("memory")),
+        a_limit_below_the_usage_can_be_refused(OwnCgroup, Busybox, Limit("memory")),
+        what_cannot_be_is_refused(OwnCgroup, Busybox, Limit("memory")),
+        states_that_can_be_updated(OwnCgroup, Busybox, Limit("pids")),
     ]
 }
 

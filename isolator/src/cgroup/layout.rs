@@ -197,6 +197,7 @@ mod tests {
             unified: unified.iter().map(|c| (*c).to_owned()).collect(),
             legacy: found.legacy,
             named: found.named,
+            granted: None,
         }
     }
 

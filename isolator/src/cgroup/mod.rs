@@ -7,6 +7,7 @@
 
 mod folder;
 mod freeze;
+mod granted;
 mod knobs;
 mod layout;
 mod make;
@@ -25,6 +26,7 @@ use hafen_sys::{CallError, Context, file};
 use nix::errno::Errno;
 
 pub use freeze::{freeze, is_frozen, wait_frozen};
+pub use granted::{place, restrict};
 pub use knobs::{Setting, knobs, weight_from_shares};
 pub use layout::discover;
 pub use make::Hold;

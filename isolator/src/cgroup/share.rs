@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_spec::facts::{CgroupLayout, Home};
 use hafen_spec::plan::{Claim, HostStep, Knob};
-use hafen_spec::{HostFacts, Problems, Resolved};
+use hafen_spec::{HostFacts, Problem, Problems, Resolved};
 use hafen_sys::CallError;
 
 use super::knobs::{Setting, knobs};
@@ -36,6 +36,12 @@ const LEGACY_ACCOUNTING: [&str; 5] = ["blkio", "cpu", "cpuacct", "memory", "pids
 
 /// The top folder of all containers that did not ask for another place. Whoever is last takes it away.
 const OWN_TOP: &str = "hafen";
+
+/// Where it is, relative to a hierarchy.
+pub(super) fn own_base(facts: &HostFacts) -> &Path {
+    let granted = facts.cgroup.granted.as_ref();
+    granted.and_then(|g| g.base.as_deref()).unwrap_or(Path::new(""))
+}
 
 /// Which of the container's folders, and of those above them, do not exist yet? Those above go away with it. Looks,
 /// changes nothing.
@@ -88,6 +94,9 @@ pub fn share(
         problems.add("linux.cgroupsPath", NO_TREE);
         return Err(problems);
     };
+    if facts.cgroup.is_denied() {
+        return knobs(&resolved.limits, &facts.cgroup).map(|_| Share::default()).map_err(denied);
+    }
     let mut settings = knobs(&resolved.limits, &facts.cgroup)?;
     let confinement = match device::confinement(&resolved.device_rules, facts) {
         Ok(confinement) => confinement,
@@ -107,13 +116,25 @@ pub fn share(
 
     let name = resolved.cgroup.as_str();
     let mut share = Share::default();
-    share.unified(&Place { hierarchy: tree, name }, facts, &settings, rules, missing);
+    let base = own_base(facts);
+    share.unified(&Place { hierarchy: tree, name, base }, facts, &settings, rules, missing);
     for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &LEGACY_ACCOUNTING) {
-        share.legacy(&Place { hierarchy, name }, &controllers, &settings, missing);
+        share.legacy(&Place { hierarchy, name, base }, &controllers, &settings, missing);
     }
     share.claims.reverse();
     Ok(share)
 }
+
+/// No controller is missing, but the right to use it.
+fn denied(problems: Problems) -> Problems {
+    let denied = |mut problem: Problem| {
+        DENIED.clone_into(&mut problem.reason);
+        problem
+    };
+    Problems(problems.0.into_iter().map(denied).collect())
+}
+
+const DENIED: &str = "cannot be enforced: this user may make no cgroups, where the own one is not delegated (docs/rootless.md)";
 
 const NO_TREE: &str = "this host has no cgroup2 file system mounted, which a container's processes live in: \
     mount one, for example with \"mount -t cgroup2 none /sys/fs/cgroup/unified\"";
@@ -227,6 +248,8 @@ pub(super) struct Place<'a> {
     pub(super) hierarchy: &'a Path,
     /// Relative, without `..`.
     pub(super) name: &'a str,
+    /// [`own_base`].
+    pub(super) base: &'a Path,
 }
 
 impl Place<'_> {
@@ -242,13 +265,16 @@ impl Place<'_> {
 
     /// Those of them that go when the container goes.
     pub(super) fn parents(&self, missing: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
-        let own = self.hierarchy.join(OWN_TOP);
+        let own = self.hierarchy.join(self.base).join(OWN_TOP);
         self.above().into_iter().filter(|f| *f == own || missing.contains(f)).collect()
     }
 }
 
 /// Every folder that [`share`] will claim.
 fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
+    if facts.cgroup.is_denied() {
+        return Vec::new();
+    }
     // What cannot be enforced is told by `share`.
     let mut settings = knobs(&resolved.limits, &facts.cgroup).unwrap_or_default();
     if let Ok(Confinement::Legacy(files)) = device::confinement(&resolved.device_rules, facts) {
@@ -258,7 +284,8 @@ fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
         .into_iter()
         .map(|(hierarchy, _)| hierarchy);
     let all = facts.cgroup.tree.iter().map(PathBuf::as_path).chain(legacy);
-    all.map(|hierarchy| Place { hierarchy, name: &resolved.cgroup }).collect()
+    let base = own_base(facts);
+    all.map(|hierarchy| Place { hierarchy, name: &resolved.cgroup, base }).collect()
 }
 
 #[cfg(test)]

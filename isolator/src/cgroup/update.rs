@@ -15,7 +15,7 @@ use super::knobs::{Setting, knobs};
 use super::make::{self, Wanted};
 use super::processes::processes;
 use super::release::remove_parents;
-use super::share::{Place, knob, legacy_groups, limited};
+use super::share::{Place, knob, legacy_groups, limited, own_base};
 use super::usage::{NO_LIMIT, count};
 use crate::device::{self, Confinement, Exchange};
 
@@ -108,7 +108,8 @@ pub fn change(
     };
     change.unified(&settings);
     for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &[]) {
-        change.legacy(&Place { hierarchy, name: &name }, &controllers, &settings, claims)?;
+        let place = Place { hierarchy, name: &name, base: own_base(facts) };
+        change.legacy(&place, &controllers, &settings, claims)?;
     }
     Ok(change)
 }

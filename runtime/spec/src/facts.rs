@@ -9,6 +9,10 @@ pub struct HostFacts {
     pub cgroup: CgroupLayout,
     /// Effective user id of the runtime.
     pub euid: u32,
+    /// Effective group id of the runtime.
+    pub egid: u32,
+    /// The runtime is not root of the machine: an ordinary user, or root of a user namespace only.
+    pub rootless: bool,
     /// Capability bits of the bounding set: nothing outside it can be given.
     pub bounding: u64,
     /// Effective capability bits of the runtime itself.
@@ -48,6 +52,12 @@ impl HostFacts {
         Self { bounding: all, effective: all, ..self }
     }
 
+    /// It may not even mount: it has to go into the container's user namespace itself.
+    #[must_use]
+    pub fn enters(&self) -> bool {
+        self.rootless && !self.has_capability(caps::Capability::CAP_SYS_ADMIN)
+    }
+
     #[must_use]
     pub fn has_capability(&self, cap: caps::Capability) -> bool {
         self.effective & cap.bitmask() != 0
@@ -67,6 +77,17 @@ pub struct CgroupLayout {
     pub closed: BTreeSet<PathBuf>,
     /// Named v1 hierarchies without a controller (`name=systemd`).
     pub named: BTreeMap<String, PathBuf>,
+    /// What a runtime that is not root of the machine may use of the tree.
+    pub granted: Option<Granted>,
+}
+
+/// Folders of the cgroup2 tree, relative to its root.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Granted {
+    /// That of the runtime itself.
+    pub own: PathBuf,
+    /// The one in which it may make others (cgroups(7), "Cgroup delegation").
+    pub base: Option<PathBuf>,
 }
 
 /// Where one controller's files are to be found.
@@ -81,6 +102,12 @@ pub enum Home {
 }
 
 impl CgroupLayout {
+    /// Containers have no cgroup of their own: the runtime may make none.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.granted.as_ref().is_some_and(|g| g.base.is_none())
+    }
+
     #[must_use]
     pub fn home(&self, controller: &str) -> Home {
         if self.unified.iter().any(|c| c == controller) {

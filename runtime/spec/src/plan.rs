@@ -400,6 +400,7 @@ pub enum ChildStep {
         uid: u32,
         gid: u32,
         additional_gids: Vec<u32>,
+        keep_groups: bool,
     },
     Capabilities(Capabilities),
     WorkingDirectory {
@@ -538,7 +539,10 @@ impl ChildStep {
             Self::BoundingSet { keep } => {
                 write!(f, "drop all capabilities but {keep:#x} from the bounding set")
             }
-            Self::Ids { uid, gid, additional_gids } => {
+            Self::Ids { uid, gid, keep_groups: true, .. } => {
+                write!(f, "become uid {uid} gid {gid}, with the groups it has")
+            }
+            Self::Ids { uid, gid, additional_gids, .. } => {
                 write!(f, "become uid {uid} gid {gid} groups {additional_gids:?}")
             }
             Self::Capabilities(c) => write!(

@@ -26,6 +26,8 @@ pub struct Resolved {
     pub namespaces: Namespaces,
     /// Id maps of the user namespace: of a new one always, of a joined one where the bundle tells them.
     pub user: Option<IdMaps>,
+    /// How it is done without being root of the machine.
+    pub rootless: Option<Rootless>,
     /// Of a new time namespace.
     pub time_offsets: Vec<TimeOffset>,
     pub hostname: Option<String>,
@@ -56,11 +58,24 @@ impl Resolved {
         )
     }
 
+    /// Does the runtime stand in the user namespace already when the container is born?
+    #[must_use]
+    pub fn born_inside(&self) -> bool {
+        self.rootless.is_some_and(|r| r.enters)
+    }
+
     /// Does it live in a user namespace other than the runtime's?
     #[must_use]
     pub fn in_user_namespace(&self) -> bool {
         self.namespaces.is_private(Namespace::User)
     }
+}
+
+/// A launch by a runtime that is not root of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Rootless {
+    /// The runtime itself goes into the user namespace, and the container is born there.
+    pub enters: bool,
 }
 
 /// Which ids of a user namespace stand for which outside of it (user_namespaces(7)).
@@ -290,6 +305,8 @@ pub struct Process {
     pub uid: u32,
     pub gid: u32,
     pub additional_gids: Vec<u32>,
+    /// Nobody may change groups in its user namespace (user_namespaces(7), `/proc/PID/setgroups`): they stay.
+    pub keep_groups: bool,
     pub umask: u32,
     pub capabilities: Capabilities,
     pub rlimits: Vec<Rlimit>,

@@ -36,6 +36,36 @@ pub fn default_spec() -> Value {
     })
 }
 
+/// The same for an ordinary user, who is root in it: as `runc spec --rootless` writes it, with the host's network and its
+/// `/sys`, and nothing that needs another id or a cgroup.
+#[must_use]
+pub fn rootless_spec(uid: u32, gid: u32) -> Value {
+    let mut spec = default_spec();
+    let map = |id: u32| json!([{ "containerID": 0, "hostID": id, "size": 1 }]);
+    if let Some(linux) = spec["linux"].as_object_mut() {
+        linux.remove("resources");
+        linux.insert("uidMappings".to_owned(), map(uid));
+        linux.insert("gidMappings".to_owned(), map(gid));
+    }
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|n| n["type"] != "network");
+        namespaces.push(json!({ "type": "user" }));
+    }
+    for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys" {
+            *mount = json!({ "destination": "/sys", "type": "none", "source": "/sys",
+                             "options": ["rbind", "nosuid", "noexec", "nodev", "ro"] });
+        }
+        if let Some(options) = mount["options"].as_array_mut() {
+            let owner = |o: &Value| {
+                o.as_str().is_some_and(|o| o.starts_with("uid=") || o.starts_with("gid="))
+            };
+            options.retain(|o| !owner(o));
+        }
+    }
+    spec
+}
+
 fn capabilities() -> Value {
     let few = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     json!({ "bounding": few, "effective": few, "permitted": few })

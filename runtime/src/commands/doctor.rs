@@ -40,6 +40,10 @@ pub(super) fn doctor(format: TextFormat) -> Result<u8, Error> {
     findings.push(devices(&facts));
     findings.push(overlay());
     findings.push(user_namespaces());
+    if facts.rootless {
+        findings.push(delegated(&facts));
+        findings.push(subordinate_ids(&facts));
+    }
     findings.push(seccomp());
     findings.push(calls(&facts));
     match format {
@@ -68,11 +72,13 @@ fn read(path: &str) -> String {
 }
 
 fn privilege(facts: &HostFacts) -> Finding {
-    if facts.euid != 0 || !facts.has_capability(Capability::CAP_SYS_ADMIN) {
+    if facts.rootless {
+        let who = if facts.enters() { "uid" } else { "root of a user namespace, uid" };
         return lacking(
             "privilege",
-            format!("uid {}", facts.euid),
-            "containers need root with CAP_SYS_ADMIN in this version",
+            format!("{who} {}", facts.euid),
+            "bundles need a user namespace, as \"spec --rootless\" writes it; device rules, hard rlimits above one's own and a lower \
+             oom_score_adj need root of the machine",
         );
     }
     if facts.has_capability(Capability::CAP_SYS_RESOURCE) {
@@ -83,6 +89,58 @@ fn privilege(facts: &HostFacts) -> Finding {
         "root without CAP_SYS_RESOURCE",
         "hard rlimits cannot be raised and oom_score_adj not lowered: both are clamped to the runtime's own",
     )
+}
+
+/// cgroups(7), "Cgroup delegation".
+fn delegated(facts: &HostFacts) -> Finding {
+    let granted = facts.cgroup.granted.as_ref();
+    match granted.and_then(|g| g.base.as_deref()) {
+        Some(base) => fine(
+            "delegated cgroup",
+            format!("/{} with {}", base.display(), facts.cgroup.unified.join(" ")),
+        ),
+        None => lacking(
+            "delegated cgroup",
+            "none",
+            "containers run without a cgroup, and bundles with limits are refused: log in through systemd, or use \"systemd-run --user --scope -p Delegate=yes\"",
+        ),
+    }
+}
+
+/// subuid(5).
+fn subordinate_ids(facts: &HostFacts) -> Finding {
+    const WHAT: &str = "subordinate ids";
+    const COST: &str = "only one's own id can be mapped";
+    let uid = facts.euid.to_string();
+    // Not through the C library: a static program must not load its plug-ins.
+    let accounts = read_text(Path::new("/etc/passwd")).unwrap_or_default();
+    let own = |line: &&str| line.split(':').nth(2) == Some(uid.as_str());
+    let name = accounts.lines().find(own).and_then(|l| l.split(':').next()).unwrap_or(&uid);
+    let range = |file: &str| {
+        let text = read_text(Path::new(file)).unwrap_or_default();
+        let of_user = |line: &&str| {
+            let owner = line.split(':').next().unwrap_or_default();
+            owner == name || owner == uid
+        };
+        text.lines().find(of_user).map(|line| format!("{file} {line}"))
+    };
+    let programs = ["newuidmap", "newgidmap"].map(on_path);
+    match (range("/etc/subuid").zip(range("/etc/subgid")), programs) {
+        (_, [false, _] | [_, false]) => {
+            lacking(WHAT, "no newuidmap or newgidmap", format!("{COST}: install package uidmap"))
+        }
+        (None, _) => lacking(
+            WHAT,
+            "no range in /etc/subuid and /etc/subgid",
+            format!("{COST}: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
+        ),
+        (Some((uids, gids)), _) => fine(WHAT, format!("{uids}, {gids}")),
+    }
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
 /// Controllers with the limits that stand on each.

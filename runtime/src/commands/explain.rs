@@ -4,7 +4,7 @@ use hafen_sys::Context;
 
 use super::{print, print_json, quick};
 use crate::Error;
-use crate::cli::{Cli, ExplainArgs, TextFormat};
+use crate::cli::{Cli, ExplainArgs, Rootless, TextFormat};
 use crate::prepare::{Request, prepare, read_bundle};
 
 /// The name that a container without one has in an explanation.
@@ -25,7 +25,13 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         overlay,
         ..Options::default()
     };
-    let request = Request { options, state: root.join(EXAMPLE), waits: false };
+    let request = Request {
+        options,
+        state: root.join(EXAMPLE),
+        waits: false,
+        real: false,
+        needs_cgroup: cli.rootless == Some(Rootless::False),
+    };
     let prepared = prepare(bundle, &request)?;
     match args.format {
         TextFormat::Json => print_json(&prepared.plan)?,

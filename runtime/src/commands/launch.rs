@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::quick;
-use crate::cli::{Cli, CreateArgs, LaunchArgs, RunArgs};
+use crate::cli::{Cli, CreateArgs, LaunchArgs, Rootless, RunArgs};
 use crate::guest;
 use crate::join::Container;
 use crate::journal::{Entry, Record, Status};
@@ -129,6 +129,8 @@ fn ready(
         },
         state: root.join(id),
         waits,
+        real: true,
+        needs_cgroup: cli.rootless == Some(Rootless::False),
     };
     // Whoever took the id meanwhile has its cgroup as well: that is the reason to tell.
     let taken = |e| if root.join(id).exists() { Error::Exists(id.to_owned()) } else { e };
@@ -180,7 +182,7 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     if !record.hooks.start_container.is_empty()
         && let Err(failure) = start_hooks(&entry, &record, process)
     {
-        return Err(end_all(&record, failure));
+        return Err(end_all(&entry, &record, failure));
     }
     let notify = Notify::listen(&entry.path)?;
     let handle = process.open()?;
@@ -193,7 +195,7 @@ pub(super) fn start(cli: &Cli, id: &str) -> Result<u8, Error> {
     match outcome? {
         Outcome::Executed | Outcome::Created | Outcome::Ready => {
             if let Err(failure) = join::run_poststart_hooks(&record, process.pid) {
-                return Err(end_all(&record, failure));
+                return Err(end_all(&entry, &record, failure));
             }
             drop(entry);
             if let Some((notify, handle)) = notify.zip(handle) {
@@ -220,10 +222,14 @@ fn start_hooks(entry: &Entry, record: &Record, process: Identity) -> Result<(), 
 }
 
 /// A container whose hooks fail has no processes any more; `delete` finds the rest.
-fn end_all(record: &Record, failure: Error) -> Error {
-    match record.tree().map_or(Ok(()), cgroup::kill) {
+fn end_all(entry: &Entry, record: &Record, failure: Error) -> Error {
+    let killed = match record.tree() {
+        Some(tree) => cgroup::kill(tree).map_err(Error::from),
+        None => entry.process().and_then(|p| Ok(p.map_or(Ok(()), |process| process.end())?)),
+    };
+    match killed {
         Ok(()) => failure,
-        Err(e) => Error::CleanUp { first: failure.chain(), second: Error::from(e).chain() },
+        Err(e) => Error::CleanUp { first: failure.chain(), second: e.chain() },
     }
 }
 

@@ -13,6 +13,7 @@ use super::{print, print_json};
 use crate::Error;
 use crate::cli::{Cli, Format, ListArgs, PsArgs};
 use crate::journal::{Entry, Record};
+use crate::process;
 
 /// A row as runc's `list --format json` has it.
 #[derive(Debug, Serialize)]
@@ -108,9 +109,10 @@ fn table(rows: &[Row]) -> String {
 pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
     let entry = Entry::find(&cli.root, &args.id)?;
     let record = entry.record()?.ok_or_else(|| Error::Busy(args.id.clone()))?;
-    let pids = match record.tree().filter(|tree| tree.exists()) {
-        Some(tree) => cgroup::processes(tree)?,
-        None => Vec::new(),
+    let pids = match (record.tree(), entry.process()?) {
+        (Some(tree), _) if tree.exists() => cgroup::processes(tree)?,
+        (None, Some(process)) if process.alive()? => process::of_namespace(process.pid)?,
+        _ => Vec::new(),
     };
     if args.format == Format::Json {
         print_json(&pids)?;

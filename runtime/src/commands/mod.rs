@@ -15,7 +15,7 @@ mod spec;
 mod update;
 
 use crate::Error;
-use crate::cli::{Cli, Command, Rootless};
+use crate::cli::{Cli, Command, NO_ROOT};
 
 /// Do what was asked for. The answer is the exit code.
 ///
@@ -23,6 +23,12 @@ use crate::cli::{Cli, Command, Rootless};
 /// One failure, for the caller to report.
 pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
     refuse_what_is_not_here(cli)?;
+    if cli.root.as_os_str() == NO_ROOT && cli.command.keeps_state() {
+        return Err(Error::Refused(
+            "--root: an ordinary user's is $XDG_RUNTIME_DIR/hafen-oci, and XDG_RUNTIME_DIR is not set"
+                .to_owned(),
+        ));
+    }
     match &cli.command {
         Command::Create(args) => launch::create(cli, args),
         Command::Start { id } => launch::start(cli, id),
@@ -52,6 +58,11 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_JOINED: u8 = 255;
 
 impl Command {
+    /// Does it read or write the state of containers?
+    const fn keeps_state(&self) -> bool {
+        !matches!(self, Self::Spec(_) | Self::Features | Self::Explain(_) | Self::Doctor { .. })
+    }
+
     /// The exit code of a failure. That of `exec` must not be taken for its program's.
     #[must_use]
     pub const fn failure(&self, error: &Error) -> u8 {
@@ -68,11 +79,6 @@ fn refuse_what_is_not_here(cli: &Cli) -> Result<(), Error> {
     if cli.systemd_cgroup {
         return Err(Error::Refused(
             "--systemd-cgroup is not supported yet: cgroups are made directly; leave the option out".to_owned(),
-        ));
-    }
-    if cli.rootless == Some(Rootless::True) {
-        return Err(Error::Refused(
-            "--rootless=true is not supported yet: user namespaces come with the complete OCI runtime".to_owned(),
         ));
     }
     Ok(())

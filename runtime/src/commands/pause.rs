@@ -51,5 +51,7 @@ pub(super) fn hold(
 }
 
 fn tree(record: &Record) -> Result<&Path, Error> {
-    record.tree().ok_or(Error::NotRunning)
+    record.tree().ok_or_else(|| {
+        Error::Refused("the container has no cgroup, which alone can be frozen".to_owned())
+    })
 }

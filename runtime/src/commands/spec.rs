@@ -3,14 +3,19 @@ use std::io::Write;
 
 use hafen_spec::template;
 use hafen_sys::Context;
+use nix::unistd::{getgid, getuid};
 
 use crate::Error;
 use crate::cli::SpecArgs;
 
 pub(super) fn spec(args: &SpecArgs) -> Result<u8, Error> {
     let path = args.bundle.join("config.json");
-    let text = serde_json::to_string_pretty(&template::default_spec())
-        .map_err(|e| Error::Refused(e.to_string()))?;
+    let spec = if args.rootless {
+        template::rootless_spec(getuid().as_raw(), getgid().as_raw())
+    } else {
+        template::default_spec()
+    };
+    let text = serde_json::to_string_pretty(&spec).map_err(|e| Error::Refused(e.to_string()))?;
     let write = || {
         // What somebody wrote there is not ours to replace.
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;

@@ -12,6 +12,7 @@ fn layout(unified: &[&str], legacy: &[&str]) -> CgroupLayout {
         unified: unified.iter().map(|c| (*c).to_owned()).collect(),
         legacy: legacy.iter().map(|c| ((*c).to_owned(), format!("/v1/{c}").into())).collect(),
         named: BTreeMap::new(),
+        granted: None,
     }
 }
 

@@ -45,7 +45,9 @@ pub(super) fn namespaces(spec: &Spec, problems: &mut Problems) -> Namespaces {
     found
 }
 
-pub(super) fn has_user_namespace(spec: &Spec) -> bool {
+/// Does the bundle want a user namespace, new or joined?
+#[must_use]
+pub fn has_user_namespace(spec: &Spec) -> bool {
     let listed = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     listed.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User)
 }

@@ -18,12 +18,12 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use crate::resolved::{Namespace, Process, Resolved, Root};
+use crate::resolved::{Namespace, Process, Resolved, Root, Rootless};
 use crate::{HostFacts, Problems};
 
 pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
 pub use limits::{Held, page_size, resolve_update};
-pub use linux::sysctl_path;
+pub use linux::{has_user_namespace, sysctl_path};
 pub use options::{COPY_UP, FILE_SYSTEM_FLAGS, FLAG_OPTIONS, MountOptions, OWN_OPTIONS, attr};
 pub use process::RLIMITS;
 
@@ -73,6 +73,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         hostname: linux::uts_name(spec.hostname(), "hostname", &namespaces, &mut problems),
         domainname: linux::uts_name(spec.domainname(), "domainname", &namespaces, &mut problems),
         user,
+        rootless: facts.rootless.then(|| Rootless { enters: facts.enters() }),
         time_offsets: time::offsets(spec, &namespaces, &mut problems),
         intel_rdt: rdt::intel_rdt(spec, &options.id, &mut problems),
         net_devices: network::devices(spec, &namespaces, &mut problems),

@@ -1,7 +1,9 @@
 use std::collections::HashSet;
 
 use caps::Capability;
-use oci_spec::runtime::{Capabilities as Names, PosixRlimitType, Process as OciProcess, Spec};
+use oci_spec::runtime::{
+    Capabilities as Names, LinuxIdMapping, PosixRlimitType, Process as OciProcess, Spec,
+};
 
 use super::linux::has_user_namespace;
 use super::{Options, attributes, check_nul};
@@ -50,6 +52,7 @@ pub(super) fn process(
         uid: user.uid(),
         gid: user.gid(),
         additional_gids: user.additional_gids().clone().unwrap_or_default(),
+        keep_groups: keep_groups(spec, facts, problems),
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
         capabilities: capabilities(process, available(spec, facts), problems, warnings),
         rlimits: rlimits(process, facts, problems, warnings),
@@ -69,6 +72,7 @@ fn empty(options: &Options) -> Process {
         uid: 0,
         gid: 0,
         additional_gids: Vec::new(),
+        keep_groups: false,
         umask: DEFAULT_UMASK,
         capabilities: Capabilities::default(),
         rlimits: Vec::new(),
@@ -134,6 +138,21 @@ fn cwd(process: &OciProcess, problems: &mut Problems) -> String {
     }
     check_nul(&cwd, "process.cwd", problems);
     cwd
+}
+
+/// A user who maps no more than the own group may do so only where groups stay as they are.
+fn keep_groups(spec: &Spec, facts: &HostFacts, problems: &mut Problems) -> bool {
+    let map = spec.linux().as_ref().and_then(|l| l.gid_mappings().as_deref()).unwrap_or_default();
+    let own = |m: &LinuxIdMapping| m.size() == 1 && m.host_id() == facts.egid;
+    let keep = facts.enters() && map.len() == 1 && map.iter().all(own);
+    let asked = spec.process().as_ref().and_then(|p| p.user().additional_gids().as_ref());
+    if keep && asked.is_some_and(|gids| !gids.is_empty()) {
+        problems.add(
+            "process.user.additionalGids",
+            "cannot be given: linux.gidMappings has one's own group only, and then groups stay as they are",
+        );
+    }
+    keep
 }
 
 /// What can be given: in a user namespace everything, of which the runtime itself may have less.
