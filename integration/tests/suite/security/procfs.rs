@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
-use hafen_integration::{Case, Oci, Test, Value, cases, json, wait_until};
+use hafen_integration::{Case, Oci, Test, Value, cases, json, patience, wait_until};
 
 use super::{beside, folder, volume, weakened};
 
@@ -115,7 +115,8 @@ fn cve_2016_9962_a_container_looks_into_who_joins_it(t: &Test) {
     let program = fs::metadata(t.oci().program()).expect("stat the program").ino();
     let look = |weaken: &str| {
         let id = t.id();
-        let bundle = t.bundle().args(["/inside", "peek", "2.5"]);
+        let seconds = patience(Duration::from_millis(2500)).as_secs_f64().to_string();
+        let bundle = t.bundle().args(["/inside", "peek", &seconds]);
         let oci = t.oci();
         let path = bundle.path().display().to_string();
         let mut container = oci.spawn(["run", "--bundle", &path, &id]);
