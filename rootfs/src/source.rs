@@ -112,7 +112,7 @@ pub fn bind(
     if !all.is_empty() {
         set_attributes(&tree, &all, true).map_err(named)?;
     }
-    for (propagation, whole_tree) in &mount.propagation {
+    for (propagation, whole_tree) in mount.propagation.iter().filter(|(p, _)| !is_left(*p)) {
         let wanted = MountAttr { propagation: number(*propagation), ..MountAttr::default() };
         set_attributes(&tree, &wanted, *whole_tree).map_err(named)?;
     }
@@ -121,6 +121,12 @@ pub fn bind(
         set_attributes(&tree, &top, false).map_err(named)?;
     }
     Ok(Source::new(tree, kind))
+}
+
+/// What is unbindable cannot be copied any more, so it is made so when it is in its place.
+#[must_use]
+pub fn is_left(propagation: Propagation) -> bool {
+    propagation == Propagation::Unbindable
 }
 
 /// Show other owners than the file system has (mount_setattr(2), MOUNT_ATTR_IDMAP).

@@ -77,6 +77,10 @@ pub(crate) struct Encoder<'a> {
     root: &'a Path,
     filter: Option<&'a Filter>,
     binds: std::slice::Iter<'a, Source>,
+    /// A file system was mounted already.
+    has_mounted: bool,
+    /// The host's root is let go of in the end.
+    pivots: bool,
     tasks: std::slice::Iter<'a, OwnedFd>,
     ops: Vec<Op>,
     /// The root was attached at `/`.
@@ -117,6 +121,8 @@ impl<'a> Encoder<'a> {
             root,
             filter,
             binds: sources.binds.iter(),
+            has_mounted: false,
+            pivots: false,
             tasks: sources.tasks.iter(),
             ops: Vec::new(),
             over_root: false,
@@ -127,6 +133,8 @@ impl<'a> Encoder<'a> {
     /// A string that is no C string, or a path that leads out of its root.
     pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
         let mut encoded = Encoded::default();
+        let pivot = ChildStep::ChangeRoot { how: ChangeRoot::Pivot };
+        self.pivots = steps.contains(&pivot);
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));
         let standard = self.sources.standard.into_iter().flatten().zip(0..);
         self.ops.extend(standard.map(|(from, to)| Op::Duplicate { from, to }));

@@ -5,7 +5,7 @@
 //! | prestart, createRuntime | the runtime's namespaces | the container's namespaces exist | ends the launch |
 //! | createContainer | found in the runtime's, run in the container's | the same, before the root is changed | ends the launch |
 //! | startContainer | the container, with the rights of its program | just before the program | ends the start |
-//! | poststart | the runtime's namespaces | the program runs | ends the container |
+//! | poststart | the runtime's namespaces | the program runs | ends the container; before 1.2.1 of the spec, is told |
 //! | poststop | the runtime's namespaces | nothing is left | is told, the rest goes on |
 //!
 //! Each gets the container's state on stdin, and nothing that it writes is lost: it is in the error.
@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::Error;
+use crate::{Error, log};
 
 /// More of a hook's words than this help nobody.
 const MOST_WORDS: u64 = 4096;
@@ -55,6 +55,22 @@ pub(crate) type Started = (i32, OwnedFd);
 /// The hook that failed, with its words.
 pub(crate) fn run(hooks: &[Hook], occasion: Occasion<'_>) -> Result<(), Error> {
     run_each(hooks, occasion, |hook, standard| start(hook, standard, occasion.bundle))
+}
+
+/// Run them all; a failure is told, and the rest goes on.
+pub(crate) fn run_all(hooks: &[Hook], occasion: Occasion<'_>) {
+    for hook in hooks {
+        if let Err(e) = run(std::slice::from_ref(hook), occasion) {
+            log::note(&e.chain());
+        }
+    }
+}
+
+/// Whether a poststart hook that fails ends the container: the spec has it so since 1.2.1 (runtime, "Lifecycle").
+pub(crate) fn end_the_container(version: &str) -> bool {
+    let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
+    let numbers: Vec<u32> = numbers.filter_map(|n| n.parse().ok()).collect();
+    numbers.as_slice() >= [1, 2, 1].as_slice()
 }
 
 /// The same with another way to start them.
@@ -163,5 +179,23 @@ fn describe(end: &Ended) -> String {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "has ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::end_the_container;
+
+    #[test]
+    fn what_a_failure_after_the_start_means_depends_on_the_version() {
+        for (version, ends) in [
+            ("1.0.2-dev", false),
+            ("1.2.0", false),
+            ("1.2.1", true),
+            ("1.2.1+dev", true),
+            ("1.3.0", true),
+        ] {
+            assert_eq!(end_the_container(version), ends, "{version}");
+        }
     }
 }

@@ -393,7 +393,11 @@ pub(crate) fn run_poststart_hooks(record: &Record, pid: i32) -> Result<(), Error
     }
     let state = State::of(record, Status::Running, Some(pid)).json()?;
     let occasion = Occasion { kind: "poststart", state: &state, bundle: &record.bundle };
-    hooks::run(&record.hooks.poststart, occasion)
+    if hooks::end_the_container(&record.oci_version) {
+        return hooks::run(&record.hooks.poststart, occasion);
+    }
+    hooks::run_all(&record.hooks.poststart, occasion);
+    Ok(())
 }
 
 /// The hooks just before the user's program.

@@ -239,9 +239,11 @@ impl Occasions<'_> {
     }
 
     fn before_root(&self, process: &Launched) -> Result<(), Error> {
-        let state = State::of(self.record, Status::Creating, Some(self.pid)).json()?;
         let (hooks, bundle) = (&self.record.hooks, self.record.bundle.as_path());
+        // These are from the time when they were called by `start`, and were told so (runtime-spec 1.0).
+        let state = State::of(self.record, Status::Created, Some(self.pid)).json()?;
         hooks::run(&hooks.prestart, Occasion { kind: "prestart", state: &state, bundle })?;
+        let state = State::of(self.record, Status::Creating, Some(self.pid)).json()?;
         fault::point();
         hooks::run(
             &hooks.create_runtime,

@@ -8,7 +8,7 @@ use hafen_sys::CallError;
 use crate::hooks::{self, Occasion};
 use crate::journal::{Entry, Record, Status, boot_id};
 use crate::state::State;
-use crate::{Error, fault, log};
+use crate::{Error, fault};
 
 /// Release everything that a record claims. Goes on after a failure, and may be repeated: what is
 /// gone counts as released. The folder with the record goes last, so nothing is forgotten before.
@@ -48,11 +48,7 @@ fn end_process(entry: &Entry, record: &Record) -> Result<(), Error> {
 fn run_poststop(record: &Record) -> Result<(), Error> {
     let state = State::of(record, Status::Stopped, None).json()?;
     let occasion = Occasion { kind: "poststop", state: &state, bundle: &record.bundle };
-    for hook in &record.hooks.poststop {
-        if let Err(e) = hooks::run(std::slice::from_ref(hook), occasion) {
-            log::note(&e.chain());
-        }
-    }
+    hooks::run_all(&record.hooks.poststop, occasion);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub(crate) fn trials() -> Vec<Case> {
         a_hook_of_the_container_has_its_rights(Root, Busybox),
         a_failure_before_the_start_ends_the_launch(Root, Busybox),
         a_failure_at_the_start_ends_the_container(Root, Busybox),
+        a_failure_beside_the_program_is_told(Root, Busybox),
         a_failure_after_the_end_is_told(Root, Busybox),
         a_hook_that_takes_too_long_is_killed(Root, Busybox),
         a_hook_that_is_not_there(Root, Busybox),
@@ -96,7 +97,7 @@ fn the_state_is_on_stdin(t: &Test) {
     let states: Vec<Value> =
         lines(&log).iter().map(|l| serde_json::from_str(l).expect("a state")).collect();
     let statuses: Vec<&str> = states.iter().filter_map(|s| s["status"].as_str()).collect();
-    assert_eq!(statuses, ["creating", "creating", "creating", "created", "running", "stopped"]);
+    assert_eq!(statuses, ["created", "creating", "creating", "created", "running", "stopped"]);
     for state in &states {
         assert_eq!(state["id"], json!(id));
         assert_eq!(state["ociVersion"], bundle.config()["ociVersion"]);
@@ -184,6 +185,7 @@ fn a_failure_at_the_start_ends_the_container(t: &Test) {
         let (oci, id) = (t.oci(), t.id());
         let bundle = t
             .bundle()
+            .set("/ociVersion", json!("1.2.1"))
             .args(["/inside", "sleep", "600"])
             .push(&format!("/hooks/{kind}"), hook("echo no; exit 9"));
         let _ = oci.create(&id, &bundle).ok();
@@ -192,6 +194,20 @@ fn a_failure_at_the_start_ends_the_container(t: &Test) {
         let _ = oci.delete(&id).ok();
         t.oci().run(&t.id(), &bundle).error_with([kind, "exit status 9"]);
     }
+}
+
+/// As the spec had it before 1.2.1.
+fn a_failure_beside_the_program_is_told(t: &Test) {
+    let log = t.dir().join("log");
+    let bundle = t
+        .bundle()
+        .set("/ociVersion", json!("1.2.0"))
+        .args(["/inside", "exit", "5"])
+        .push("/hooks/poststart", hook("exit 9"))
+        .push("/hooks/poststart", hook(&format!("echo second > {}", log.display())));
+    let output = t.oci().run(&t.id(), &bundle).code(5);
+    assert!(output.stderr.contains("poststart hook #0"), "{output}");
+    assert_eq!(lines(&log), ["second"]);
 }
 
 fn a_failure_after_the_end_is_told(t: &Test) {

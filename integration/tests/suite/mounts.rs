@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Case> {
         remounts_of_anything_else_are_refused(Root, Busybox),
         flags_of_file_systems(Root, Busybox),
         propagation_of_every_kind(Root, Busybox),
+        mounts_stand_in_their_order(Root, Busybox),
         a_tmpfs_is_as_open_as_its_place(Root, Busybox),
         parameters_of_binds_are_passed_over(Root, Busybox),
         options_of_another_kind_are_refused(Root, Busybox),
@@ -365,6 +366,21 @@ fn propagation_of_every_kind(t: &Test) {
             assert_eq!(wanted, [true, true], "{target}: {tags:?}");
         }
     }
+}
+
+/// mountinfo is sorted by the age of mounts since Linux 6.8, and binds are opened before the container exists.
+fn mounts_stand_in_their_order(t: &Test) {
+    let host = share(t, "host");
+    fs::write(host.join("file"), "").expect("write");
+    let bundle = t.bundle().set("/root/readonly", json!(false)).file("/var/up/file", "");
+    let bundle = bind(bundle, &host, "/mnt/1", &["bind", "shared"]);
+    let bundle = mount(bundle, "/mnt/2", "tmpfs", "tmpfs", &[]);
+    let bundle = bind(bundle, &host.join("file"), "/mnt/3", &["bind", "slave"]);
+    let bundle = mount(bundle, "/var/up", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    let bundle = bind(bundle, &host, "/mnt/5", &["rbind", "unbindable"]);
+    let seen = facts(t, &bundle).mounts.into_iter().map(|m| m.target);
+    let ours: Vec<String> = seen.filter(|m| m.starts_with("/mnt/") || m == "/var/up").collect();
+    assert_eq!(ours, ["/mnt/1", "/mnt/2", "/mnt/3", "/var/up", "/mnt/5"]);
 }
 
 fn a_tmpfs_is_as_open_as_its_place(t: &Test) {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{Attrs, Mount, MountKind, SourceLink};
+use hafen_spec::resolved::{Attrs, Mount, MountKind, Propagation, SourceLink};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Op};
 use hafen_sys::mount::MountAttr;
 use hafen_sys::weaken::{Defence, left_out};
@@ -61,7 +61,8 @@ impl Encoder<'_> {
             mode_of: takes_mode(fstype, options).then_some(TARGET),
             into: MOUNT,
         });
-        self.attach(At::Slot(MOUNT), mount);
+        self.attach(At::Slot(MOUNT), mount, |_| true);
+        self.has_mounted = true;
         Ok(())
     }
 
@@ -69,13 +70,30 @@ impl Encoder<'_> {
     fn prepared_mount(&mut self, mount: &Mount) -> io::Result<()> {
         let tree = At::Fd(self.next_bind()?.tree.as_raw_fd());
         self.place(mount, Make::Folder)?;
-        self.attach(tree, mount);
+        let tree = self.in_order(tree, true);
+        self.attach(tree, mount, |_| true);
         Ok(())
     }
 
-    fn attach(&mut self, tree: At, mount: &Mount) {
+    /// The runtime made the mount before the process was born; in mountinfo it is to stand where the bundle has it.
+    fn in_order(&mut self, from: At, folder: bool) -> At {
+        if !self.has_mounted || !self.pivots {
+            return from;
+        }
+        self.ops.push(Op::RenewMount { from, folder, into: MOUNT });
+        At::Slot(MOUNT)
+    }
+
+    /// There are many of them, and nobody named them in this order.
+    fn is_cgroup(&self, mount: &Mount) -> bool {
+        let layout = &self.facts.cgroup;
+        let MountKind::Bind { source, .. } = &mount.kind else { return false };
+        layout.tree.iter().chain(layout.legacy.values()).any(|tree| source.starts_with(tree))
+    }
+
+    fn attach(&mut self, tree: At, mount: &Mount, left: fn(Propagation) -> bool) {
         self.ops.push(Op::MoveMount { from: tree, to: At::Slot(TARGET) });
-        for (propagation, recursive) in &mount.propagation {
+        for (propagation, recursive) in mount.propagation.iter().filter(|(p, _)| left(*p)) {
             let attributes =
                 MountAttr { propagation: source::number(*propagation), ..MountAttr::default() };
             self.ops.push(Op::SetAttributes { mount: tree, attributes, recursive: *recursive });
@@ -94,8 +112,9 @@ impl Encoder<'_> {
             return self.classic_bind(mount, source);
         }
         self.place(mount, target_kind(source))?;
-        let from = At::Fd(source.tree.as_raw_fd());
-        self.ops.push(Op::MoveMount { from, to: At::Slot(TARGET) });
+        let tree = At::Fd(source.tree.as_raw_fd());
+        let tree = if self.is_cgroup(mount) { tree } else { self.in_order(tree, source.is_folder) };
+        self.attach(tree, mount, source::is_left);
         Ok(())
     }
 

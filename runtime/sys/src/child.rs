@@ -149,6 +149,13 @@ pub enum Op {
         fd: i32,
         into: Slot,
     },
+    /// A copy of a mount, which is younger than what was mounted meanwhile: since Linux 6.8 mountinfo is sorted by
+    /// age. Where none can be made it is the mount itself.
+    RenewMount {
+        from: At,
+        folder: bool,
+        into: Slot,
+    },
     SetAttributes {
         mount: At,
         attributes: MountAttr,

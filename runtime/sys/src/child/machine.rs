@@ -49,6 +49,7 @@ struct Machine {
     pid: notify::Digits,
     /// The last `Resolve` made what it was asked for.
     made: bool,
+    shelf: mounts::Shelf,
 }
 
 /// Run the script; never returns.
@@ -59,6 +60,7 @@ pub(crate) fn run(script: &Script, pipes: Pipes) -> ! {
         program: 0,
         in_folder: false,
         made: false,
+        shelf: mounts::Shelf::new(),
         pid: notify::Digits::default(),
     };
     let mut index: u32 = 0;
@@ -139,9 +141,16 @@ impl Machine {
                 self.put(*into, tree);
             }
             Op::Keep { fd, into } => {
-                let copy =
-                    plain(libc::SYS_fcntl, [reg(*fd), libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
+                let copy = duplicate(*fd)?;
                 self.put(*into, copy);
+            }
+            Op::RenewMount { from, folder, into } => {
+                let from = self.fd(*from);
+                let fresh = match self.shelf.renew(from, *folder) {
+                    Ok(fresh) => fresh,
+                    Err(_) => duplicate(from)?,
+                };
+                self.put(*into, fresh);
             }
             Op::Resolve { root, chain, make, follow, into } => {
                 let (found, made) = resolve_place(self.fd(*root), chain, *make, *follow)?;
@@ -583,6 +592,10 @@ pub(super) fn open_tree(dir: i32, path: &CStr, clone: bool, recursive: bool) -> 
     unsafe { call(libc::SYS_open_tree, [reg(dir), at(path), flags as usize, 0, 0, 0]) }
 }
 
+fn duplicate(fd: i32) -> Answer {
+    plain(libc::SYS_fcntl, [reg(fd), libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])
+}
+
 pub(super) fn move_mount(from: i32, to: i32) -> Answer {
     // SAFETY: two empty C strings.
     unsafe {
@@ -593,7 +606,7 @@ pub(super) fn move_mount(from: i32, to: i32) -> Answer {
     }
 }
 
-fn open_path(dir: i32, path: &CStr) -> Answer {
+pub(super) fn open_path(dir: i32, path: &CStr) -> Answer {
     let flags = (libc::O_PATH | libc::O_CLOEXEC) as usize;
     // SAFETY: the path is a C string that outlives the call.
     unsafe { call(libc::SYS_openat, [reg(dir), at(path), flags, 0, 0, 0]) }
@@ -684,7 +697,7 @@ fn make_part(root: i32, part: &super::paths::Part, file: bool) -> Result<(), i32
     made
 }
 
-fn make_folder(folder: i32, name: &CStr, mode: usize) -> Result<(), i32> {
+pub(super) fn make_folder(folder: i32, name: &CStr, mode: usize) -> Result<(), i32> {
     // SAFETY: the name is a C string that outlives the call.
     match unsafe { call(libc::SYS_mkdirat, [reg(folder), at(name), mode, 0, 0, 0]) } {
         Ok(_) | Err(libc::EEXIST) => Ok(()),

@@ -2,7 +2,9 @@
 
 use std::ffi::{CStr, CString};
 
-use super::machine::{Fault, RDONLY, stat};
+use super::machine::{
+    Fault, RDONLY, make_file, make_folder, move_mount, open_path, open_tree, stat,
+};
 use crate::mount::{
     AT_EMPTY_PATH, FSCONFIG_CMD_CREATE, FSCONFIG_CMD_RECONFIGURE, FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING, FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC, FSPICK_CLOEXEC, FSPICK_EMPTY_PATH,
@@ -12,6 +14,7 @@ use crate::raw::{self, Answer, at, call, plain, reg};
 const LONGEST_TARGET: usize = 4096;
 const LONGEST_DATA: usize = 4096;
 const MODE_BITS: u32 = 0o7777;
+const PRIVATE: usize = 0o700;
 
 /// A mount that nobody sees yet. `folder` gives it its mode.
 pub(crate) fn new_mount(
@@ -51,6 +54,47 @@ pub(super) fn reconfigure(mount: i32, options: &[(CString, Option<CString>)]) ->
     })?;
     let _ = raw::close(context);
     Ok(())
+}
+
+/// Only what is attached can be copied, so mounts are attached here for a moment: in a tmpfs on a folder of the host's
+/// procfs, in the process's own mount namespace, which is let go of with the host's root. Each in a place of its own:
+/// one on the other it would go where the lower one is shared with.
+pub(super) struct Shelf {
+    folder: i32,
+    used: u32,
+}
+
+impl Shelf {
+    pub(super) const fn new() -> Self {
+        Self { folder: -1, used: 0 }
+    }
+
+    pub(super) fn renew(&mut self, from: i32, is_folder: bool) -> Answer {
+        if self.folder < 0 {
+            self.folder = put_up()?;
+        }
+        self.used = self.used.wrapping_add(1);
+        let name = Octal::new(self.used);
+        let name = name.as_c_str();
+        if is_folder {
+            make_folder(self.folder, name, PRIVATE)?;
+        } else {
+            make_file(self.folder, name)?;
+        }
+        let place = open_path(self.folder, name)?;
+        let moved = move_mount(from, place);
+        let _ = raw::close(place);
+        moved?;
+        open_tree(from, c"", true, true)
+    }
+}
+
+fn put_up() -> Answer {
+    let tmpfs = new_mount(c"tmpfs", c"tmpfs", &[], 0, None).map_err(|fault| fault.errno)?;
+    let place = open_path(libc::AT_FDCWD, c"/proc/driver")?;
+    let moved = move_mount(tmpfs, place);
+    let _ = raw::close(place);
+    moved.map(|_| tmpfs)
 }
 
 /// What covers masked folders.
