@@ -36,7 +36,7 @@ pub(crate) fn trials() -> Vec<Case> {
         a_new_folder_of_somebody_else_is_refused(Root, Busybox, Hybrid, Limit("cpuset")),
         a_runtime_that_dies_on_the_way_leaves_nothing(Root, Busybox, Hybrid, Limit("cpuset")),
         a_controller_is_switched_on(OwnCgroup, Busybox, Unified, Limit("cpuset")),
-        device_rules_are_replaced(OwnCgroup, Busybox),
+        device_rules_are_replaced(Root, Busybox),
         unified_files_are_written(OwnCgroup, Busybox, Unified, Limit("memory")),
         a_limit_below_the_usage_can_be_refused(OwnCgroup, Busybox, Limit("memory")),
         what_cannot_be_is_refused(OwnCgroup, Busybox, Limit("memory")),

@@ -160,6 +160,12 @@ fn check_usage(limits: &Limits, claims: &[Claim]) -> Result<(), Problems> {
 
 fn other_rules(rules: &[DeviceRule], facts: &HostFacts) -> Result<Vec<DeviceRule>, Problems> {
     let field = "linux.resources.devices";
+    if facts.rootless {
+        return Err(problem(
+            field,
+            "cannot be changed: only root of the machine loads device programs",
+        ));
+    }
     match device::confinement(rules, facts).map_err(|why| problem(field, why))? {
         Confinement::None => Ok(Vec::new()),
         Confinement::Program(rules) => Ok(rules),
