@@ -257,6 +257,52 @@ fn a_listener_reaches_its_agent_without_an_allocation() {
     assert_eq!(pidfd::wait(process.pid, true).unwrap().unwrap().code, Some(0));
 }
 
+/// The process in between joins, makes the first one as our child, and is gone; the first one goes into a time namespace.
+#[test]
+fn a_process_in_between_allocates_nothing() {
+    use std::os::fd::AsFd;
+    /// CLONE_NEWUTS, CLONE_NEWTIME
+    const UTS: u64 = 0x0400_0000;
+    const TIME: u64 = 0x80;
+    arm();
+    assert!(is_root(), "this test needs root");
+    let proc = open_proc().unwrap();
+    let own = std::fs::File::open("/proc/self/ns/uts").unwrap();
+    let mut ops = vec![
+        Op::Unshare { flags: TIME },
+        Op::SetnsProc {
+            proc: proc.as_raw_fd(),
+            path: c("self/ns/time_for_children"),
+            flag: i32::try_from(TIME).unwrap(),
+        },
+        Op::Keep { fd: own.as_raw_fd(), into: Slot(1) },
+        Op::AwaitGo,
+        Op::Ids { uid: 0, gid: 0, groups: None },
+    ];
+    ops.extend(program("/bin/true", &["true"]));
+    let script = Script { ops, die_before: None };
+    let joins = [(own.as_fd(), UTS)];
+    for classic in [false, true] {
+        let mut process = launch(&script, Birth { joins: &joins, classic, ..BIRTH }).unwrap();
+        process.go().unwrap();
+        let outcome = process.outcome().unwrap();
+        assert!(matches!(outcome, Outcome::Executed), "{outcome:?}");
+        assert_eq!(pidfd::wait(process.pid, true).unwrap().unwrap().code, Some(0));
+    }
+}
+
+#[test]
+fn a_join_that_fails_is_named() {
+    use std::os::fd::AsFd;
+    arm();
+    let file = std::fs::File::open("/proc/self/status").unwrap();
+    let script = Script { ops: vec![Op::AwaitGo], die_before: None };
+    let joins = [(file.as_fd(), 0x0400_0000)];
+    let failure = launch(&script, Birth { joins: &joins, ..BIRTH }).unwrap_err();
+    assert_eq!(failure.to_string(), "setns with flag 0x4000000");
+    assert!(failure.is(nix::errno::Errno::EINVAL), "{failure:?}");
+}
+
 #[test]
 fn the_tripwire_is_armed() {
     arm();

@@ -256,6 +256,15 @@ fn root() -> Vec<Recipe> {
 
 fn namespaces() -> Vec<Recipe> {
     vec![
+        Recipe::new("user_namespace", |b, _| b.user_namespace(100_000, 65_536))
+            .needs(hafen_integration::needs![UserNamespaces]),
+        Recipe::new("user_namespace_and_user", |b, _| {
+            b.user_namespace(100_000, 65_536)
+                .set("/process/user", json!({ "uid": 1000, "gid": 1000, "additionalGids": [5, 7] }))
+        })
+        .needs(hafen_integration::needs![UserNamespaces]),
+        Recipe::new("time_namespace", |b, _| b.namespace("time", None))
+            .needs(hafen_integration::needs![File("/proc/self/ns/time")]),
         Recipe::new("caller_network", |b, _| b.without_namespace("network")),
         Recipe::new("caller_network_and_its_sysfs", |b, _| {
             let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
