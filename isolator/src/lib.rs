@@ -5,3 +5,4 @@ pub mod device;
 pub mod network;
 pub mod resctrl;
 pub mod seccomp;
+pub mod systemd;

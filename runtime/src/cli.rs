@@ -13,7 +13,7 @@ pub struct Cli {
     pub root: PathBuf,
     #[command(flatten)]
     pub log: LogArgs,
-    /// Refused for now: cgroups are made directly, without systemd.
+    /// Have systemd make the cgroup, as a scope; `linux.cgroupsPath` is slice:prefix:name.
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Run without a cgroup where none may be made: `false` makes that an error.
@@ -97,6 +97,11 @@ pub enum Command {
     Events(EventsArgs),
     /// Change the limits of a container.
     Update(Box<UpdateArgs>),
+    /// Not supported. Clients ask for the help of it to find out, so that is refused as well.
+    #[command(hide = true, disable_help_flag = true)]
+    Checkpoint(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Restore(Anything),
     /// Remove a stopped container.
     Delete(DeleteArgs),
     /// List containers.
@@ -272,6 +277,13 @@ pub struct KillArgs {
     /// Name or number, with or without SIG.
     #[arg(default_value = "TERM")]
     pub signal: String,
+}
+
+/// Whatever follows a command that is refused.
+#[derive(Debug, Args)]
+pub struct Anything {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub words: Vec<String>,
 }
 
 #[derive(Debug, Args)]

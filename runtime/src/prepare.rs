@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use hafen_isolator::{cgroup, resctrl, seccomp};
+use hafen_isolator::{cgroup, resctrl, seccomp, systemd};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, Plan};
@@ -72,12 +72,23 @@ pub(crate) fn read_bundle(bundle: &Path) -> Result<Bundle, Error> {
     Ok(Bundle { path: bundle, spec, bytes })
 }
 
+const NOT_ROOT: &str =
+    "--systemd-cgroup: only root may ask systemd, a user's own is not asked: leave the option out";
+const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machine's init \
+    (there is no /run/systemd/system): leave the option out, and cgroups are made directly";
+
 /// Resolve and plan. Only looks: nothing on the machine is changed.
 ///
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
     let Bundle { spec, bytes, .. } = bundle;
+    if request.options.systemd_cgroup && !systemd::is_running() {
+        return Err(Error::Refused(NO_SYSTEMD.to_owned()));
+    }
+    if request.options.systemd_cgroup && !nix::unistd::geteuid().is_root() {
+        return Err(Error::Refused(NOT_ROOT.to_owned()));
+    }
     let facts = facts::gather()?;
     let at = || request.options.bundle.join("config.json");
     let wrong = |source| Error::Bundle { path: at(), source };

@@ -249,7 +249,6 @@ fn command_lines_that_are_wrong(t: &Test) {
         (&["state", "a", "b"], "b"),
         (&["--nonsense", "list"], "--nonsense"),
         (&["list", "--format", "xml"], "xml"),
-        (&["--systemd-cgroup", "list"], "--systemd-cgroup"),
         (&["run", "--preserve-fds", "many", "x"], "many"),
         (&["run", "--rootfs", "/nowhere", "--", "true"], "/nowhere"),
         (&["run", "--rootfs", "host", "--memory", "lots", "--", "true"], "--memory"),

@@ -22,6 +22,7 @@ mod seccomp;
 mod security;
 mod smoke;
 mod sockets;
+mod systemd;
 mod terminal;
 mod update;
 mod user;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         process_attributes::trials(),
         netdevices::trials(),
         pause::trials(),
+        systemd::trials(),
         update::trials(),
         events::trials(),
         exec::trials(),

@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Case> {
         signals_wait_for_resume(OwnCgroup, Busybox),
         delete_force_of_a_paused_container(OwnCgroup, Busybox),
         processes_of_sub_groups_stand_still_as_well(OwnCgroup, Busybox),
+        checkpoint_and_restore_are_refused(),
         ps_takes_the_options_of_ps(OwnCgroup, Busybox, Program("ps")),
     ]
 }
@@ -134,6 +135,18 @@ fn processes_of_sub_groups_stand_still_as_well(t: &Test) {
     let _ = oci.call(["pause", &id]).ok();
     assert!(!moves(child), "it goes on");
     let _ = oci.delete_force(&id).ok();
+}
+
+/// Podman takes an exit code of 0 of the help for "it is there".
+fn checkpoint_and_restore_are_refused(t: &Test) {
+    for verb in ["checkpoint", "restore"] {
+        for words in [&["--help"][..], &["--image-path", "/tmp/x", "id"], &[]] {
+            let all = [verb].into_iter().chain(words.iter().copied());
+            t.oci().call(all).error_with([verb, "is not supported"]);
+        }
+    }
+    let features = t.oci().bare(["features"]).output().ok().json().to_string();
+    assert!(!features.contains("checkpoint"), "{features}");
 }
 
 fn ps_takes_the_options_of_ps(t: &Test) {

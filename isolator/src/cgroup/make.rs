@@ -18,6 +18,7 @@ use nix::sys::stat::Mode;
 
 use super::folder::Folder;
 use super::processes::{self, names_of};
+use crate::systemd::Placeholder;
 
 /// Another container's release may remove an empty folder above ours at any moment; then all is begun again. One that
 /// does so this often in a row is no coincidence.
@@ -56,15 +57,20 @@ pub(super) fn cgroup(
 #[derive(Debug)]
 pub struct Hold {
     _lock: Flock<OwnedFd>,
+    _placeholder: Option<Placeholder>,
 }
 
 impl Hold {
+    pub(super) fn of_scope(path: &Path, placeholder: Placeholder) -> Result<Self, CallError> {
+        Ok(Self { _placeholder: Some(placeholder), ..Self::take(path)? })
+    }
+
     fn take(path: &Path) -> Result<Self, CallError> {
         let call = || format!("make cgroup {}", path.display());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let folder = fcntl::open(path, flags, Mode::empty()).call(call)?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { _lock: lock }),
+            Ok(lock) => Ok(Self { _lock: lock, _placeholder: None }),
             Err((_, Errno::EWOULDBLOCK)) => {
                 let why = format!("{} (another launch is taking it)", call());
                 Err(CallError::errno(why, Errno::EEXIST))

@@ -52,6 +52,10 @@ pub fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallEr
             let wanted = make::Wanted { controllers, accounting };
             return make::cgroup(tree, path, &wanted, *premade).map(Some);
         }
+        HostStep::MakeScope { unit, slice, path, properties } => {
+            let placeholder = crate::systemd::start(unit, slice, path, properties)?;
+            return Hold::of_scope(path, placeholder).map(Some);
+        }
         HostStep::MakeLegacyCgroup { controller, path } => {
             return make::legacy(controller, path).map(Some);
         }

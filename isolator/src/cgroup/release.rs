@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::systemd;
+
 use super::folder::{Visit, walk};
 use super::make::is_marked;
 use super::processes::{kill, kill_listed, names_of, processes, wait_empty};
@@ -29,7 +31,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// Names the call, and who holds the folder when it stays in use. May be tried again.
 pub fn release(claim: &Claim) -> Result<(), CallError> {
     let (path, parents) = match claim {
-        Claim::Cgroup { path, parents } => {
+        Claim::Cgroup { path, parents, unit } => {
+            if let Some(unit) = unit {
+                end_unified(path, Instant::now() + PATIENCE)?;
+                systemd::stop(unit, path, PATIENCE)?;
+            }
             remove(path, end_unified)?;
             (path, parents)
         }

@@ -3,12 +3,14 @@ use std::path::{Path, PathBuf};
 
 use hafen_spec::facts::{CgroupLayout, Home};
 use hafen_spec::plan::{Claim, HostStep, Knob};
+use hafen_spec::resolved::Scope;
 use hafen_spec::{HostFacts, Problem, Problems, Resolved};
 use hafen_sys::CallError;
 
 use super::knobs::{Setting, knobs};
 use super::make;
 use crate::device::{self, Confinement};
+use crate::systemd;
 
 /// The cgroups' part of a launch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -116,8 +118,8 @@ pub fn share(
 
     let name = resolved.cgroup.as_str();
     let mut share = Share::default();
-    let base = own_base(facts);
-    share.unified(&Place { hierarchy: tree, name, base }, facts, &settings, rules, missing);
+    let (base, scope) = (own_base(facts), resolved.scope.as_ref());
+    share.unified(&Place { hierarchy: tree, name, base }, facts, scope, &settings, rules, missing);
     for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &LEGACY_ACCOUNTING) {
         share.legacy(&Place { hierarchy, name, base }, &controllers, &settings, missing);
     }
@@ -144,8 +146,52 @@ impl Share {
         &mut self,
         place: &Place<'_>,
         facts: &HostFacts,
+        scope: Option<&Scope>,
         settings: &[Setting],
         rules: Option<Vec<hafen_spec::resolved::DeviceRule>>,
+        missing: &BTreeSet<PathBuf>,
+    ) {
+        let path = place.path();
+        if let Some(scope) = scope {
+            self.scope(scope, &path, settings);
+        } else {
+            self.folder(place, facts, settings, missing);
+        }
+        let own = settings.iter().filter(|s| s.home == Home::Unified);
+        self.before.extend(own.map(|s| HostStep::Knob(knob(&path, s))));
+        if let Some(rules) = rules {
+            self.before.push(HostStep::DeviceProgram { cgroup: path.clone(), rules });
+        }
+        // A scope holds a process until the first one is there: born in it, one of one would be one too many.
+        let one = |s: &Setting| s.file == "pids.max" && s.value == "1";
+        let full = scope.is_some() && settings.iter().any(one);
+        if facts.lacks("clone3") || facts.lacks("clone_into_cgroup") || full {
+            self.beside.push(HostStep::Enter { cgroup: path });
+        } else {
+            self.born_in = Some(path);
+        }
+    }
+
+    /// systemd switches controllers on and makes the folders above by itself, and takes all of them away.
+    fn scope(&mut self, scope: &Scope, path: &Path, settings: &[Setting]) {
+        let (unit, path) = (scope.unit.clone(), path.to_owned());
+        let claim =
+            Claim::Cgroup { path: path.clone(), parents: Vec::new(), unit: Some(unit.clone()) };
+        self.claims.push(claim);
+        let properties = systemd::properties(settings);
+        self.before.push(HostStep::MakeScope {
+            unit,
+            slice: scope.slice.clone(),
+            path,
+            properties,
+        });
+    }
+
+    fn folder(
+        &mut self,
+        place: &Place<'_>,
+        facts: &HostFacts,
+        settings: &[Setting],
         missing: &BTreeSet<PathBuf>,
     ) {
         let path = place.path();
@@ -153,26 +199,11 @@ impl Share {
         let counts =
             |c: &&str| facts.cgroup.home(c) == Home::Unified && !controllers.iter().any(|l| l == c);
         let accounting = ACCOUNTING.into_iter().filter(counts).map(str::to_owned).collect();
-        self.claims.push(Claim::Cgroup { path: path.clone(), parents: place.parents(missing) });
+        let parents = place.parents(missing);
+        self.claims.push(Claim::Cgroup { path: path.clone(), parents, unit: None });
         let tree = place.hierarchy.to_owned();
         let premade = !missing.contains(&path);
-        self.before.push(HostStep::MakeCgroup {
-            tree,
-            path: path.clone(),
-            controllers,
-            accounting,
-            premade,
-        });
-        let own = settings.iter().filter(|s| s.home == Home::Unified);
-        self.before.extend(own.map(|s| HostStep::Knob(knob(&path, s))));
-        if let Some(rules) = rules {
-            self.before.push(HostStep::DeviceProgram { cgroup: path.clone(), rules });
-        }
-        if facts.lacks("clone3") || facts.lacks("clone_into_cgroup") {
-            self.beside.push(HostStep::Enter { cgroup: path });
-        } else {
-            self.born_in = Some(path);
-        }
+        self.before.push(HostStep::MakeCgroup { tree, path, controllers, accounting, premade });
     }
 
     fn legacy(

@@ -3,7 +3,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use hafen_spec::facts::{CgroupLayout, Home};
-use hafen_spec::plan::{Claim, Knob};
+use hafen_spec::plan::{Claim, Knob, Property};
 use hafen_spec::resolve::Held;
 use hafen_spec::resolved::{Amount, DeviceRule, Limits};
 use hafen_spec::{HostFacts, Problems};
@@ -18,6 +18,7 @@ use super::release::remove_parents;
 use super::share::{Place, knob, legacy_groups, limited, own_base};
 use super::usage::{NO_LIMIT, count};
 use crate::device::{self, Confinement, Exchange};
+use crate::systemd;
 
 /// Other limits for a container that exists: what is to be done, in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Change {
     tree: PathBuf,
     controllers: Vec<String>,
     knobs: Vec<Knob>,
+    /// What systemd must know of it.
+    unit: Option<(String, Vec<Property>)>,
     /// Empty: every device is allowed.
     rules: Option<Vec<DeviceRule>>,
 }
@@ -107,11 +110,19 @@ pub fn change(
         ..Change::default()
     };
     change.unified(&settings);
+    change.unit = unit(claims).map(|unit| (unit, systemd::properties(&settings)));
     for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &[]) {
         let place = Place { hierarchy, name: &name, base: own_base(facts) };
         change.legacy(&place, &controllers, &settings, claims)?;
     }
     Ok(change)
+}
+
+fn unit(claims: &[Claim]) -> Option<String> {
+    claims.iter().find_map(|claim| match claim {
+        Claim::Cgroup { unit, .. } => unit.clone(),
+        _ => None,
+    })
 }
 
 fn problem(field: &str, why: impl Into<String>) -> Problems {
@@ -244,9 +255,12 @@ struct Former {
 
 impl Change {
     fn carry_out(&self, done: &mut Done) -> Result<(), CallError> {
-        // Controllers that are on for nothing do no harm: they are not switched off again.
+        // Controllers that are on for nothing do no harm: they are not switched off again. systemd has them all on for
+        // what it delegates.
         let wanted = Wanted { controllers: &self.controllers, accounting: &[] };
-        make::enable_above(&self.tree, &self.folder, &wanted)?;
+        if self.unit.is_none() {
+            make::enable_above(&self.tree, &self.folder, &wanted)?;
+        }
         for claim in &self.claims {
             if let Claim::LegacyCgroup { controller, path, parents } = claim {
                 let made = make::legacy(controller, path);
@@ -261,10 +275,17 @@ impl Change {
         if let Some(rules) = &self.rules {
             done.exchange = Some(device::reconfine(&self.folder, rules)?);
         }
-        self.claims.iter().try_for_each(|claim| match claim {
-            Claim::LegacyCgroup { controller, path, .. } => self.gather(controller, path, done),
+        for claim in &self.claims {
+            if let Claim::LegacyCgroup { controller, path, .. } = claim {
+                self.gather(controller, path, done)?;
+            }
+        }
+        match &self.unit {
+            Some((unit, properties)) if !properties.is_empty() => {
+                systemd::set_properties(unit, properties)
+            }
             _ => Ok(()),
-        })
+        }
     }
 
     /// Which order the kernel takes depends on what the files hold: memory stays below memory with swap, burst below

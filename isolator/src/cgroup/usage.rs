@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn unified(sample: &Sample) -> Claim {
-        Claim::Cgroup { path: sample.0.clone(), parents: Vec::new() }
+        Claim::Cgroup { path: sample.0.clone(), parents: Vec::new(), unit: None }
     }
 
     #[test]
@@ -237,7 +237,11 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_gone_tells_nothing() {
-        let claim = Claim::Cgroup { path: "/sys/fs/cgroup/no/such".into(), parents: Vec::new() };
+        let claim = Claim::Cgroup {
+            path: "/sys/fs/cgroup/no/such".into(),
+            parents: Vec::new(),
+            unit: None,
+        };
         assert_eq!(observe(&[claim]), Usage::default());
         let names = serde_json::to_value(Usage::default()).unwrap();
         assert_eq!(names.as_object().unwrap().len(), 11);

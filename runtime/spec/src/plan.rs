@@ -33,6 +33,9 @@ pub enum Claim {
         path: PathBuf,
         /// Folders above it, nearest first, that are removed with it if they are empty by then.
         parents: Vec<PathBuf>,
+        /// The scope that systemd made it for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unit: Option<String>,
     },
     /// The folder of one controller in a v1 hierarchy. Released by removing it and all below it,
     /// after the processes are gone.
@@ -59,7 +62,10 @@ impl Claim {
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cgroup { path, .. } => write!(f, "cgroup {}", path.display()),
+            Self::Cgroup { path, unit: None, .. } => write!(f, "cgroup {}", path.display()),
+            Self::Cgroup { path, unit: Some(unit), .. } => {
+                write!(f, "cgroup {} of systemd's {unit}", path.display())
+            }
             Self::LegacyCgroup { controller, path, .. } => {
                 write!(f, "v1 cgroup {} ({controller})", path.display())
             }
@@ -84,6 +90,13 @@ pub enum HostStep {
         /// The folder was there when the plan was made; otherwise it must be new, so that of two
         /// containers that ask for the same one only the first gets it.
         premade: bool,
+    },
+    /// Have systemd make a folder in the cgroup2 tree for a scope of its own.
+    MakeScope {
+        unit: String,
+        slice: String,
+        path: PathBuf,
+        properties: Vec<Property>,
     },
     /// Make a folder in a v1 hierarchy.
     MakeLegacyCgroup {
@@ -130,6 +143,35 @@ fn lines(map: &[IdMap]) -> String {
     lines.join(", ")
 }
 
+/// A property of a unit of systemd's (systemd.resource-control(5)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Property {
+    pub name: String,
+    pub value: PropertyValue,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum PropertyValue {
+    /// The largest one is "no limit".
+    Number(u64),
+    /// A set of numbers as bits, the lowest first.
+    Bytes(Vec<u8>),
+}
+
+impl fmt::Display for Property {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            PropertyValue::Number(u64::MAX) => write!(f, "{}=infinity", self.name),
+            PropertyValue::Number(n) => write!(f, "{}={n}", self.name),
+            PropertyValue::Bytes(bytes) => {
+                write!(f, "{}=0x", self.name)?;
+                bytes.iter().rev().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+        }
+    }
+}
+
 /// A kernel file and the value it gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Knob {
@@ -156,6 +198,7 @@ impl HostStep {
     pub fn makes(&self) -> Option<&Path> {
         match self {
             Self::MakeCgroup { path, .. }
+            | Self::MakeScope { path, .. }
             | Self::MakeLegacyCgroup { path, .. }
             | Self::MakeScratch { path } => Some(path),
             Self::Resctrl(step) => step.makes(),
@@ -175,6 +218,13 @@ impl fmt::Display for HostStep {
                 }
                 if !accounting.is_empty() {
                     write!(f, ", counting {}", accounting.join(" "))?;
+                }
+                Ok(())
+            }
+            Self::MakeScope { unit, slice, path, properties } => {
+                write!(f, "have systemd make {} for {unit} in {slice}", path.display())?;
+                for (i, property) in properties.iter().enumerate() {
+                    write!(f, "{} {property}", if i == 0 { " with" } else { "" })?;
                 }
                 Ok(())
             }

@@ -37,6 +37,8 @@ pub struct Resolved {
     pub sysctl: BTreeMap<String, String>,
     /// Folder name in the cgroup trees, relative to their roots, without a leading slash.
     pub cgroup: String,
+    /// systemd is asked for that folder.
+    pub scope: Option<Scope>,
     pub limits: Limits,
     pub device_rules: Vec<DeviceRule>,
     /// SELinux context of the file systems that are made for the container.
@@ -460,6 +462,13 @@ impl Namespaces {
     pub fn is_private(&self, ns: Namespace) -> bool {
         self.is_new(ns) || self.is_joined(ns)
     }
+}
+
+/// Names of units of systemd's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Scope {
+    pub unit: String,
+    pub slice: String,
 }
 
 /// Limits as the kernel means them. `None` is "not asked for", which is not the same as "no limit".

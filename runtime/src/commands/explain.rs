@@ -23,6 +23,7 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         id: EXAMPLE.to_owned(),
         bundle: bundle.path.clone(),
         overlay,
+        systemd_cgroup: cli.systemd_cgroup,
         ..Options::default()
     };
     let request = Request {

@@ -124,6 +124,7 @@ fn ready(
             overlay: bundle.path == Path::new(quick::NO_BUNDLE),
             bundle: bundle.path.clone(),
             no_pivot: args.no_pivot,
+            systemd_cgroup: cli.systemd_cgroup,
             no_new_keyring: args.no_new_keyring,
             preserve_fds: kept(args),
         },

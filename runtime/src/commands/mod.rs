@@ -22,7 +22,6 @@ use crate::cli::{Cli, Command, NO_ROOT};
 /// # Errors
 /// One failure, for the caller to report.
 pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
-    refuse_what_is_not_here(cli)?;
     if cli.root.as_os_str() == NO_ROOT && cli.command.keeps_state() {
         return Err(Error::Refused(
             "--root: an ordinary user's is $XDG_RUNTIME_DIR/hafen-oci, and XDG_RUNTIME_DIR is not set"
@@ -38,6 +37,8 @@ pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
         Command::Kill(args) => kill::kill(cli, args),
         Command::Pause { id } => pause::pause(cli, id),
         Command::Resume { id } => pause::resume(cli, id),
+        Command::Checkpoint(_) => Err(not_supported("checkpoint")),
+        Command::Restore(_) => Err(not_supported("restore")),
         Command::Events(args) => events::events(cli, args),
         Command::Update(args) => update::update(cli, args),
         Command::Delete(args) => containers::delete(cli, args),
@@ -75,13 +76,10 @@ impl Command {
     }
 }
 
-fn refuse_what_is_not_here(cli: &Cli) -> Result<(), Error> {
-    if cli.systemd_cgroup {
-        return Err(Error::Refused(
-            "--systemd-cgroup is not supported yet: cgroups are made directly; leave the option out".to_owned(),
-        ));
-    }
-    Ok(())
+fn not_supported(verb: &str) -> Error {
+    Error::Refused(format!(
+        "{verb} is not supported: containers of this runtime are not saved to disk through CRIU"
+    ))
 }
 
 /// Print to stdout; a reader that has gone away is not our failure.

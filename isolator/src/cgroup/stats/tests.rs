@@ -34,7 +34,7 @@ fn a_unified_folder() {
             ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n"),
         ],
     );
-    let stats = stats(&[Claim::Cgroup { path: path.clone(), parents: Vec::new() }]);
+    let stats = stats(&[Claim::Cgroup { path: path.clone(), parents: Vec::new(), unit: None }]);
     fs::remove_dir_all(path).unwrap();
     assert_eq!(
         (stats.cpu.usage.total, stats.cpu.usage.user, stats.cpu.usage.kernel),

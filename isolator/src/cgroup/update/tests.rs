@@ -11,7 +11,7 @@ fn hybrid_host() -> HostFacts {
 }
 
 fn tree(path: &str) -> Claim {
-    Claim::Cgroup { path: path.into(), parents: Vec::new() }
+    Claim::Cgroup { path: path.into(), parents: Vec::new(), unit: None }
 }
 
 fn legacy(controller: &str) -> Claim {

@@ -9,6 +9,7 @@ mod network;
 mod options;
 mod process;
 mod rdt;
+mod systemd;
 mod time;
 mod unsupported;
 mod user;
@@ -39,6 +40,8 @@ pub struct Options {
     pub no_pivot: bool,
     pub no_new_keyring: bool,
     pub preserve_fds: u32,
+    /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name` (`--systemd-cgroup`).
+    pub systemd_cgroup: bool,
     /// Stand on an overlay whose lower layer is `root.path`.
     pub overlay: bool,
 }
@@ -60,6 +63,11 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
     let user = user::id_maps(spec, &namespaces, &mut problems);
     let around = mounts::Around { options, namespaces: &namespaces, user: user.as_ref() };
     let mounts = mounts::mounts(spec, &around, &mut problems, &mut warnings);
+    let (cgroup, scope) = if options.systemd_cgroup {
+        systemd::cgroup(spec, &options.id, &mut problems)
+    } else {
+        (linux::cgroup(spec, &options.id, &mut problems), None)
+    };
     let resolved = Resolved {
         id: options.id.clone(),
         bundle: options.bundle.clone(),
@@ -78,7 +86,8 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         intel_rdt: rdt::intel_rdt(spec, &options.id, &mut problems),
         net_devices: network::devices(spec, &namespaces, &mut problems),
         sysctl: linux::sysctl(spec, &namespaces, &mut problems),
-        cgroup: linux::cgroup(spec, &options.id, &mut problems),
+        cgroup,
+        scope,
         device_rules: linux::device_rules(spec, &mut problems),
         mount_label: attributes::mount_label(spec, facts, &mut problems),
         seccomp: linux::seccomp(spec, &mut problems),
