@@ -138,9 +138,13 @@ impl Container {
         steps.splice(at..at, folders.map(|f| ChildStep::EnterLegacy { cgroup: f.clone() }));
     }
 
-    /// Below its folders, `sub` or nothing.
+    /// Below its folders, `sub` or nothing. It must be there in the tree with the processes; a v1 hierarchy that lacks it
+    /// counts in the container's own folder.
     fn place(&mut self, sub: &Path) {
-        for folder in self.tree.iter_mut().chain(&mut self.legacy) {
+        if let Some(tree) = &mut self.tree {
+            *tree = tree.join(sub);
+        }
+        for folder in self.legacy.iter_mut().filter(|folder| folder.join(sub).is_dir()) {
             *folder = folder.join(sub);
         }
     }

@@ -34,7 +34,8 @@ const ACCOUNTING: [&str; 3] = ["cpu", "memory", "pids"];
 /// In v1 hierarchies the same, and what counts there beside them: clients read it in the folder that `/proc/PID/cgroup`
 /// names, and would read the numbers of whoever started the container where it has none of its own. They are left out
 /// where no folder can be made.
-const LEGACY_ACCOUNTING: [&str; 5] = ["blkio", "cpu", "cpuacct", "memory", "pids"];
+/// `cpu` counts nothing that `cpuacct` does not, and a folder of it takes realtime policies away (sched(7), RT groups).
+const LEGACY_ACCOUNTING: [&str; 4] = ["blkio", "cpuacct", "memory", "pids"];
 
 /// The top folder of all containers that did not ask for another place. Whoever is last takes it away.
 const OWN_TOP: &str = "hafen";

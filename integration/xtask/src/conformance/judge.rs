@@ -53,6 +53,13 @@ impl<'a> Judge<'a> {
         if let (Some(_), Some(race)) = (complaint, self.known.race(program)) {
             return Verdict::Excused(race.to_owned());
         }
+        match (complaint, self.known.not_yet(self.host, program)) {
+            (Some(_), Some(reason)) => return Verdict::Excused(format!("not yet: {reason}")),
+            (None, Some(_)) => {
+                return Verdict::Failed("reasons.json says that ours does not pass it".to_owned());
+            }
+            (_, None) => {}
+        }
         match (complaint, self.known.reason(self.host, program)) {
             (Some(complaint), _) if !peers.is_empty() => {
                 Verdict::Failed(format!("{} passes it: {complaint}", peers.join(" and ")))
