@@ -217,7 +217,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
     Accepted {
         layout: Layout::Any,
         recipe: "caller_network_and_its_sysfs",
-        fact: "mount /sys/fs/cgroup* root",
+        fact: "mount /sys/fs/cgroup* root|mount /sys/fs/cgroup/* options",
         ours: "*",
         theirs: "*",
         why: "the host's hierarchies, seen from a namespace whose root is each engine's own folder",

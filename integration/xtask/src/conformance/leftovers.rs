@@ -1,6 +1,7 @@
 //! What the suite leaves behind: it deletes few of its containers, and no folder above their cgroups.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -25,6 +26,8 @@ impl Foreign {
 
     /// Removes the cgroups that have the suite's names or those of its containers, and were not there before.
     pub(super) fn remove_cgroups(&self, containers: &BTreeSet<String>) -> Result<()> {
+        // crun gives its standard descriptors to the container's user, and here they are the null device of the host.
+        chown("/dev/null", Some(0), Some(0)).context("chown /dev/null")?;
         for cgroup in found(containers).iter().filter(|path| !self.0.contains(*path)) {
             remove(cgroup)?;
         }
