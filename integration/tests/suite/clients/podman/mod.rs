@@ -32,7 +32,7 @@ pub(super) fn trials() -> Vec<Case> {
 type Scenario = fn(&Podman<'_>);
 
 /// What is different on unified cgroups, and one of each kind.
-const IN_VM: [&str; 8] = [
+const IN_VM: [&str; 7] = [
     "exit_codes",
     "exec",
     "terminals",
@@ -40,7 +40,6 @@ const IN_VM: [&str; 8] = [
     "update",
     "memory_cpu_and_pids",
     "privileged_and_devices",
-    "pod",
 ];
 
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
