@@ -47,6 +47,7 @@ use crate::hooks::{self, Occasion};
 use crate::join::{self, Container, Guest};
 use crate::journal::{Entry, Record, Status, boot_id};
 use crate::prepare::Prepared;
+use crate::notify::Notify;
 use crate::process::Identity;
 use crate::state::State;
 use crate::{Error, listener, notify, privilege, release, sources};
@@ -58,6 +59,8 @@ pub(crate) struct Running {
     pub(crate) record: Record,
     pub(crate) process: Launched,
     pub(crate) started: SystemTime,
+    /// Where it says that it is ready; of a container that waits nobody listens before `start`.
+    pub(crate) notify: Option<Notify>,
 }
 
 /// Launch. After a failure everything that was claimed is released, and the first failure is told.
@@ -81,10 +84,17 @@ pub(crate) fn launch(
     fault::point();
     let mut made = Vec::new();
     let (copy, console) = own;
-    let mut hooked = false;
-    let own = Own { entry: &entry, record: &record, copy, console, hooked: &mut hooked };
+    let (mut hooked, mut notify) = (false, None);
+    let own = Own {
+        entry: &entry,
+        record: &record,
+        copy,
+        console,
+        hooked: &mut hooked,
+        notify: &mut notify,
+    };
     match carry_out(own, prepared, waits, &mut made) {
-        Ok((process, started)) => Ok(Running { entry, record, process, started }),
+        Ok((process, started)) => Ok(Running { entry, record, process, started, notify }),
         Err(first) => {
             // What was not begun may be somebody else's: the release would kill what is in it.
             let mut begun = record;
@@ -130,6 +140,7 @@ struct Own<'a> {
     console: Option<OwnedFd>,
     /// Hooks have begun to run.
     hooked: &'a mut bool,
+    notify: &'a mut Option<Notify>,
 }
 
 fn carry_out(
@@ -309,6 +320,9 @@ fn make_scratch(path: &Path) -> Result<(), CallError> {
 
 fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {
     notify::make_folder(&own.entry.path)?;
+    if !waits {
+        *own.notify = Notify::listen(&own.entry.path)?;
+    }
     Ok(Sources {
         root: open_root(prepared)?,
         binds: sources::mounts(prepared)?,

@@ -42,16 +42,16 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let mut console = console(&prepared, &args.launch, args.detach)?;
     let theirs = console.as_mut().and_then(Console::give);
     let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
-    let notify = Notify::listen(&running.entry.path)?;
-    let running = after_start(announce(&args.launch, running)?)?;
+    let mut running = after_start(announce(&args.launch, running)?)?;
     if args.detach {
-        if let Some(notify) = notify {
+        if let Some(notify) = running.notify {
             notify.await_ready(running.process.pid, running.process.pidfd.as_fd())?;
         }
         return Ok(0);
     }
     let relay = console.and_then(|c| Relay::take(c).transpose()).transpose()?;
     fault::point();
+    let notify = running.notify.take();
     let end = supervise::wait(&running, &signals, relay, notify.as_ref())?;
     fault::point();
     let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
