@@ -262,3 +262,82 @@ fn copy_attributes(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use hafen_sys::mount::new_file_system;
+    use nix::fcntl::open;
+    use rustix::fs::XattrFlags;
+
+    use super::*;
+
+    fn folder(path: &Path) -> OwnedFd {
+        open(path, FOLDER, Mode::empty()).unwrap()
+    }
+
+    fn read(tmpfs: &OwnedFd, name: &str) -> File {
+        File::from(openat(tmpfs, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW, Mode::empty()).unwrap())
+    }
+
+    fn example() -> tempfile::TempDir {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let data = place.path().join("image/data");
+        fs::create_dir_all(data.join("deep/deeper")).unwrap();
+        fs::write(data.join("deep/deeper/file"), "content").unwrap();
+        fs::hard_link(data.join("deep/deeper/file"), data.join("deep/same")).unwrap();
+        symlink("deep/deeper/file", data.join("link")).unwrap();
+        symlink("/image/data", place.path().join("image/alias")).unwrap();
+        let file = File::open(data.join("deep/deeper/file")).unwrap();
+        // What setcap(8) writes: CAP_NET_RAW, version 2.
+        let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let flags = XattrFlags::empty();
+        rustix::fs::fsetxattr(&file, "security.capability", &capability, flags).unwrap();
+        place
+    }
+
+    #[test]
+    #[ignore = "needs root and limits"]
+    fn attributes_links_and_times_are_kept() {
+        let place = example();
+        let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
+        fill(&tmpfs, folder(&place.path().join("image")), "/data", Given::default()).unwrap();
+        let (file, same) = (read(&tmpfs, "deep/deeper/file"), read(&tmpfs, "deep/same"));
+        let was = fs::metadata(place.path().join("image/data/deep/same")).unwrap();
+        let is = file.metadata().unwrap();
+        assert_eq!((is.nlink(), is.ino()), (2, same.metadata().unwrap().ino()));
+        assert_eq!((is.mtime(), is.mtime_nsec()), (was.mtime(), was.mtime_nsec()));
+        let mut value = [0; 64];
+        assert_eq!(rustix::fs::fgetxattr(&file, "security.capability", &mut value).unwrap(), 20);
+        let target = readlinkat(&tmpfs, "link").unwrap();
+        assert_eq!(target.to_str(), Some("deep/deeper/file"));
+    }
+
+    #[test]
+    #[ignore = "needs root and limits"]
+    fn no_link_leads_out_of_the_root() {
+        let place = example();
+        fs::create_dir(place.path().join("data")).unwrap();
+        fs::write(place.path().join("data/secret"), "").unwrap();
+        let inner = place.path().join("image");
+        symlink("../data", inner.join("out")).unwrap();
+        let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
+        fill(&tmpfs, folder(&inner), "/out", Given::default()).unwrap();
+        // The root's own `data`.
+        assert!(fstatat(&tmpfs, "deep", AtFlags::empty()).is_ok());
+        assert!(fstatat(&tmpfs, "secret", AtFlags::empty()).is_err());
+    }
+
+    #[test]
+    #[ignore = "needs root and limits"]
+    fn a_place_that_is_no_folder_gives_nothing() {
+        let place = example();
+        let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
+        for path in ["/missing", "/data/deep/same"] {
+            fill(&tmpfs, folder(&place.path().join("image")), path, Given::default()).unwrap();
+        }
+        assert!(fstatat(&tmpfs, "deep", AtFlags::empty()).is_err());
+    }
+}

@@ -167,6 +167,10 @@ fn mounts() -> Vec<Recipe> {
         Recipe::new("bind_of_devices_with_what_is_below", |b, _| {
             mount(b, "/mnt/dev", "bind", "/dev", &["rbind", "rslave", "nosuid"])
         }),
+        Recipe::new("recursive_attributes", |b, _| {
+            let b = mount(b, "/mnt/ro", "bind", "/dev", &["rbind", "rslave", "rro", "rnosuid", "rnodev"]);
+            mount(b, "/mnt/noexec", "bind", "/dev", &["rbind", "rslave", "rnoexec", "rnoatime", "rnodiratime"])
+        }),
         Recipe::new("access_times", |b, s| {
             let b = bind(b, s, "d", "/mnt/noatime", &["bind", "noatime"]);
             let b = bind(b, s, "d", "/mnt/relatime", &["bind", "relatime"]);
