@@ -11,6 +11,7 @@ use super::{assert_gone, cgroups_of, delete_force, limited};
 pub(super) fn trials() -> Vec<Case> {
     cases![
         disk_is_full_when_the_folder_is_made(Root, Busybox, Program("unshare")),
+        disk_is_full_when_the_specification_is_saved(Root, Busybox, Program("unshare")),
         disk_is_full_when_the_plan_is_saved(Root, Busybox, Program("unshare")),
         disk_is_full_when_the_process_is_saved(Root, Busybox, Program("unshare")),
         disk_has_just_room_enough(Root, Busybox, Program("unshare")),
@@ -56,17 +57,21 @@ fn disk_is_full_when_the_folder_is_made(t: &Test) {
     is_refused(t, "size=64k,nr_inodes=2", 4, "mkdir");
 }
 
+fn disk_is_full_when_the_specification_is_saved(t: &Test) {
+    is_refused(t, PAGES, 0, "config.json");
+}
+
 fn disk_is_full_when_the_plan_is_saved(t: &Test) {
-    is_refused(t, PAGES, 0, "plan.");
+    is_refused(t, PAGES, 1, "plan.");
 }
 
 fn disk_is_full_when_the_process_is_saved(t: &Test) {
-    is_refused(t, PAGES, 1, "state.");
+    is_refused(t, PAGES, 2, "state.");
 }
 
 fn disk_has_just_room_enough(t: &Test) {
     let id = t.id();
-    let output = run_on_a_small_disk(t, &id, &limited(t, "echo ran"), PAGES, 2).ok();
+    let output = run_on_a_small_disk(t, &id, &limited(t, "echo ran"), PAGES, 3).ok();
     assert_eq!(output.stdout, "ran\n");
 }
 
