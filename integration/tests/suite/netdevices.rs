@@ -75,13 +75,13 @@ fn a_joined_namespace_gets_it(t: &Test) {
     let bundle = named(with_devices(t, json!({ "hafen0": { "name": "eth7" } })), "eth7");
     let bundle = bundle.namespace("network", Some(&path));
     let script = format!(
-        "mount --make-rprivate /\nunshare --net={path} true\n$OCI run --bundle {} {}\n\
+        "unshare --net={path} true\n$OCI run --bundle {} {}\n\
          nsenter --net={path} ip -o link show eth7\nip -o link show hafen1",
         bundle.path().display(),
         t.id()
     );
     // The mount that keeps the namespace alive is nobody else's.
-    let script = format!("exec unshare -m sh -c '{script}; umount {path}'");
+    let script = format!("exec unshare -m sh -c '{script}; umount -n {path}'");
     let output = in_namespace(t, &script).ok();
     assert!(output.stdout.contains("192.0.2.7/24"), "{output}");
     let outside = output.stdout.lines().rev().nth(1).unwrap_or_default();

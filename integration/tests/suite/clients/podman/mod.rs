@@ -80,7 +80,8 @@ const STRAYS: [&str; 5] =
 
 impl<'t> Podman<'t> {
     fn new(test: &'t Test, runtime: Runtime) -> Self {
-        let folder = test.dir().join(format!("podman-{}", runtime.name));
+        // Podman takes no run folder of more than 50 characters.
+        let folder = test.dir().join(format!("p-{:.4}", runtime.name));
         fs::create_dir_all(&folder).expect("mkdir for Podman");
         let parents = cgroup::hierarchies().into_iter().map(|h| h.mount.join("libpod_parent"));
         let all = parents.chain(STRAYS.iter().map(PathBuf::from));
