@@ -49,7 +49,8 @@ fn pod(p: &Podman<'_>) {
     p.ok(["pod", "restart", "pod"]);
     assert_eq!(p.inspect("one", "State.Status"), "running");
     p.ok(["pod", "stop", "--time", "0", "pod"]);
-    assert_eq!(p.inspect("two", "State.Status"), "exited");
+    // It is `stopped` until conmon's own Podman has cleaned up.
+    p.await_status("two", "exited");
     p.ok(["pod", "rm", "--force", "pod"]);
 }
 
