@@ -47,7 +47,7 @@ const USER_CASES: &str = "user::";
 const MINUTE: u64 = 60;
 const FORMAT: Duration = Duration::from_secs(MINUTE);
 const BUILD: Duration = Duration::from_secs(20 * MINUTE);
-const NATIVE: Duration = Duration::from_secs(20 * MINUTE);
+const NATIVE: Duration = Duration::from_secs(30 * MINUTE);
 const VM: Duration = Duration::from_secs(35 * MINUTE);
 
 #[derive(Debug, Args)]
