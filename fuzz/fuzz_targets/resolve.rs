@@ -3,11 +3,10 @@
 
 #![no_main]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hafen_isolator::cgroup;
 use hafen_rootfs::CgroupView;
 use hafen_spec::HostFacts;
 use hafen_spec::facts::CgroupLayout;
@@ -50,10 +49,9 @@ fuzz_target!(|bytes: &[u8]| {
     for mount in &resolved.mounts {
         assert!(mount.destination.starts_with('/') && !mount.destination.contains("/../"));
     }
-    let _ = cgroup::share(&resolved, &facts, &BTreeSet::new());
     let view =
         CgroupView { tree: PathBuf::from("/tree"), hybrid: host.has_tree, ..CgroupView::default() };
-    let _ = hafen_rootfs::share(&resolved, &view, Path::new("/scratch"), host.user);
+    let _ = hafen_rootfs::share(&resolved, &view, Path::new("/scratch"), host.user, facts.rootless);
 });
 
 fn facts(host: &Host) -> HostFacts {
@@ -89,9 +87,10 @@ fn facts(host: &Host) -> HostFacts {
             tree: host.has_tree.then(|| PathBuf::from("/tree")),
             unified,
             legacy,
-            named: BTreeMap::new(),
+            ..CgroupLayout::default()
         },
         euid: if host.user { 1000 } else { 0 },
+        rootless: host.user,
         bounding: u64::from(host.bounding) << 9 | 0x1ff,
         effective: u64::from(host.effective) << 9 | 0x1ff,
         last_cap: 40,

@@ -1,5 +1,7 @@
 //! Which devices a container may open or make: rules of `linux.resources.devices` as an eBPF program on the container's
-//! cgroup, or as files of the v1 devices controller where the kernel has no bpf(2).
+//! cgroup, or as files of the v1 devices controller where the host has it.
+
+mod legacy;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -13,6 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use crate::cgroup::Setting;
+use legacy::Table;
 
 /// A jump inside a program reaches 32767 instructions, and a rule takes at most three for each kind of device.
 const MOST_RULES: usize = 4096;
@@ -52,8 +55,7 @@ const ALWAYS: [(u32, Option<u32>); 9] = [
 
 /// A pure decision: rules and host to what is to be done.
 ///
-/// The program comes first also where the devices controller is v1: it says exactly what the rules say, and nothing
-/// has to be moved for it (`DECISIONS.md`).
+/// Where the devices controller is v1 its files say it: clients read them there. What they cannot say, a program does.
 ///
 /// # Errors
 /// Why nothing on this host can enforce the rules.
@@ -70,14 +72,33 @@ pub fn confinement(rules: &[DeviceRule], facts: &HostFacts) -> Result<Confinemen
     if facts.rootless {
         return Ok(Confinement::None);
     }
-    if !facts.lacks("bpf") {
-        return Ok(Confinement::Program(rules));
+    let files = match facts.cgroup.home("devices") {
+        Home::Legacy if !facts.cgroup.is_closed("devices") => {
+            Table::of(&rules).map(|table| table.files())
+        }
+        _ => Err("this host mounts no v1 devices controller".to_owned()),
+    };
+    match files {
+        Ok(files) => Ok(Confinement::Legacy(files)),
+        Err(_) if !facts.lacks("bpf") => Ok(Confinement::Program(rules)),
+        Err(why) => Err(format!("cannot be enforced: {why}, and this host lacks bpf(2)")),
     }
-    match facts.cgroup.home("devices") {
-        Home::Legacy => legacy(&rules).map(Confinement::Legacy),
-        _ => Err("cannot be enforced: this host lacks bpf(2) and mounts no v1 devices controller"
-            .to_owned()),
-    }
+}
+
+/// What is to be written for other rules to a folder of the v1 controller that shows `list` as its `devices.list`.
+/// Nothing that is allowed before and after is denied in between, unless what is denied turns into what is allowed.
+///
+/// # Errors
+/// Why the controller cannot say the rules.
+pub(crate) fn transition(list: &str, rules: &[DeviceRule]) -> Result<Vec<Setting>, String> {
+    let rules = effective(rules);
+    let wanted = if rules.is_empty() { Table::of_everything() } else { Table::of(&rules)? };
+    Ok(wanted.transition_from(&Table::read(list)))
+}
+
+/// What to write, and where beside `file`, to have it again as before `value` was written; `list` is `devices.list` then.
+pub(crate) fn way_back(file: &str, value: &str, list: &str) -> Option<Vec<Setting>> {
+    legacy::way_back(file, value, list)
 }
 
 /// The rules that decide, in order: the last one that matches an access does, and what none matches is denied. Empty if
@@ -315,119 +336,6 @@ fn exchange(
         (None, Some(new)) => bpf::attach(new, folder),
         (Some(old), Some(new)) => bpf::replace(old, new, folder),
         (Some(old), None) => bpf::detach(old, folder),
-    }
-}
-
-/// An exception from what the v1 controller allows or denies in general.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Exception {
-    kind: DeviceType,
-    major: Option<u32>,
-    minor: Option<u32>,
-    bits: u32,
-}
-
-impl Exception {
-    fn covers(&self, other: &Self) -> bool {
-        let wide = |a: Option<u32>, b: Option<u32>| a.is_none() || a == b;
-        self.kind == other.kind && wide(self.major, other.major) && wide(self.minor, other.minor)
-    }
-
-    fn meets(&self, other: &Self) -> bool {
-        let common = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
-        self.kind == other.kind
-            && common(self.major, other.major)
-            && common(self.minor, other.minor)
-    }
-}
-
-impl std::fmt::Display for Exception {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = if self.kind == DeviceType::Block { 'b' } else { 'c' };
-        let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
-        write!(f, "{kind} {}:{} ", number(self.major), number(self.minor))?;
-        let letters = [(access::READ, "r"), (access::WRITE, "w"), (access::MKNOD, "m")];
-        letters
-            .iter()
-            .filter(|(bit, _)| self.bits & bit != 0)
-            .try_for_each(|(_, letter)| f.write_str(letter))
-    }
-}
-
-/// The rules as files of the v1 controller (Documentation/admin-guide/cgroup-v1/devices.rst), which keeps a general
-/// answer and a set of exceptions, not a list in which the last match decides. Writing the rules one by one would lose
-/// some without a word: a denial takes away only exceptions with exactly its numbers. So the set is worked out here.
-fn legacy(rules: &[DeviceRule]) -> Result<Vec<Setting>, String> {
-    let (general, rules) = match rules.split_first() {
-        Some((first, rest)) if is_for_everything(first) => (first.allow, rest),
-        _ => (false, rules),
-    };
-    let mut exceptions: Vec<Exception> = Vec::new();
-    for rule in rules {
-        for exception in exceptions_of(rule) {
-            if rule.allow == general {
-                withdraw(&mut exceptions, &exception)?;
-            } else {
-                add(&mut exceptions, exception);
-            }
-        }
-    }
-    if !general {
-        combine(&mut exceptions);
-    }
-    let first = (!general).then(|| file("devices.deny", "a".to_owned()));
-    let name = if general { "devices.deny" } else { "devices.allow" };
-    Ok(first.into_iter().chain(exceptions.iter().map(|e| file(name, e.to_string()))).collect())
-}
-
-fn file(name: &str, value: String) -> Setting {
-    Setting {
-        controller: "devices".to_owned(),
-        home: Home::Legacy,
-        file: name.to_owned(),
-        value,
-        instead: None,
-    }
-}
-
-fn exceptions_of(rule: &DeviceRule) -> Vec<Exception> {
-    let kinds = match rule.kind {
-        None => vec![DeviceType::Block, DeviceType::Char],
-        Some(DeviceType::Fifo) => Vec::new(),
-        Some(kind) => vec![kind],
-    };
-    let exception =
-        |kind| Exception { kind, major: rule.major, minor: rule.minor, bits: bits(rule) };
-    kinds.into_iter().map(exception).collect()
-}
-
-fn add(exceptions: &mut Vec<Exception>, new: Exception) {
-    match exceptions.iter_mut().find(|e| e.covers(&new) && new.covers(e)) {
-        Some(same) => same.bits |= new.bits,
-        None => exceptions.push(new),
-    }
-}
-
-/// Part of an exception cannot be taken back: there is no exception from an exception.
-fn withdraw(exceptions: &mut Vec<Exception>, gone: &Exception) -> Result<(), String> {
-    for exception in exceptions.iter_mut().filter(|e| e.meets(gone) && e.bits & gone.bits != 0) {
-        if !gone.covers(exception) {
-            return Err(format!(
-                "the v1 devices controller cannot except {gone} from {exception}, and this host lacks bpf(2)"
-            ));
-        }
-        exception.bits &= !gone.bits;
-    }
-    exceptions.retain(|e| e.bits != 0);
-    Ok(())
-}
-
-/// One exception must allow an access alone, so a narrow one gets what the wider ones allow.
-fn combine(exceptions: &mut [Exception]) {
-    for i in 0..exceptions.len() {
-        let narrow = exceptions[i];
-        let wider = exceptions.iter().filter(|e| e.covers(&narrow));
-        exceptions[i].bits = wider.fold(narrow.bits, |bits, e| bits | e.bits);
     }
 }
 

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_spec::plan::{ChildStep, Claim, HostStep};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{Attrs, Mount, MountKind, Resolved, SourceLink};
+use hafen_spec::resolved::{Attrs, Mount, MountKind, Namespace, Resolved, SourceLink};
 
 use crate::devices;
 
@@ -28,12 +28,14 @@ pub struct CgroupView {
 /// The root file system and everything in it, in the order of the bundle. Pure.
 ///
 /// `scratch` is the folder for the upper layer of an overlay, `scratch_inside` says that it lies inside the lower layer.
+/// `rootless`: the runtime is in a user namespace itself.
 #[must_use]
 pub fn share(
     resolved: &Resolved,
     cgroup: &CgroupView,
     scratch: &Path,
     scratch_inside: bool,
+    rootless: bool,
 ) -> Share {
     let mut share = Share::default();
     if resolved.root.overlay {
@@ -55,11 +57,31 @@ pub fn share(
             MountKind::Cgroup { unified } => {
                 share.child.extend(cgroup_mounts(mount, cgroup, unified));
             }
-            _ => share.child.push(ChildStep::Mount(mount.clone())),
+            _ => share.child.push(ChildStep::Mount(shown(mount, resolved, rootless))),
         }
     }
     share.child.extend(devices::steps(resolved));
     share
+}
+
+/// sysfs shows a network namespace, and is mounted by who owns that (EPERM otherwise): a container in a user namespace
+/// that shares somebody else's network sees the host's `/sys`, as crun has it. Without what is mounted below it, unless
+/// the runtime stands in a user namespace itself, where nobody may look behind mounts (mount_namespaces(7)).
+fn shown(mount: &Mount, resolved: &Resolved, rootless: bool) -> Mount {
+    let is_sysfs = matches!(&mount.kind, MountKind::New { fstype, .. } if fstype == "sysfs");
+    if !is_sysfs || !resolved.in_user_namespace() || resolved.namespaces.is_new(Namespace::Network)
+    {
+        return mount.clone();
+    }
+    Mount {
+        kind: MountKind::Bind {
+            source: PathBuf::from("/sys"),
+            recursive: rootless,
+            link: SourceLink::Follow,
+        },
+        recursive_attrs: if rootless { mount.attrs } else { mount.recursive_attrs },
+        ..mount.clone()
+    }
 }
 
 /// On a unified host, and as `cgroup2`, the container sees its own folder of the one tree; on a hybrid one a tmpfs with its folder of

@@ -117,7 +117,7 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
     let scratch = request.state.join("scratch");
     let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
-    let rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside);
+    let rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
     let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
     let instructions = filter.as_ref().map(seccomp::Filter::len);
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);

@@ -341,7 +341,12 @@ fn values_that_make_no_sense(t: &Test) {
         .without_namespace("network")
         .set("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" }));
     field_refused(t, &shared, &["linux.sysctl[\"net.ipv4.ip_forward\"]", "net namespace"]);
-    field_refused(t, &plain.clone().without_namespace("mount"), &["mounts", "mount namespace"]);
+    let shared = plain.clone().without_namespace("mount");
+    field_refused(
+        t,
+        &shared.set("/linux/maskedPaths", json!(["/proc/keys"])),
+        &["linux.maskedPaths", "mount namespace"],
+    );
 }
 
 fn versions(t: &Test) {

@@ -30,6 +30,8 @@ pub(crate) fn trials() -> Vec<Case> {
         default_devices_can_be_used(Launcher, Busybox),
         a_denied_device_is_refused_with_eperm(Root, Busybox),
         device_rules_tell_access_apart(Root, Busybox),
+        device_rules_that_only_a_program_can_say(Root, Busybox),
+        device_rules_are_shown_by_v1(Root, Busybox, That("v1 devices", has_v1_devices)),
         what_a_unified_host_cannot_enforce_is_refused(Launcher, Busybox, Unified),
         what_a_hybrid_host_cannot_enforce_is_refused(Root, Busybox, Hybrid),
         what_no_kernel_enforces_is_refused(Root, Busybox),
@@ -335,6 +337,57 @@ fn device_rules_tell_access_apart(t: &Test) {
     assert_eq!(lines.len(), 2, "{output}");
     assert!(lines[0].contains("No such device or address"), "{output}");
     assert!(lines[1].contains("Operation not permitted"), "{output}");
+}
+
+/// The v1 controller knows no exception from an exception.
+fn split_rules() -> Value {
+    json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 240, "access": "rw" },
+        { "allow": false, "type": "c", "major": 240, "minor": 78, "access": "w" }
+    ])
+}
+
+fn device_rules_that_only_a_program_can_say(t: &Test) {
+    let script = "mknod /dev/x c 240 77; mknod /dev/y c 240 78; cat /dev/x; cat /dev/y; echo n >/dev/x; echo n >/dev/y";
+    let bundle = with_mknod(t).set("/linux/resources/devices", split_rules()).sh(script);
+    let output = t.oci().run(&t.id(), &bundle).code(1);
+    let denied: Vec<bool> =
+        output.stderr.lines().map(|line| line.contains("Operation not permitted")).collect();
+    assert_eq!(denied, [false, false, false, true], "{output}");
+}
+
+fn has_v1_devices() -> bool {
+    cgroup::v1("devices").is_some()
+}
+
+fn device_rules_are_shown_by_v1(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    let rules = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "b", "major": 240, "minor": 7, "access": "r" }
+    ]);
+    let bundle =
+        t.bundle().set("/linux/resources/devices", rules).args(["/inside", "sleep", "600"]);
+    let _ = oci.create(&id, &bundle).ok();
+    let folder = cgroup::folder(oci.pid(&id), "devices");
+    let list = || cgroup::value(&folder, "devices.list");
+    assert_eq!(list().lines().next(), Some("b 240:7 r"), "{}", list());
+    assert!(list().contains("\nc 1:3 rwm\n"), "{}", list());
+    let update = |rules: Value| {
+        let document = json!({ "devices": rules }).to_string();
+        oci.command(["update", "-r", "-", &id]).stdin(document).output()
+    };
+    let other = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "b", "major": 240, "minor": 8, "access": "rw" }
+    ]);
+    let _ = update(other).ok();
+    assert!(list().contains("b 240:8 rw") && !list().contains("240:7"), "{}", list());
+    let before = list();
+    update(split_rules()).error_with(["linux.resources.devices", "cannot except c 240:78 w"]);
+    assert_eq!(list(), before);
+    let _ = oci.delete_force(&id).ok();
 }
 
 /// Each is refused by the name of its field, and nothing remains.

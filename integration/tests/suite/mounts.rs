@@ -32,6 +32,7 @@ pub(crate) fn trials() -> Vec<Case> {
         a_missing_source_in_the_words_that_clients_know(Root, Busybox),
         masked_and_read_only_twice(Root, Busybox),
         cgroup2_is_the_one_tree(Root, Busybox),
+        the_hosts_sysfs_where_none_can_be_mounted(Root, Busybox, UserNamespaces),
     ]
 }
 
@@ -440,4 +441,16 @@ fn cgroup2_is_the_one_tree(t: &Test) {
     let mount = facts.mount("/sys/fs/cgroup").expect("a mount");
     assert_eq!((mount.fstype.as_str(), mount.root.as_str()), ("cgroup2", "/"));
     assert!(mount.options.contains("ro") && mount.options.contains("nosuid"), "{mount:?}");
+}
+
+/// A user namespace that shares the host's network may mount no sysfs of it.
+fn the_hosts_sysfs_where_none_can_be_mounted(t: &Test) {
+    let bundle = t.bundle().user_namespace(100_000, 65536).without_namespace("network");
+    let bundle = bundle.without_mount("/sys/fs/cgroup").set("/linux/maskedPaths", json!([]));
+    let facts = facts(t, &bundle);
+    let mount = facts.mount("/sys").expect("a mount");
+    assert_eq!(mount.fstype, "sysfs");
+    assert!(mount.options.contains("ro") && mount.options.contains("nosuid"), "{mount:?}");
+    let below = facts.mounts.iter().filter(|m| m.target.starts_with("/sys/")).map(|m| &m.target);
+    assert_eq!(below.collect::<Vec<_>>(), Vec::<&String>::new(), "nothing of the host's below it");
 }

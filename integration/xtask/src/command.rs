@@ -12,12 +12,14 @@ use anyhow::{Context, Result};
 /// A program in a process group of its own that gets SIGTERM after `limit` (whole seconds) and SIGKILL ten
 /// seconds later, and SIGTERM when this program dies.
 ///
-/// `timeout(1)` and `setpriv(1)` are part of every Debian; doing the same here would need `unsafe`. What
+/// `env(1)`, `timeout(1)` and `setpriv(1)` are part of every Debian; doing the same here would need `unsafe`. What
 /// left the process group, such as a container, is not reached: whoever starts one stops it.
 pub(crate) fn limited(limit: Duration, program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
+    let mut command = Command::new("env");
     let seconds = limit.as_secs().max(1).to_string();
-    command.args(["--pdeathsig", "TERM", "timeout", "--kill-after", "10", &seconds]);
+    // A shell has what it starts in the background ignore SIGINT and SIGQUIT, and containers of others inherit that.
+    command.args(["--default-signal", "setpriv", "--pdeathsig", "TERM"]);
+    command.args(["timeout", "--kill-after", "10", &seconds]);
     command.arg(program).stdin(Stdio::null());
     command
 }
@@ -105,7 +107,7 @@ fn lines(pipe: ChildStdout) -> Receiver<String> {
 /// The command as a person would type it, without the words that limit it.
 pub(crate) fn line(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
-    let hidden = if words.first().is_some_and(|w| *w == "setpriv") { 7 } else { 0 };
+    let hidden = if words.first().is_some_and(|w| *w == "env") { 9 } else { 0 };
     let words: Vec<_> = words.iter().skip(hidden).map(|w| w.to_string_lossy()).collect();
     words.join(" ")
 }

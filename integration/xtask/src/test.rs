@@ -20,21 +20,23 @@ mod needs;
 mod session;
 mod tally;
 
+use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::command::limited;
+use crate::command::{self, limited};
 use crate::conformance;
 use crate::setup::{self, Group};
 use crate::workspace;
 use artifacts::{Artifacts, Program};
-use session::Session;
+use session::{Session, TestRun};
 
 /// The suite finds the launch's steps by dying before each of them, and leaves defences out to see attacks succeed.
-const FEATURES: &[&str] = &["--workspace", "--features", "hafen-oci/fault-points,hafen-oci/weaken"];
+pub(crate) const FEATURES: &[&str] =
+    &["--workspace", "--features", "hafen-oci/fault-points,hafen-oci/weaken"];
 
 /// What is printed is read.
 const PLAIN: &[&str] = &["--color", "never"];
@@ -43,6 +45,9 @@ const PLAIN: &[&str] = &["--color", "never"];
 const USER: &str = "hafen";
 /// The suite's cases for them.
 const USER_CASES: &str = "user::";
+
+/// About half of the suite by the time that it takes in the virtual machine; what is new goes to the other half.
+const FIRST_MACHINE: &[&str] = &["clients", "security", "endurance"];
 
 const MINUTE: u64 = 60;
 const FORMAT: Duration = Duration::from_secs(MINUTE);
@@ -82,13 +87,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         check_code(&mut session);
     }
     if let Some(artifacts) = build(&mut session) {
+        let validates = build_validation(&mut session, options);
         if !options.vm {
             test_natively(&mut session, options, &artifacts);
+            let run = validates.then(|| validation(&mut session, false, options.filter.as_deref()));
+            run.flatten().into_iter().for_each(|run| session.tests(run));
         }
         if !options.native {
-            test_in_vm(&mut session, options, &artifacts);
+            test_in_vm(&mut session, options, &artifacts, validates);
         }
-        conform(&mut session, options);
     }
     if let Some(deny) = deny {
         deny.check(&mut session);
@@ -139,52 +146,105 @@ fn test_natively(session: &mut Session, options: &Options, artifacts: &Artifacts
         } else if needs == needs::NATIVE {
             command.arg("--include-ignored");
         }
-        session.tests(&program.name, "natively", NATIVE, command);
+        session.tests(natively(&program.name, NATIVE, command));
     }
     let mut documentation = cargo(BUILD, &[&["test", "--doc"], FEATURES].concat());
     documentation.arg("--").args(PLAIN).args(&options.filter);
-    session.tests("doc", "natively", BUILD, documentation);
+    session.tests(natively("doc", BUILD, documentation));
 }
 
-fn test_in_vm(session: &mut Session, options: &Options, artifacts: &Artifacts) {
+fn natively(program: &str, limit: Duration, command: Command) -> TestRun {
+    TestRun { program: program.to_owned(), place: "natively".to_owned(), limit, command }
+}
+
+/// Tests run one after another, so an emulated machine keeps hardly more than one processor busy: with half of them in a
+/// second one they take not much more than half the time.
+fn test_in_vm(session: &mut Session, options: &Options, artifacts: &Artifacts, validates: bool) {
     let Some(suite) = artifacts.programs.iter().find(|program| program.is_suite()) else {
         session.failed("suite in the virtual machine", "no test program named suite was built");
         return;
     };
+    let run = |place: &str, command| TestRun {
+        program: suite.name.clone(),
+        place: place.to_owned(),
+        limit: VM,
+        command,
+    };
     let filter = options.filter.as_deref();
-    session.tests(&suite.name, "in the virtual machine", VM, in_vm(suite, &[], "vm", filter));
+    let mut user = in_vm(suite, &["-u", USER], "vm-user");
+    match filter {
+        None => {
+            let (mut one, mut other) = (in_vm(suite, &[], "vm"), in_vm(suite, &[], "vm"));
+            let all: Vec<String> = modules(suite).into_iter().collect();
+            for module in all.iter().map(String::as_str) {
+                let skipping = if FIRST_MACHINE.contains(&module) { &mut other } else { &mut one };
+                skipping.args(["--skip", &format!("{module}::")]);
+            }
+            session.tests_at_once(vec![
+                run("in the virtual machine", one),
+                run("in a second virtual machine", other),
+            ]);
+            user.arg(USER_CASES);
+        }
+        Some(filter) => {
+            let mut command = in_vm(suite, &[], "vm");
+            command.arg(filter);
+            session.tests(run("in the virtual machine", command));
+            user.arg(filter);
+        }
+    }
+    let mut rest = Vec::new();
     // Two filters cannot be combined, so a filter for other cases runs none of the user's.
     if filter.is_none_or(|f| f.starts_with(USER_CASES)) {
-        let command = in_vm(suite, &["-u", USER], "vm-user", filter.or(Some(USER_CASES)));
-        session.tests(&suite.name, "in the virtual machine as a user", VM, command);
+        rest.push(run("in the virtual machine as a user", user));
     }
+    if validates {
+        rest.extend(validation(session, true, filter));
+    }
+    session.tests_at_once(rest);
 }
 
-/// The OCI's validation suite; `--native` and `--vm` choose as above.
-fn conform(session: &mut Session, options: &Options) {
-    let filter = options.filter.as_deref();
+/// The names of the suite's modules.
+fn modules(suite: &Program) -> BTreeSet<String> {
+    let mut command = limited(FORMAT, &suite.path);
+    command.arg("--list");
+    let mut modules = BTreeSet::new();
+    // Where it cannot be listed nothing is skipped, and everything runs twice.
+    let _ = command::read(FORMAT, &mut command, |line| {
+        modules.extend(line.split_once("::").map(|(module, _)| module.to_owned()));
+    });
+    modules
+}
+
+/// Whether the OCI's validation suite is there, and any of it is wanted.
+fn build_validation(session: &mut Session, options: &Options) -> bool {
     let mut any = false;
     let built = session.act("build the validation suite", || {
-        any = conformance::has(filter)?;
+        any = conformance::has(options.filter.as_deref())?;
         Ok(())
     });
-    let places =
-        [(false, "natively", !options.vm), (true, "in the virtual machine", !options.native)];
-    for (vm, place, _) in places.iter().filter(|(.., wanted)| built && any && *wanted) {
-        match conformance::step(*vm, filter) {
-            Ok((limit, command)) => session.tests("conformance", place, limit, command),
-            Err(error) => session.failed("conformance", &format!("{error:#}")),
+    built && any
+}
+
+fn validation(session: &mut Session, vm: bool, filter: Option<&str>) -> Option<TestRun> {
+    let place = if vm { "in the virtual machine" } else { "natively" }.to_owned();
+    match conformance::step(vm, filter) {
+        Ok((limit, command)) => {
+            Some(TestRun { program: "conformance".to_owned(), place, limit, command })
+        }
+        Err(error) => {
+            session.failed("conformance", &format!("{error:#}"));
+            None
         }
     }
 }
 
-fn in_vm(suite: &Program, options: &[&str], needs: &str, filter: Option<&str>) -> Command {
+fn in_vm(suite: &Program, options: &[&str], needs: &str) -> Command {
     let mut command = limited(VM, workspace::vm_run());
     // Its own limit comes first: it says more.
     let seconds = (VM.as_secs() - MINUTE).to_string();
     // Below /tmp only the working directory is seen in there.
     command.current_dir(workspace::root()).env("NEEDS", needs);
-    command.args(["-t", &seconds]).args(options).arg("--").arg(&suite.path);
-    command.args(PLAIN).args(filter);
+    command.args(["-t", &seconds]).args(options).arg("--").arg(&suite.path).args(PLAIN);
     command
 }

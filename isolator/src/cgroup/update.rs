@@ -34,7 +34,7 @@ pub struct Change {
     knobs: Vec<Knob>,
     /// What systemd must know of it.
     unit: Option<(String, Vec<Property>)>,
-    /// Empty: every device is allowed.
+    /// For the program. Empty: it allows every device.
     rules: Option<Vec<DeviceRule>>,
 }
 
@@ -101,14 +101,14 @@ pub fn change(
     };
     let name =
         folder.strip_prefix(&tree).map(Path::to_string_lossy).unwrap_or_default().into_owned();
-    let settings = knobs(&with_swap_lifted(limits, &facts.cgroup), &facts.cgroup)?;
+    let mut settings = knobs(&with_swap_lifted(limits, &facts.cgroup), &facts.cgroup)?;
     check_usage(limits, claims)?;
-    let mut change = Change {
-        folder,
-        tree,
-        rules: rules.map(|r| other_rules(r, facts)).transpose()?,
-        ..Change::default()
-    };
+    let mut change = Change { folder, tree, ..Change::default() };
+    if let Some(rules) = rules {
+        let (files, rules) = other_rules(rules, claims, facts)?;
+        settings.extend(files);
+        change.rules = Some(rules);
+    }
     change.unified(&settings);
     change.unit = unit(claims).map(|unit| (unit, systemd::properties(&settings)));
     for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &[]) {
@@ -169,22 +169,36 @@ fn check_usage(limits: &Limits, claims: &[Claim]) -> Result<(), Problems> {
     }
 }
 
-fn other_rules(rules: &[DeviceRule], facts: &HostFacts) -> Result<Vec<DeviceRule>, Problems> {
+/// What is to be written to the v1 controller, and the rules for the program.
+fn other_rules(
+    rules: &[DeviceRule],
+    claims: &[Claim],
+    facts: &HostFacts,
+) -> Result<(Vec<Setting>, Vec<DeviceRule>), Problems> {
     let field = "linux.resources.devices";
     if facts.rootless {
-        return Err(problem(
-            field,
-            "cannot be changed: only root of the machine loads device programs",
-        ));
+        return Err(problem(field, "cannot be changed: only root of the machine confines devices"));
     }
-    match device::confinement(rules, facts).map_err(|why| problem(field, why))? {
-        Confinement::None => Ok(Vec::new()),
-        Confinement::Program(rules) => Ok(rules),
-        Confinement::Legacy(_) => Err(problem(
-            field,
-            "cannot be changed at once where this host lacks bpf(2): files of the v1 controller are written one by one",
-        )),
+    let confinement = device::confinement(rules, facts).map_err(|why| problem(field, why))?;
+    if let Some(list) = devices_list(claims, &facts.cgroup) {
+        let files = device::transition(&list, rules).map_err(|why| problem(field, why))?;
+        return Ok((files, Vec::new()));
     }
+    Ok(match confinement {
+        Confinement::None => (Vec::new(), Vec::new()),
+        Confinement::Program(rules) => (Vec::new(), rules),
+        Confinement::Legacy(files) => (files, Vec::new()),
+    })
+}
+
+/// Of the container's folder in the v1 hierarchy, where it has one.
+fn devices_list(claims: &[Claim], layout: &CgroupLayout) -> Option<String> {
+    let hierarchy = layout.legacy.get("devices")?;
+    let folder = claims.iter().find_map(|claim| match claim {
+        Claim::LegacyCgroup { path, .. } if path.starts_with(hierarchy) => Some(path),
+        _ => None,
+    })?;
+    read_text(&folder.join("devices.list")).ok()
 }
 
 impl Change {
@@ -245,12 +259,12 @@ struct Done {
     moved: Vec<(i32, PathBuf, PathBuf)>,
 }
 
-/// A file, what was written to it, and what must be written to have it as before.
+/// A file, what was written to it, and what must be written where to have it as before.
 #[derive(Debug)]
 struct Former {
     file: PathBuf,
     value: String,
-    former: Option<String>,
+    former: Option<Vec<(PathBuf, String)>>,
 }
 
 impl Change {
@@ -396,8 +410,10 @@ impl Done {
 
 /// In any order that the kernel takes, beginning with the last.
 fn undo_written(written: Vec<Former>) -> Vec<String> {
-    let back =
-        |w: &Former| w.former.as_deref().is_some_and(|former| write_knob(&w.file, former).is_ok());
+    let back = |w: &Former| {
+        let former = w.former.as_deref();
+        former.is_some_and(|f| f.iter().all(|(file, value)| write_knob(file, value).is_ok()))
+    };
     let mut pending: Vec<Former> = written.into_iter().rev().collect();
     loop {
         let before = pending.len();
@@ -418,9 +434,18 @@ fn actual(knob: &Knob) -> &Knob {
 }
 
 /// What to write so that a file says again what it says now. A file with a line for each device keeps the others.
-fn former(file: &Path, value: &str) -> Option<String> {
-    let text = read_text(file).ok()?;
+fn former(file: &Path, value: &str) -> Option<Vec<(PathBuf, String)>> {
     let name = file.file_name()?.to_str()?;
+    if name.starts_with("devices.") {
+        let list = read_text(&file.with_file_name("devices.list")).ok()?;
+        let back = device::way_back(name, value, &list)?;
+        return Some(back.into_iter().map(|s| (file.with_file_name(s.file), s.value)).collect());
+    }
+    Some(vec![(file.to_owned(), former_text(file, name, value)?)])
+}
+
+fn former_text(file: &Path, name: &str, value: &str) -> Option<String> {
+    let text = read_text(file).ok()?;
     let key = value.split_once(' ').map(|(key, _)| key).filter(|_| name != "cpu.max");
     let line = |key: &str| {
         text.lines().find(|l| l.split_once(' ').is_some_and(|(k, _)| k == key)).map(str::to_owned)

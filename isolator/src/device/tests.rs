@@ -91,29 +91,35 @@ fn meaning(rules: &[DeviceRule], kind: u32, major: u32, minor: u32, access: u32)
     )
 }
 
-/// What the v1 controller answers (security/device_cgroup.c).
+/// What the kernel's v1 controller makes of the files (security/device_cgroup.c).
 fn v1_answer(settings: &[Setting], kind: u32, major: u32, minor: u32, access: u32) -> bool {
-    let kind = if kind == 1 { "b" } else { "c" };
-    let general = settings.first().is_none_or(|s| s.value != "a");
-    let matches = |s: &&Setting| {
-        let words: Vec<&str> = s.value.split([' ', ':']).collect();
-        let [k, major_text, minor_text, letters] = words[..] else { return false };
-        let number = |text: &str, n: u32| text == "*" || text.parse() == Ok(n);
-        let letter = |bit| {
-            letters.contains(if bit == access::MKNOD {
-                'm'
-            } else if bit == access::READ {
-                'r'
-            } else {
-                'w'
-            })
+    let mut general = true;
+    let mut exceptions: Vec<(&str, u32)> = Vec::new();
+    for setting in settings {
+        let allows = setting.file == "devices.allow";
+        let Some((device, letters)) = setting.value.rsplit_once(' ') else {
+            assert_eq!(setting.value, "a");
+            (general, exceptions) = (allows, Vec::new());
+            continue;
         };
-        let mut wanted =
-            [access::MKNOD, access::READ, access::WRITE].into_iter().filter(|b| access & b != 0);
-        let covered = if general { wanted.any(letter) } else { wanted.all(letter) };
-        k == kind && number(major_text, major) && number(minor_text, minor) && covered
+        let bit = |letter, bit| if letters.contains(letter) { bit } else { 0 };
+        let bits = bit('r', access::READ) | bit('w', access::WRITE) | bit('m', access::MKNOD);
+        let same = exceptions.iter_mut().find(|(d, _)| *d == device);
+        match (same, allows == general) {
+            (Some(same), false) => same.1 |= bits,
+            (Some(same), true) => same.1 &= !bits,
+            (None, false) => exceptions.push((device, bits)),
+            (None, true) => {}
+        }
+    }
+    let name = if kind == 1 { "b" } else { "c" };
+    let is_number = |text: &str, n: u32| text == "*" || text.parse() == Ok(n);
+    let matches = |(device, bits): &(&str, u32)| {
+        let words: Vec<&str> = device.split([' ', ':']).collect();
+        let here = words[0] == name && is_number(words[1], major) && is_number(words[2], minor);
+        here && if general { access & bits != 0 } else { access & !bits == 0 }
     };
-    settings.iter().any(|s| matches(&s)) != general
+    exceptions.iter().any(matches) != general
 }
 
 const LISTS: [&[&str]; 12] = [
@@ -178,20 +184,87 @@ fn the_effective_rules_differ_in_the_standard_devices_only() {
     }
 }
 
+fn means(settings: &[Setting], rules: &[DeviceRule]) {
+    each_access(|kind, major, minor, access| {
+        // No call makes a device and opens it.
+        if access == access::MKNOD || access & access::MKNOD == 0 {
+            assert_eq!(
+                v1_answer(settings, kind, major, minor, access),
+                meaning(rules, kind, major, minor, access),
+                "{rules:?}: kind {kind}, {major}:{minor}, access {access}: {settings:?}"
+            );
+        }
+    });
+}
+
+/// `devices.list` after these files were written to a folder that allowed everything.
+fn shown(settings: &[Setting]) -> String {
+    let mut exceptions: Vec<&str> = settings.iter().map(|s| s.value.as_str()).collect();
+    match settings.first() {
+        Some(first) if first.file == "devices.deny" && first.value == "a" => {
+            exceptions.remove(0);
+            exceptions.join("\n")
+        }
+        _ => "a *:* rwm".to_owned(),
+    }
+}
+
+#[test]
+fn a_transition_from_any_rules_to_any_others_means_the_others() {
+    let expressible = || LISTS.iter().filter(|l| Table::of(&effective(&rules(l))).is_ok());
+    for from in expressible() {
+        let before = Table::of(&effective(&rules(from))).unwrap().files();
+        for to in expressible() {
+            let given = rules(to);
+            let after = transition(&shown(&before), &given).unwrap();
+            let all: Vec<Setting> = before.iter().chain(&after).cloned().collect();
+            match &effective(&given)[..] {
+                [] => means(&all, &[rule("allow a *:* rwm")]),
+                effective => means(&all, effective),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_transition_writes_the_difference_only() {
+    let list = "c *:* m\nb *:* m\nc 1:3 rwm\nc 1:5 rwm\nc 1:7 rwm\nc 1:8 rwm\nc 1:9 rwm\nc 5:0 rwm\nc 5:1 rwm\n\
+        c 5:2 rwm\nc 136:* rwm\nc 10:229 r\nb 8:0 rw\n";
+    let wanted = rules(&["deny a *:* rwm", "allow c 10:229 rw", "allow c 10:200 rwm"]);
+    let lines: Vec<String> = transition(list, &wanted)
+        .unwrap()
+        .iter()
+        .map(|s| format!("{} {}", s.file, s.value))
+        .collect();
+    assert_eq!(
+        lines,
+        ["devices.allow c 10:229 w", "devices.allow c 10:200 rwm", "devices.deny b 8:0 rw"]
+    );
+    assert_eq!(transition("a *:* rwm\n", &[]).unwrap()[0].file, "devices.allow");
+}
+
+#[test]
+fn each_write_has_its_way_back() {
+    let back = |file, value, list| {
+        let files: Vec<Setting> = way_back(file, value, list)?;
+        Some(files.iter().map(|s| format!("{} {}", s.file, s.value)).collect::<Vec<_>>())
+    };
+    let one = |line: &str| Some(vec![line.to_owned()]);
+    assert_eq!(back("devices.allow", "c 1:3 r", "c 1:5 r"), one("devices.deny c 1:3 r"));
+    assert_eq!(back("devices.deny", "c 1:3 r", "c 1:5 r"), one("devices.allow c 1:3 r"));
+    let all = ["devices.deny a", "devices.allow c 1:5 rw"].map(str::to_owned);
+    assert_eq!(back("devices.allow", "a", "c 1:5 rw"), Some(all.to_vec()));
+    assert_eq!(back("devices.deny", "a", "a *:* rwm"), None);
+}
+
 #[test]
 fn the_v1_files_mean_the_same_or_do_not_exist() {
     let mut refused = Vec::new();
     for list in LISTS {
         let rules = effective(&rules(list));
-        match legacy(&rules) {
+        match Table::of(&rules) {
             Err(why) => refused.push((list, why)),
-            Ok(settings) => each_access(|kind, major, minor, access| {
-                assert_eq!(
-                    v1_answer(&settings, kind, major, minor, access),
-                    meaning(&rules, kind, major, minor, access),
-                    "{list:?}: kind {kind}, {major}:{minor}, access {access}: {settings:?}"
-                );
-            }),
+            Ok(table) => means(&table.files(), &rules),
         }
     }
     let refused: Vec<&[&str]> = refused.into_iter().map(|(list, _)| list).collect();
@@ -215,12 +288,21 @@ fn nothing_is_done_where_nothing_is_denied() {
 }
 
 #[test]
-fn the_program_is_preferred_and_v1_stands_in() {
+fn v1_is_preferred_and_the_program_says_the_rest() {
     let denied = rules(&["deny a *:* rwm"]);
+    let split = rules(&["deny a *:* rwm", "allow c 1:* rwm", "deny c 1:11 rwm"]);
     let mut facts = HostFacts::default();
+    let is_program = |rules: &[DeviceRule], facts: &HostFacts| {
+        matches!(confinement(rules, facts), Ok(Confinement::Program(_)))
+    };
+    assert!(is_program(&denied, &facts));
     facts.cgroup.legacy.insert("devices".to_owned(), "/v1/devices".into());
-    assert!(matches!(confinement(&denied, &facts), Ok(Confinement::Program(_))));
+    assert!(is_program(&split, &facts));
+    facts.cgroup.closed.insert("/v1/devices".into());
+    assert!(is_program(&denied, &facts));
+    facts.cgroup.closed.clear();
     facts.missing_calls.push("bpf".to_owned());
+    assert!(confinement(&split, &facts).is_err());
     let Ok(Confinement::Legacy(files)) = confinement(&denied, &facts) else { panic!("v1 files") };
     let lines: Vec<String> = files.iter().map(|s| format!("{} {}", s.file, s.value)).collect();
     let expected = [

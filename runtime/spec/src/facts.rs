@@ -108,6 +108,12 @@ impl CgroupLayout {
         self.granted.as_ref().is_some_and(|g| g.base.is_none())
     }
 
+    /// It has a v1 hierarchy, in which this process may make no folder.
+    #[must_use]
+    pub fn is_closed(&self, controller: &str) -> bool {
+        self.legacy.get(controller).is_some_and(|hierarchy| self.closed.contains(hierarchy))
+    }
+
     #[must_use]
     pub fn home(&self, controller: &str) -> Home {
         if self.unified.iter().any(|c| c == controller) {

@@ -199,9 +199,13 @@ fn v1_cost(name: &str) -> &'static str {
     }
 }
 
-/// The program is attached to the cgroup2 folder in every layout (Linux 4.15).
+/// The program is attached to the cgroup2 folder (Linux 4.15).
 fn devices(facts: &HostFacts) -> Finding {
     if facts.has_capability(Capability::CAP_SYS_ADMIN) {
+        if facts.cgroup.home("devices") == Home::Legacy {
+            let how = "v1 devices controller; an eBPF program for rules that it cannot say";
+            return fine("device rules", how);
+        }
         return fine("device rules", "eBPF program on the container's cgroup2 folder");
     }
     lacking("device rules", "eBPF needs CAP_SYS_ADMIN", "bundles with device rules are refused")

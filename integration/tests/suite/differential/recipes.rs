@@ -42,9 +42,17 @@ impl Recipe {
 
 pub(super) fn all() -> Vec<Recipe> {
     let mut recipes = Vec::new();
-    for part in
-        [process(), privileges(), mounts(), root(), namespaces(), host_side(), limits(), mixtures()]
-    {
+    for part in [
+        process(),
+        privileges(),
+        mounts(),
+        attributes(),
+        root(),
+        namespaces(),
+        host_side(),
+        limits(),
+        mixtures(),
+    ] {
         recipes.extend(part);
     }
     recipes
@@ -129,6 +137,34 @@ fn privileges() -> Vec<Recipe> {
     ]
 }
 
+fn attributes() -> Vec<Recipe> {
+    vec![
+        Recipe::new("recursive_attributes", |b, _| {
+            let b = mount(
+                b,
+                "/mnt/ro",
+                "bind",
+                "/dev",
+                &["rbind", "rslave", "rro", "rnosuid", "rnodev"],
+            );
+            mount(
+                b,
+                "/mnt/noexec",
+                "bind",
+                "/dev",
+                &["rbind", "rslave", "rnoexec", "rnoatime", "rnodiratime"],
+            )
+        }),
+        Recipe::new("access_times", |b, s| {
+            let b = bind(b, s, "d", "/mnt/noatime", &["bind", "noatime"]);
+            let b = bind(b, s, "d", "/mnt/relatime", &["bind", "relatime"]);
+            let b = mount(b, "/mnt/strict", "tmpfs", "tmpfs", &["strictatime"]);
+            let b = mount(b, "/mnt/nodiratime", "tmpfs", "tmpfs", &["noatime", "nodiratime"]);
+            mount(b, "/mnt/default", "tmpfs", "tmpfs", &["defaults"])
+        }),
+    ]
+}
+
 fn mounts() -> Vec<Recipe> {
     vec![
         Recipe::new("tmpfs_options", |b, _| {
@@ -166,17 +202,6 @@ fn mounts() -> Vec<Recipe> {
         .asks(&["--probe", "/mnt/d", "--probe", "/link"]),
         Recipe::new("bind_of_devices_with_what_is_below", |b, _| {
             mount(b, "/mnt/dev", "bind", "/dev", &["rbind", "rslave", "nosuid"])
-        }),
-        Recipe::new("recursive_attributes", |b, _| {
-            let b = mount(b, "/mnt/ro", "bind", "/dev", &["rbind", "rslave", "rro", "rnosuid", "rnodev"]);
-            mount(b, "/mnt/noexec", "bind", "/dev", &["rbind", "rslave", "rnoexec", "rnoatime", "rnodiratime"])
-        }),
-        Recipe::new("access_times", |b, s| {
-            let b = bind(b, s, "d", "/mnt/noatime", &["bind", "noatime"]);
-            let b = bind(b, s, "d", "/mnt/relatime", &["bind", "relatime"]);
-            let b = mount(b, "/mnt/strict", "tmpfs", "tmpfs", &["strictatime"]);
-            let b = mount(b, "/mnt/nodiratime", "tmpfs", "tmpfs", &["noatime", "nodiratime"]);
-            mount(b, "/mnt/default", "tmpfs", "tmpfs", &["defaults"])
         }),
         Recipe::new("mount_propagation", |b, s| {
             let b = bind(b, s, "d", "/mnt/shared", &["bind", "shared"]);

@@ -23,6 +23,7 @@ use clap::Args;
 
 use crate::command::{self, limited};
 use crate::setup::{self, Group};
+use crate::test::FEATURES;
 use crate::workspace;
 use judge::Judge;
 use leftovers::Foreign;
@@ -105,8 +106,9 @@ pub(crate) fn step(vm: bool, filter: Option<&str>) -> Result<(Duration, Command)
 
 fn build() -> Result<()> {
     let mut command = Command::new(workspace::cargo());
-    command.current_dir(workspace::root()).args(["build", "--quiet", "--workspace"]);
-    let status = command.args(["--features", "hafen-oci/fault-points"]).status();
+    // What `cargo xtask test` builds, so that neither has to build it again after the other.
+    let status =
+        command.current_dir(workspace::root()).args(["build", "--quiet"]).args(FEATURES).status();
     ensure!(status.context("run cargo build")?.success(), "the build failed");
     Ok(())
 }

@@ -2,14 +2,13 @@
 //!
 //! Installing it takes some minutes, so it is done beside the other steps, at the lowest priority.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use super::install::Install;
 use super::session::Session;
-use crate::command::{limited, on_path};
+use crate::command::limited;
 use crate::workspace;
 
 /// What the configuration is written for.
@@ -25,7 +24,7 @@ pub(super) struct Deny {
 
 /// Begins to install it where it is missing.
 pub(super) fn prepare() -> Deny {
-    Deny { install: (!is_installed()).then(|| Install::begin("cargo-deny", VERSION, None)) }
+    Deny { install: Install::unless_there("cargo-deny", VERSION) }
 }
 
 impl Deny {
@@ -41,12 +40,4 @@ impl Deny {
         command.args(["deny", "--log-level", "warn", "check", "licenses", "bans", "sources"]);
         session.step("deny", CHECK, command);
     }
-}
-
-/// Cargo looks there for its commands, besides `PATH`.
-fn is_installed() -> bool {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let in_home = home.is_some_and(|home| home.join("bin/cargo-deny").is_file());
-    in_home || on_path("cargo-deny").is_some()
 }

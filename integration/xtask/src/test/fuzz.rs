@@ -29,9 +29,7 @@ pub(super) struct Fuzz {
 
 /// Begins to install it where it is missing.
 pub(super) fn prepare() -> Fuzz {
-    let begin = || Install::begin("cargo-fuzz", VERSION, Some(&tools()?));
-    let missing = program().is_ok_and(|program| !program.is_file());
-    Fuzz { install: missing.then(begin) }
+    Fuzz { install: Install::unless_there("cargo-fuzz", VERSION) }
 }
 
 impl Fuzz {
@@ -66,7 +64,7 @@ fn run(target: &str) -> Result<Command> {
 }
 
 fn cargo_fuzz(limit: Duration, verb: &str) -> Result<Command> {
-    let mut command = limited(limit, program()?);
+    let mut command = limited(limit, workspace::cargo());
     command.current_dir(folder()).env("RUSTC_BOOTSTRAP", "1");
     command.args(["fuzz", verb, "--dev", "--sanitizer", "none", "--fuzz-dir", "."]);
     command.arg("--target-dir").arg(workspace::target()?.join("fuzz"));
@@ -75,12 +73,4 @@ fn cargo_fuzz(limit: Duration, verb: &str) -> Result<Command> {
 
 fn folder() -> PathBuf {
     workspace::root().join("fuzz")
-}
-
-fn tools() -> Result<PathBuf> {
-    Ok(workspace::target()?.join("tools"))
-}
-
-fn program() -> Result<PathBuf> {
-    Ok(tools()?.join("bin/cargo-fuzz"))
 }

@@ -1,6 +1,8 @@
 //! The steps of one run of `cargo xtask test`, what became of them, and the last words.
 
+use std::panic::resume_unwind;
 use std::process::{Command, ExitCode};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -23,6 +25,15 @@ struct Step {
     name: String,
     took: Duration,
     result: String,
+}
+
+/// A program that prints test results, made with [`command::limited`] and the same limit.
+#[derive(Debug)]
+pub(super) struct TestRun {
+    pub(super) program: String,
+    pub(super) place: String,
+    pub(super) limit: Duration,
+    pub(super) command: Command,
 }
 
 /// What a test program printed.
@@ -71,14 +82,14 @@ impl Session {
     pub(super) fn act(&mut self, name: &str, action: impl FnOnce() -> Result<()>) -> bool {
         let started = begin(name);
         let failure = action().err().map(|error| format!("{error:#}"));
-        self.end(name, started, failure)
+        self.end(name, started.elapsed(), failure)
     }
 
     /// A program that must end with 0.
     pub(super) fn step(&mut self, name: &str, limit: Duration, mut command: Command) -> bool {
         let started = begin(name);
         let failure = failure_of(command::run(limit, &mut command));
-        self.end(name, started, failure)
+        self.end(name, started.elapsed(), failure)
     }
 
     /// A build that says on its standard output what it made.
@@ -91,59 +102,81 @@ impl Session {
         let started = begin(name);
         let mut artifacts = Artifacts::default();
         let end = command::read(limit, &mut command, |line| artifacts.read_line(line));
-        self.end(name, started, failure_of(end)).then_some(artifacts)
+        self.end(name, started.elapsed(), failure_of(end)).then_some(artifacts)
     }
 
     /// A program that prints test results.
-    pub(super) fn tests(
-        &mut self,
-        program: &str,
-        place: &str,
-        limit: Duration,
-        mut command: Command,
-    ) {
-        let name = format!("{program} {place}");
-        let started = begin(&name);
-        let mut heard = Heard::default();
-        let end = command::read(limit, &mut command, |line| {
-            println!("{line}");
-            heard.add(self.tally.read_line(program, line), line);
+    pub(super) fn tests(&mut self, run: TestRun) {
+        self.tests_at_once(vec![run]);
+    }
+
+    /// Several such programs at the same time; what they print comes one after the other.
+    pub(super) fn tests_at_once(&mut self, runs: Vec<TestRun>) {
+        std::thread::scope(|scope| {
+            let begun: Vec<_> = runs
+                .into_iter()
+                .map(|TestRun { program, place, limit, mut command }| {
+                    let (sender, lines) = channel();
+                    let run = scope.spawn(move || {
+                        let started = Instant::now();
+                        // Nobody listens any more only where this program dies, too.
+                        let end = command::read(limit, &mut command, |line| {
+                            let _ = sender.send(line.to_owned());
+                        });
+                        (end, started.elapsed())
+                    });
+                    (program, place, lines, run)
+                })
+                .collect();
+            for (program, place, lines, run) in begun {
+                let name = format!("{program} {place}");
+                println!("== {name}");
+                let heard = self.hear(&program, &lines);
+                let (end, took) = run.join().unwrap_or_else(|panic| resume_unwind(panic));
+                self.settle(&name, took, heard.judge(end));
+            }
         });
+    }
+
+    fn hear(&mut self, program: &str, lines: &Receiver<String>) -> Heard {
+        let mut heard = Heard::default();
+        for line in lines {
+            println!("{line}");
+            heard.add(self.tally.read_line(program, &line), &line);
+        }
         self.tally.settle();
-        match heard.judge(end) {
+        heard
+    }
+
+    fn settle(&mut self, name: &str, took: Duration, judgement: Judgement) {
+        match judgement {
             // Most programs of the workspace have no test, or none of the filter's.
             Judgement::Good(counts) if counts == Counts::default() => (),
-            Judgement::Good(counts) => self.note(&name, started, counts.to_string()),
-            Judgement::TestsFailed(counts) => {
-                self.note(&name, started, format!("FAILED, {counts}"));
-            }
+            Judgement::Good(counts) => self.note(name, took, counts.to_string()),
+            Judgement::TestsFailed(counts) => self.note(name, took, format!("FAILED, {counts}")),
             Judgement::Broken(why) => {
-                let _ = self.end(&name, started, Some(why));
+                let _ = self.end(name, took, Some(why));
             }
         }
     }
 
     /// A step that could not even begin.
     pub(super) fn failed(&mut self, name: &str, why: &str) {
-        let _ = self.end(name, Instant::now(), Some(why.to_owned()));
+        let _ = self.end(name, Duration::ZERO, Some(why.to_owned()));
     }
 
-    fn end(&mut self, name: &str, started: Instant, failure: Option<String>) -> bool {
+    fn end(&mut self, name: &str, took: Duration, failure: Option<String>) -> bool {
         let good = failure.is_none();
         if let Some(failure) = &failure {
             eprintln!("FAILED: {name}: {failure}");
             self.failed_steps += 1;
         }
-        self.note(
-            name,
-            started,
-            failure.map_or_else(|| "ok".to_owned(), |f| format!("FAILED, {f}")),
-        );
+        self.note(name, took, failure.map_or_else(|| "ok".to_owned(), |f| format!("FAILED, {f}")));
         good
     }
 
-    fn note(&mut self, name: &str, started: Instant, result: String) {
-        self.steps.push(Step { name: name.to_owned(), took: started.elapsed(), result });
+    fn note(&mut self, name: &str, took: Duration, result: String) {
+        self.steps.push(Step { name: name.to_owned(), took, result });
     }
 
     /// Prints the steps, the skipped tests and the total.
@@ -203,8 +236,24 @@ mod tests {
         let mut session = Session::default();
         let mut command = command::limited(LIMIT, "sh");
         command.args(["-c", script]);
-        session.tests("program", "here", LIMIT, command);
+        session.tests(a_run(command));
         session.total()
+    }
+
+    fn a_run(command: Command) -> TestRun {
+        TestRun { program: "program".to_owned(), place: "here".to_owned(), limit: LIMIT, command }
+    }
+
+    #[test]
+    fn runs_at_once_are_counted_each() {
+        let run = |script: &str| {
+            let mut command = command::limited(LIMIT, "sh");
+            command.args(["-c", script]);
+            a_run(command)
+        };
+        let mut session = Session::default();
+        session.tests_at_once(vec![run(GOOD), run(&format!("{BAD}; exit 1")), run("sleep 30")]);
+        assert_eq!(session.total(), "total: 5 passed, 2 failed, 1 skipped");
     }
 
     const GOOD: &str = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'";

@@ -91,7 +91,9 @@ fn what_was_there_can_be_written_again() {
     ];
     for (name, text, value, wanted) in table {
         fs::write(folder.join(name), text).unwrap();
-        assert_eq!(former(&folder.join(name), value).as_deref(), Some(wanted), "{name} {value}");
+        let file = folder.join(name);
+        let back = vec![(file.clone(), wanted.to_owned())];
+        assert_eq!(former(&file, value), Some(back), "{name} {value}");
     }
     fs::remove_dir_all(&folder).unwrap();
 }

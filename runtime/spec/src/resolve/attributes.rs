@@ -74,34 +74,41 @@ fn apparmor_profile(
     None
 }
 
+/// A label that cannot be had is refused: it confines the process.
 fn selinux_label(
     process: &OciProcess,
     facts: &HostFacts,
     problems: &mut Problems,
 ) -> Option<String> {
-    context(process.selinux_label().as_ref(), "process.selinuxLabel", facts, problems)
+    const FIELD: &str = "process.selinuxLabel";
+    let label = context(process.selinux_label().as_ref(), FIELD, problems)?;
+    if !facts.selinux {
+        problems.add(FIELD, NO_SELINUX);
+    }
+    Some(label)
 }
 
+/// Labels of files mean nothing to a kernel without SELinux, so one is left out, as crun does it.
 pub(super) fn mount_label(
     spec: &Spec,
     facts: &HostFacts,
     problems: &mut Problems,
+    warnings: &mut Vec<String>,
 ) -> Option<String> {
-    let label = spec.linux().as_ref()?.mount_label().as_ref();
-    context(label, "linux.mountLabel", facts, problems)
+    const FIELD: &str = "linux.mountLabel";
+    let label = context(spec.linux().as_ref()?.mount_label().as_ref(), FIELD, problems)?;
+    if !facts.selinux {
+        warnings.push(format!("{FIELD}: left out: {NO_SELINUX}"));
+        return None;
+    }
+    Some(label)
 }
 
-fn context(
-    label: Option<&String>,
-    field: &str,
-    facts: &HostFacts,
-    problems: &mut Problems,
-) -> Option<String> {
+const NO_SELINUX: &str = "selinux is not enabled on the host";
+
+fn context(label: Option<&String>, field: &str, problems: &mut Problems) -> Option<String> {
     let label = label.filter(|l| !l.is_empty())?;
     check_nul(label, field, problems);
-    if !facts.selinux {
-        problems.add(field, "selinux is not enabled on the host");
-    }
     Some(label.clone())
 }
 

@@ -68,7 +68,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
     } else {
         (linux::cgroup(spec, &options.id, &mut problems), None)
     };
-    let resolved = Resolved {
+    let mut resolved = Resolved {
         id: options.id.clone(),
         bundle: options.bundle.clone(),
         oci_version: spec.version().clone(),
@@ -89,7 +89,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         cgroup,
         scope,
         device_rules: linux::device_rules(spec, &mut problems),
-        mount_label: attributes::mount_label(spec, facts, &mut problems),
+        mount_label: attributes::mount_label(spec, facts, &mut problems, &mut warnings),
         seccomp: linux::seccomp(spec, &mut problems),
         hooks: hooks::hooks(spec, &mut problems),
         process,
@@ -97,7 +97,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         limits,
         warnings,
     };
-    check_mount_namespace(&resolved, &mut problems);
+    check_mount_namespace(&mut resolved, &mut problems);
     user::check_ids(&resolved, &mut problems);
     problems.into_result(resolved)
 }
@@ -192,14 +192,22 @@ fn root(spec: &Spec, options: &Options, problems: &mut Problems) -> Root {
 }
 
 /// Mounts belong into a mount namespace that the runtime makes; anywhere else they would be somebody else's.
-fn check_mount_namespace(resolved: &Resolved, problems: &mut Problems) {
+///
+/// runc and crun run a bundle with `mounts` all the same; here they are left out, with a warning. What protects, or makes
+/// the root what it is, is not.
+fn check_mount_namespace(resolved: &mut Resolved, problems: &mut Problems) {
     if resolved.namespaces.is_new(Namespace::Mount) {
         return;
     }
     let where_to =
         if resolved.namespaces.is_joined(Namespace::Mount) { "a joined" } else { "the host's" };
+    if !resolved.mounts.is_empty() {
+        resolved.mounts.clear();
+        resolved.warnings.push(format!(
+            "mounts: left out, since they would change {where_to} mount namespace: add a new one to linux.namespaces"
+        ));
+    }
     let wants = [
-        ("mounts", !resolved.mounts.is_empty()),
         ("linux.maskedPaths", !resolved.masked_paths.is_empty()),
         ("linux.readonlyPaths", !resolved.readonly_paths.is_empty()),
         ("linux.rootfsPropagation", resolved.root.propagation.is_some()),
