@@ -13,9 +13,10 @@
 //! on a unit test says that it needs root and limits; it runs where the machine has both.
 
 mod artifacts;
+mod background;
 mod deny;
 mod fuzz;
-mod install;
+
 mod needs;
 mod session;
 mod tally;

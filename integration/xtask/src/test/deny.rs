@@ -1,12 +1,8 @@
 //! `cargo deny`: licences, doubled and banned crates, and where crates come from.
-//!
-//! Installing it takes some minutes, so it is done beside the other steps, at the lowest priority.
 
 use std::time::Duration;
 
-use anyhow::Result;
-
-use super::install::Install;
+use super::background::{Background, install};
 use super::session::Session;
 use crate::command::limited;
 use crate::workspace;
@@ -19,20 +15,18 @@ const CHECK: Duration = Duration::from_secs(2 * 60);
 /// On the way to `cargo deny`.
 #[derive(Debug)]
 pub(super) struct Deny {
-    install: Option<Result<Install>>,
+    install: Background,
 }
 
-/// Begins to install it where it is missing.
+/// Begins to install it where it is missing, which takes some minutes.
 pub(super) fn prepare() -> Deny {
-    Deny { install: Install::unless_there("cargo-deny", VERSION) }
+    Deny { install: Background::begin(|| install("cargo-deny", VERSION)) }
 }
 
 impl Deny {
     /// Waits for the installation and checks the repository.
     pub(super) fn check(self, session: &mut Session) {
-        if let Some(install) = self.install
-            && !session.act("install cargo-deny", || install?.wait())
-        {
+        if !session.act("install cargo-deny", || self.install.wait()) {
             return;
         }
         let mut command = limited(CHECK, workspace::cargo());

@@ -4,13 +4,13 @@
 //! compiler takes them when it is told `RUSTC_BOOTSTRAP=1`. No sanitizer: there is no unsafe code in what is fuzzed, and
 //! a stable toolchain has no library built for one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::install::Install;
+use super::background::{Background, install, quietly};
 use super::session::Session;
 use crate::command::limited;
 use crate::workspace;
@@ -18,33 +18,32 @@ use crate::workspace;
 const VERSION: &str = "^0.13";
 const TARGETS: [&str; 2] = ["import", "resolve"];
 const SECONDS: u64 = 30;
-const BUILD: Duration = Duration::from_secs(15 * 60);
 const RUN: Duration = Duration::from_secs(SECONDS + 3 * 60);
 
-/// On the way to `cargo fuzz`.
+/// On the way to built targets.
 #[derive(Debug)]
 pub(super) struct Fuzz {
-    install: Option<Result<Install>>,
+    build: Background,
 }
 
-/// Begins to install it where it is missing.
+/// Begins to install `cargo fuzz` where it is missing, and to build the targets.
 pub(super) fn prepare() -> Fuzz {
-    Fuzz { install: Install::unless_there("cargo-fuzz", VERSION) }
+    Fuzz { build: Background::begin(build) }
+}
+
+fn build() -> Result<()> {
+    install("cargo-fuzz", VERSION)?;
+    let target = workspace::target()?;
+    quietly("fuzz-build", |command| cargo_fuzz(command, "build", &target))
 }
 
 impl Fuzz {
-    /// Waits for the installation, builds and runs the targets. What they find by the way is kept in the target folder.
+    /// Waits for the targets and runs them. What they find by the way is kept in the target folder.
     pub(super) fn run(self, session: &mut Session) {
-        if let Some(install) = self.install
-            && !session.act("install cargo-fuzz", || install?.wait())
-        {
+        if !session.act("build the fuzz targets", || self.build.wait()) {
             return;
         }
-        let built = match cargo_fuzz(BUILD, "build") {
-            Ok(command) => session.step("build the fuzz targets", BUILD, command),
-            Err(error) => return session.failed("fuzz", &format!("{error:#}")),
-        };
-        for target in TARGETS.into_iter().filter(|_| built) {
+        for target in TARGETS {
             match run(target) {
                 Ok(command) => drop(session.step(&format!("fuzz {target}"), RUN, command)),
                 Err(error) => session.failed("fuzz", &format!("{error:#}")),
@@ -53,22 +52,22 @@ impl Fuzz {
     }
 }
 
-fn run(target: &str) -> Result<Command> {
-    let corpus = workspace::target()?.join("fuzz/corpus").join(target);
+fn run(name: &str) -> Result<Command> {
+    let target = workspace::target()?;
+    let corpus = target.join("fuzz/corpus").join(name);
     std::fs::create_dir_all(&corpus).with_context(|| format!("mkdir {}", corpus.display()))?;
-    let mut command = cargo_fuzz(RUN, "run")?;
-    command.arg(target).arg(corpus).arg(folder().join("seeds").join(target)).arg("--");
+    let mut command = limited(RUN, workspace::cargo());
+    cargo_fuzz(&mut command, "run", &target);
+    command.arg(name).arg(corpus).arg(folder().join("seeds").join(name)).arg("--");
     command.arg(format!("-max_total_time={SECONDS}"));
     command.args(["-timeout=10", "-max_len=8192", "-verbosity=0"]);
     Ok(command)
 }
 
-fn cargo_fuzz(limit: Duration, verb: &str) -> Result<Command> {
-    let mut command = limited(limit, workspace::cargo());
+fn cargo_fuzz(command: &mut Command, verb: &str, target: &Path) {
     command.current_dir(folder()).env("RUSTC_BOOTSTRAP", "1");
     command.args(["fuzz", verb, "--dev", "--sanitizer", "none", "--fuzz-dir", "."]);
-    command.arg("--target-dir").arg(workspace::target()?.join("fuzz"));
-    Ok(command)
+    command.arg("--target-dir").arg(target.join("fuzz"));
 }
 
 fn folder() -> PathBuf {
