@@ -211,7 +211,10 @@ fn cpu_quota_is_the_share_that_is_got(t: &Test) {
 
 /// With a small quota, so that it is used up on a machine that is busy with other things, too.
 fn cpu_quota_throttles_and_the_evidence_is_told(t: &Test) {
-    let (share, record) = burn(t, 10_000);
+    let (_, record) = burn(t, 10_000);
+    // Of its whole life: what a busy machine lets a thread use beyond its quota, the kernel takes back later.
+    let share = number(&record, "cpu_usec") as f64
+        / record["wall_usec"].as_f64().expect("a number").max(1.0);
     assert!((0.03..=0.2).contains(&share), "used {share} of a processor: {record}");
     assert!(number(&record, "cpu_throttled_periods") >= 5, "{record}");
     assert!(number(&record, "cpu_periods") >= number(&record, "cpu_throttled_periods"), "{record}");

@@ -30,6 +30,12 @@ pub(crate) fn trials() -> Vec<Case> {
             That("no AppArmor, no SELinux", no_module)
         ),
         an_apparmor_profile_that_is_not_loaded(Launcher, Busybox, That("AppArmor", apparmor)),
+        an_apparmor_profile_confines(
+            Root,
+            Busybox,
+            That("AppArmor", apparmor),
+            Program("apparmor_parser")
+        ),
     ]
 }
 
@@ -340,4 +346,35 @@ fn an_apparmor_profile_that_is_not_loaded(t: &Test) {
     let bundle = t.bundle().set("/process/apparmorProfile", json!("no-such-profile"));
     run(t, &bundle).error_with(["apparmor profile", "no-such-profile"]);
     let _ = run(t, &bundle.set("/process/apparmorProfile", json!("unconfined"))).ok();
+}
+
+/// Everything is allowed but one file.
+const PROFILE: &str = "profile hafen-test flags=(attach_disconnected,mediate_deleted) {
+    file, capability, network, signal, ptrace, mount, umount, pivot_root, unix,
+    deny /etc/secret r,
+}
+";
+
+fn an_apparmor_profile_confines(t: &Test) {
+    let file = t.dir().join("profile");
+    std::fs::write(&file, PROFILE).expect("write the profile");
+    let parser = |verb: &str| {
+        let _ = t.program("apparmor_parser", [verb, &file.display().to_string()]).output().ok();
+    };
+    let (oci, id) = (t.oci(), t.id());
+    let script = "cat /etc/secret; cat /proc/self/attr/current";
+    let bundle = t.bundle().set("/process/apparmorProfile", json!("hafen-test"));
+    std::fs::write(bundle.path().join("rootfs/etc/secret"), "x").expect("write a secret");
+    parser("-r");
+    let confined = run(t, &bundle.clone().sh(script));
+    let created = oci.create(&id, &bundle.sh("sleep 600"));
+    let started = oci.start(&id);
+    let joined = oci.call(["exec", &id, "sh", "-c", script]);
+    let deleted = oci.delete_force(&id);
+    parser("-R");
+    for output in [confined, joined] {
+        assert_eq!(output.stdout, "hafen-test (enforce)\n", "{output}");
+        assert!(output.stderr.contains("Permission denied"), "{output}");
+    }
+    let _ = (created.ok(), started.ok(), deleted.ok());
 }

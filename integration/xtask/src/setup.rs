@@ -92,6 +92,8 @@ const CLIENTS: &[Package] = &[
     // dockerd does not start without it, even when it is told to leave it alone.
     package("iptables", Proof::Program("iptables")),
     package("uidmap", Proof::Program("newuidmap")),
+    // With it dockerd loads its profile where the kernel has AppArmor, as in the virtual machine.
+    package("apparmor", Proof::Program("apparmor_parser")),
 ];
 
 /// To build the validation suite of the OCI: Go, and the libraries that its programs import.

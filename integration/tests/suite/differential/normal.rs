@@ -146,12 +146,19 @@ fn files(facts: &Facts, put: &mut impl FnMut(&str, String)) {
     }
 }
 
+/// How many others are below it on the same point. The order of the table says nothing of that: it is one of making.
+fn height(mount: &Mount, all: &[Mount]) -> usize {
+    let below = |m: &Mount| {
+        all.iter().find(|b| b.id == m.parent && b.id != m.id && b.target == mount.target)
+    };
+    std::iter::successors(below(mount), |m| below(m)).count()
+}
+
 /// What is mounted where; several mounts on one point are told apart by their place in the stack.
 fn mounts(facts: &Facts, stage: &Stage<'_>, put: &mut impl FnMut(&str, String)) {
-    let mut heights: BTreeMap<&str, usize> = BTreeMap::new();
     for mount in &facts.mounts {
-        let height = heights.entry(&mount.target).and_modify(|h| *h += 1).or_default();
-        let place = if *height == 0 { String::new() } else { format!(" (over {height})") };
+        let height = height(mount, &facts.mounts);
+        let place = if height == 0 { String::new() } else { format!(" (over {height})") };
         let fact =
             |part: &str| stage_words(&format!("mount {}{place} {part}", mount.target), stage);
         put(&fact("type"), mount.fstype.clone());
