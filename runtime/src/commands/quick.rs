@@ -97,14 +97,7 @@ fn process(args: &QuickArgs, process: &mut Value, problems: &mut Problems) {
 
 fn resources(args: &QuickArgs, problems: &mut Problems) -> Value {
     let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
-    let mut size = |option: &str, text: &Option<String>| {
-        let text = text.as_deref()?;
-        let bytes = bytes(text);
-        if bytes.is_none() {
-            problems.add(option, format!("{text:?} is not a size as 64M"));
-        }
-        bytes
-    };
+    let mut size = |option: &str, text: &Option<String>| size(option, text.as_deref()?, problems);
     if let Some(limit) = size("--memory", &args.memory) {
         resources["memory"]["limit"] = json!(limit);
     }
@@ -136,8 +129,17 @@ fn resources(args: &QuickArgs, problems: &mut Problems) -> Value {
     resources
 }
 
+/// The size that an option gives in bytes; nothing, and a problem, where it is none.
+pub(super) fn size(option: &str, text: &str, problems: &mut Problems) -> Option<i64> {
+    let bytes = bytes(text);
+    if bytes.is_none() {
+        problems.add(option, format!("{text:?} is not a size as 64M"));
+    }
+    bytes
+}
+
 /// `64M` is 64 * 1024 * 1024, -1 is no bound.
-pub(super) fn bytes(text: &str) -> Option<i64> {
+fn bytes(text: &str) -> Option<i64> {
     const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
     if text == "-1" {
         return Some(-1);

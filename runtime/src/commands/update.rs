@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
 use super::pause::hold;
-use super::quick::bytes;
+use super::quick::size;
 use crate::cli::{Cli, LimitArgs, UpdateArgs};
 use crate::journal::{Entry, Record, Status};
 use crate::{Error, facts, fault};
@@ -74,14 +74,8 @@ fn resources(document: &Value) -> Result<LinuxResources, Error> {
 /// The options as the document that they stand for.
 fn document(args: &LimitArgs) -> Result<Value, Error> {
     let mut problems = Problems::default();
-    let mut size = |option: &str, text: &Option<String>| {
-        let text = text.as_deref()?;
-        let bytes = bytes(text);
-        if bytes.is_none() {
-            problems.add(option, format!("{text:?} is not a size as 64M"));
-        }
-        bytes
-    };
+    let mut size =
+        |option: &str, text: &Option<String>| size(option, text.as_deref()?, &mut problems);
     let document = json!({
         "memory": {
             "limit": size("--memory", &args.memory),

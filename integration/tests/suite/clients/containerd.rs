@@ -7,7 +7,7 @@ use std::time::Duration;
 use hafen_integration::{Call, Case, Need, Output, Running, Test, cgroup, wait_until};
 use nix::sys::signal::Signal;
 
-use super::{Peer, QUICK, Runtime, image, in_terminal, tell_apart};
+use super::{Peer, Runtime, image, in_terminal, scenario_of};
 
 pub(super) fn trials() -> Vec<Case> {
     let peer = Peer::Passes("runc");
@@ -29,25 +29,11 @@ type Scenario = fn(&Containerd<'_>);
 const IN_VM: [&str; 2] = ["limits_and_metrics", "exec"];
 
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
-    let mut needs = hafen_integration::needs![
-        Root,
-        Busybox,
-        Program("containerd"),
-        Program("ctr"),
-        Program("umoci")
-    ];
-    let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
-    needs.push(Need::Program(other));
-    if !IN_VM.contains(&name) {
-        needs.push(QUICK);
-    }
-    needs.extend(more);
-    Case::new(format!("clients::containerd::{name}"), needs, move |t| {
-        tell_apart(t, peer, |runtime| {
-            let containerd = Containerd::new(t, runtime.clone());
-            containerd.import();
-            scenario(&containerd);
-        });
+    let needs = hafen_integration::needs![Program("containerd"), Program("ctr")];
+    scenario_of("containerd", (name, &IN_VM), &[needs, more], peer, move |t, runtime| {
+        let containerd = Containerd::new(t, runtime.clone());
+        containerd.import();
+        scenario(&containerd);
     })
 }
 

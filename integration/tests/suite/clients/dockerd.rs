@@ -8,7 +8,7 @@ use hafen_integration::{Call, Case, Need, Output, Running, Test, cgroup, wait_un
 use nix::sys::signal::Signal;
 
 use super::containerd::Containerd;
-use super::{Peer, QUICK, Runtime, image, in_terminal, remove_cgroup, tell_apart};
+use super::{Peer, Runtime, await_log, image, in_terminal, remove_cgroup, scenario_of};
 
 pub(super) fn trials() -> Vec<Case> {
     let peer = Peer::Passes("runc");
@@ -32,27 +32,12 @@ type Scenario = fn(&Docker<'_>);
 const IN_VM: [&str; 2] = ["exit_codes", "pause_top_stats_update"];
 
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
-    let mut needs = hafen_integration::needs![
-        Root,
-        Busybox,
-        Program("dockerd"),
-        File(CLIENT),
-        Program("containerd"),
-        Program("umoci")
-    ];
-    let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
-    needs.push(Need::Program(other));
-    if !IN_VM.contains(&name) {
-        needs.push(QUICK);
-    }
-    needs.extend(more);
-    Case::new(format!("clients::dockerd::{name}"), needs, move |t| {
-        tell_apart(t, peer, |runtime| {
-            let containerd = Containerd::new(t, runtime.clone());
-            let docker = Docker::new(t, runtime, &containerd);
-            docker.import();
-            scenario(&docker);
-        });
+    let needs = hafen_integration::needs![Program("dockerd"), File(CLIENT), Program("containerd")];
+    scenario_of("dockerd", (name, &IN_VM), &[needs, more], peer, move |t, runtime| {
+        let containerd = Containerd::new(t, runtime.clone());
+        let docker = Docker::new(t, runtime, &containerd);
+        docker.import();
+        scenario(&docker);
     })
 }
 
@@ -136,12 +121,7 @@ impl<'t> Docker<'t> {
 
     #[track_caller]
     fn await_log(&self, name: &str, text: &str) {
-        let mut log = String::new();
-        let found = wait_until(Duration::from_secs(10), || {
-            log = self.ok(["logs", name]);
-            log.contains(text).then_some(())
-        });
-        assert!(found.is_some(), "{name} never wrote {text:?}: {log}");
+        await_log(name, text, || self.ok(["logs", name]));
     }
 
     /// The container's process id on the host.

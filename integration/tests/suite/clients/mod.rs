@@ -31,6 +31,38 @@ pub(crate) fn trials() -> Vec<Case> {
 /// For what need not be tried in the virtual machine, where each call of a client takes seconds.
 const QUICK: Need = Need::That("processors that are not emulated", || !is_emulated());
 
+/// A scenario of a client as a case: with what the client and the peer need, and in the virtual machine only where
+/// it is named.
+fn scenario_of(
+    client: &str,
+    (name, in_vm): (&str, &[&str]),
+    needs: &[Vec<Need>; 2],
+    peer: Peer,
+    scenario: impl Fn(&Test, &Runtime) + Send + 'static,
+) -> Case {
+    let mut needs =
+        [hafen_integration::needs![Root, Busybox, Program("umoci")], needs.concat()].concat();
+    let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
+    needs.push(Need::Program(other));
+    if !in_vm.contains(&name) {
+        needs.push(QUICK);
+    }
+    Case::new(format!("clients::{client}::{name}"), needs, move |t| {
+        tell_apart(t, peer, |runtime| scenario(t, runtime));
+    })
+}
+
+/// Waits until what a container has written, as its client tells it, has this text.
+#[track_caller]
+fn await_log(name: &str, text: &str, logs: impl Fn() -> String) {
+    let mut log = String::new();
+    let found = wait_until(Duration::from_secs(10), || {
+        log = logs();
+        log.contains(text).then_some(())
+    });
+    assert!(found.is_some(), "{name} never wrote {text:?}: {log}");
+}
+
 /// The runtime that a client is told to use.
 #[derive(Debug, Clone)]
 struct Runtime {

@@ -50,16 +50,8 @@ pub(super) const KNOWN_FAILURES: &[KnownFailure] = &[
         recipe: "tmpfs_without_options",
         why: "it wants a mount's source, which the runtime specification leaves out for file systems without one",
     },
-    KnownFailure {
-        layout: Layout::Unified,
-        recipe: "user_namespace",
-        why: NO_SYSTEMD,
-    },
-    KnownFailure {
-        layout: Layout::Unified,
-        recipe: "user_namespace_and_user",
-        why: NO_SYSTEMD,
-    },
+    KnownFailure { layout: Layout::Unified, recipe: "user_namespace", why: NO_SYSTEMD },
+    KnownFailure { layout: Layout::Unified, recipe: "user_namespace_and_user", why: NO_SYSTEMD },
 ];
 
 const NO_SYSTEMD: &str = "for a container in a user namespace it wants systemd to make the cgroup";

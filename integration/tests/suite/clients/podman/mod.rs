@@ -15,7 +15,9 @@ use hafen_integration::{Call, Case, Need, Output, Test, cgroup, wait_until};
 
 use nix::mount::umount;
 
-use super::{Peer, QUICK, Runtime, await_the_end_of_processes, image, remove_stray, tell_apart};
+use super::{
+    Peer, Runtime, await_log, await_the_end_of_processes, image, remove_stray, scenario_of,
+};
 
 pub(super) fn trials() -> Vec<Case> {
     let modules = [
@@ -43,21 +45,9 @@ const IN_VM: [&str; 7] = [
 ];
 
 fn case(name: &str, more: Vec<Need>, peer: Peer, scenario: Scenario) -> Case {
-    let mut needs = hafen_integration::needs![
-        Root,
-        Busybox,
-        Program("podman"),
-        Program("conmon"),
-        Program("umoci")
-    ];
-    let (Peer::Passes(other) | Peer::Fails(other, _)) = peer;
-    needs.push(Need::Program(other));
-    if !IN_VM.contains(&name) {
-        needs.push(QUICK);
-    }
-    needs.extend(more);
-    Case::new(format!("clients::podman::{name}"), needs, move |t| {
-        tell_apart(t, peer, |runtime| scenario(&Podman::new(t, runtime.clone())));
+    let needs = hafen_integration::needs![Program("podman"), Program("conmon")];
+    scenario_of("podman", (name, &IN_VM), &[needs, more], peer, move |t, runtime| {
+        scenario(&Podman::new(t, runtime.clone()));
     })
 }
 
@@ -181,12 +171,7 @@ runtime_supports_json = ["{name}"]
 
     #[track_caller]
     fn await_log(&self, name: &str, text: &str) {
-        let mut log = String::new();
-        let found = wait_until(Duration::from_secs(10), || {
-            log = self.ok(["logs", name]);
-            log.contains(text).then_some(())
-        });
-        assert!(found.is_some(), "{name} never wrote {text:?}: {log}");
+        await_log(name, text, || self.ok(["logs", name]));
     }
 
     /// The container's process id on the host.
