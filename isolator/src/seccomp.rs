@@ -90,9 +90,93 @@ fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
         }
         add_rule(&mut filter, rule).map_err(|e| note(&format!("syscalls[{i}]"), &e)).ok()?;
     }
-    let instructions = export(&filter).map_err(|e| problems.add("linux.seccomp", e)).ok()?;
+    let mut instructions = newer_calls(profile);
+    let rules = export(&filter, instructions.len());
+    instructions.extend(rules.map_err(|e| problems.add("linux.seccomp", e)).ok()?);
     let flags = flags(profile.flags().as_deref().unwrap_or_default());
     Some(Filter { instructions, flags, agent: agent(profile) })
+}
+
+/// Architectures as the kernel tells them to a filter (`AUDIT_ARCH_*`, include/uapi/linux/audit.h).
+const AUDIT_ARCHES: [(ScmpArch, u32); 8] = [
+    (ScmpArch::X8664, 0xc000_003e),
+    (ScmpArch::X86, 0x4000_0003),
+    (ScmpArch::Aarch64, 0xc000_00b7),
+    (ScmpArch::Arm, 0x4000_0028),
+    (ScmpArch::Riscv64, 0xc000_00f3),
+    (ScmpArch::Ppc64Le, 0xc000_0015),
+    (ScmpArch::S390X, 0x8000_0016),
+    (ScmpArch::S390, 0x0000_0016),
+];
+
+/// A call that is newer than all that a profile names cannot have been meant: it is answered with ENOSYS, as by an older
+/// kernel, so that a C library takes the call that it had before. An EPERM would make it give up. As runc has it, where
+/// what is not named is denied.
+fn newer_calls(profile: &LinuxSeccomp) -> Vec<(u16, u8, u8, u32)> {
+    use LinuxSeccompAction as A;
+    const ENOSYS: u32 = 38;
+    const RETURN_ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
+    const X32_BIT: u32 = 0x4000_0000;
+    // Classic BPF (linux/bpf_common.h) on `struct seccomp_data`: number, architecture.
+    const LOAD: u16 = 0x20;
+    const JUMP: u16 = 0x05;
+    const EQUAL: u16 = 0x15;
+    const ABOVE: u16 = 0x25;
+    const SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    let denies = matches!(
+        profile.default_action(),
+        A::ScmpActErrno
+            | A::ScmpActTrap
+            | A::ScmpActKill
+            | A::ScmpActKillThread
+            | A::ScmpActKillProcess
+    );
+    if !denies || profile.default_errno_ret() == Some(ENOSYS) {
+        return Vec::new();
+    }
+    let newest: Vec<(u32, u32)> = architectures_of(profile)
+        .filter_map(|(arch, audit)| Some((audit, newest_call(profile, arch)?)))
+        .collect();
+    if newest.is_empty() {
+        return Vec::new();
+    }
+    const EACH: usize = 6;
+    let mut program = vec![(LOAD, 0, 0, 4)];
+    for (i, (audit, call)) in newest.iter().enumerate() {
+        let to_the_rules = (newest.len() - i - 1) * EACH + 1;
+        program.extend([
+            (EQUAL, 0, 5, *audit),
+            (LOAD, 0, 0, 0),
+            // Numbers of x32 are another matter.
+            (SET, 1, 0, X32_BIT),
+            (ABOVE, 1, 0, *call),
+            (JUMP, 0, 0, u32::try_from(to_the_rules).unwrap_or_default()),
+            (RETURN, 0, 0, RETURN_ERRNO | ENOSYS),
+        ]);
+    }
+    program
+}
+
+/// This machine's own, and those that the profile names.
+fn architectures_of(profile: &LinuxSeccomp) -> impl Iterator<Item = (ScmpArch, u32)> {
+    let named: Vec<ScmpArch> = profile
+        .architectures()
+        .iter()
+        .flatten()
+        .filter_map(|arch| arch.to_string().parse().ok())
+        .chain(std::iter::once(ScmpArch::native()))
+        .collect();
+    AUDIT_ARCHES.into_iter().filter(move |(arch, _)| named.contains(arch))
+}
+
+fn newest_call(profile: &LinuxSeccomp, arch: ScmpArch) -> Option<u32> {
+    let names = profile.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
+    let number = |name: &String| {
+        let call = ScmpSyscall::from_name_by_arch(name, arch).ok()?;
+        u32::try_from(i32::from(call)).ok()
+    };
+    names.filter_map(number).max()
 }
 
 fn agent(profile: &LinuxSeccomp) -> Option<Agent> {
@@ -283,7 +367,7 @@ fn flags(flags: &[LinuxSeccompFilterFlag]) -> u32 {
     })
 }
 
-fn export(filter: &ScmpFilterContext) -> Result<Vec<(u16, u8, u8, u32)>, String> {
+fn export(filter: &ScmpFilterContext, before: usize) -> Result<Vec<(u16, u8, u8, u32)>, String> {
     let memory = memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC)
         .map_err(|e| format!("memfd_create: {e}"))?;
     filter.export_bpf(&memory).map_err(|e| e.to_string())?;
@@ -293,11 +377,9 @@ fn export(filter: &ScmpFilterContext) -> Result<Vec<(u16, u8, u8, u32)>, String>
         .and_then(|()| file.read_to_end(&mut bytes))
         .map_err(|e| format!("read the filter: {e}"))?;
     let instructions: Vec<_> = bytes.chunks_exact(INSTRUCTION).map(instruction).collect();
-    if instructions.len() > MOST_INSTRUCTIONS {
-        return Err(format!(
-            "{} instructions are more than the kernel's {MOST_INSTRUCTIONS}",
-            instructions.len()
-        ));
+    let all = before + instructions.len();
+    if all > MOST_INSTRUCTIONS {
+        return Err(format!("{all} instructions are more than the kernel's {MOST_INSTRUCTIONS}"));
     }
     Ok(instructions)
 }
@@ -315,6 +397,51 @@ mod tests {
 
     fn profile(json: serde_json::Value) -> LinuxSeccomp {
         serde_json::from_value(json).unwrap()
+    }
+
+    /// What the kernel makes of a call, as far as these instructions decide it.
+    fn verdict(program: &[(u16, u8, u8, u32)], arch: u32, number: u32) -> Option<u32> {
+        let (mut at, mut register) = (0, 0);
+        while let Some(&(code, yes, no, operand)) = program.get(at) {
+            let jump = |condition| usize::from(if condition { yes } else { no });
+            at += 1 + match code {
+                0x20 => {
+                    register = if operand == 4 { arch } else { number };
+                    0
+                }
+                0x05 => operand as usize,
+                0x15 => jump(register == operand),
+                0x25 => jump(register > operand),
+                0x45 => jump(register & operand != 0),
+                0x06 => return Some(operand),
+                other => panic!("{other:#x}"),
+            };
+        }
+        assert_eq!(at, program.len(), "it leads to the first of the rules");
+        None
+    }
+
+    #[test]
+    fn calls_newer_than_the_profile_do_not_exist() {
+        let profile = |default: &str| {
+            profile(serde_json::json!({
+                "defaultAction": default,
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+                "syscalls": [{ "names": ["read", "openat2", "fork"], "action": "SCMP_ACT_ALLOW" }]
+            }))
+        };
+        let program = newer_calls(&profile("SCMP_ACT_ERRNO"));
+        const OPENAT2: u32 = 437;
+        const ENOSYS: Option<u32> = Some(0x0005_0026);
+        for (_, arch) in &AUDIT_ARCHES[..3] {
+            assert_eq!(verdict(&program, *arch, OPENAT2), None);
+            assert_eq!(verdict(&program, *arch, 3), None);
+            assert_eq!(verdict(&program, *arch, OPENAT2 + 1), ENOSYS);
+        }
+        assert_eq!(verdict(&program, 0xc000_003e, 0x4000_0000 | 999), None, "x32");
+        assert_eq!(verdict(&program, 0xc000_00f3, 999), None, "not of this profile");
+        assert_eq!(newer_calls(&profile("SCMP_ACT_ALLOW")), []);
+        assert_eq!(newer_calls(&profile("SCMP_ACT_LOG")), []);
     }
 
     #[test]

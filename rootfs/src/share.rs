@@ -12,6 +12,8 @@ pub struct Share {
     pub claims: Vec<Claim>,
     pub before: Vec<HostStep>,
     pub child: Vec<ChildStep>,
+    /// When all is made that belongs into it.
+    pub last: Vec<ChildStep>,
 }
 
 /// The folders that a `cgroup` mount shows: the container's own.
@@ -57,11 +59,28 @@ pub fn share(
             MountKind::Cgroup { unified } => {
                 share.child.extend(cgroup_mounts(mount, cgroup, unified));
             }
-            _ => share.child.push(ChildStep::Mount(shown(mount, resolved, rootless))),
+            _ => {
+                let mut mount = shown(mount, resolved, rootless);
+                share.last.extend(lock_later(&mut mount).map(ChildStep::Mount));
+                share.child.push(ChildStep::Mount(mount));
+            }
         }
     }
     share.child.extend(devices::steps(resolved));
     share
+}
+
+/// A read-only `/dev` of the container's own becomes so when its devices and its terminal are in it.
+fn lock_later(mount: &mut Mount) -> Option<Mount> {
+    let MountKind::New { options, .. } = &mut mount.kind else { return None };
+    if mount.destination != "/dev" || mount.attrs.set & attr::RDONLY == 0 {
+        return None;
+    }
+    options.retain(|(name, _)| name != "ro");
+    let kind = MountKind::Remount { options: Vec::new() };
+    let later = Mount { kind, propagation: Vec::new(), ..mount.clone() };
+    mount.attrs.set &= !attr::RDONLY;
+    Some(later)
 }
 
 /// sysfs shows a network namespace, and is mounted by who owns that (EPERM otherwise): a container in a user namespace

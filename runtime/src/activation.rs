@@ -4,10 +4,11 @@ use std::env;
 
 use hafen_spec::resolved::{Namespace, Resolved};
 
-/// Descriptors from 3 on that were meant for us.
+/// Descriptors from 3 on that were meant for us. A client may already say 1, which is what the container's program is to
+/// see (Podman), or leave it to us.
 pub(crate) fn listening() -> u32 {
-    let meant = |pid: String| pid.parse() == Ok(std::process::id());
-    if !env::var("LISTEN_PID").is_ok_and(meant) {
+    let meant = |pid: String| pid == "1" || pid.parse() == Ok(std::process::id());
+    if !env::var("LISTEN_PID").map_or(true, meant) {
         return 0;
     }
     env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0)

@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Run containers from OCI bundles, with limits that hold.
 #[derive(Debug, Parser)]
-#[command(name = "hafen-oci", version = VERSION, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "hafen-oci", version = VERSION, arg_required_else_help = true, disable_help_subcommand = true, disable_version_flag = true)]
 pub struct Cli {
     /// Folder for the state of containers.
     #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
@@ -16,12 +16,34 @@ pub struct Cli {
     /// Have systemd make the cgroup, as a scope; `linux.cgroupsPath` is slice:prefix:name.
     #[arg(long)]
     pub systemd_cgroup: bool,
+    /// The same choice in crun's words.
+    #[arg(long, value_name = "MANAGER", conflicts_with = "systemd_cgroup")]
+    pub cgroup_manager: Option<CgroupManager>,
     /// Run without a cgroup where none may be made: `false` makes that an error.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<Rootless>,
+    /// Print the version.
+    #[arg(short = 'v', short_alias = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     pub command: Command,
 }
+
+impl Cli {
+    #[must_use]
+    pub fn wants_systemd(&self) -> bool {
+        self.systemd_cgroup || self.cgroup_manager == Some(CgroupManager::Systemd)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CgroupManager {
+    Cgroupfs,
+    Systemd,
+}
+
+/// The specification's file in a bundle.
+pub(crate) const CONFIG: &str = "config.json";
 
 /// Stands for the folder of an ordinary user who has none.
 pub(crate) const NO_ROOT: &str = "$XDG_RUNTIME_DIR/hafen-oci";
@@ -126,6 +148,9 @@ pub struct LaunchArgs {
     /// Folder of the bundle.
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
+    /// Another specification than the bundle's own; the path is one from the bundle.
+    #[arg(short = 'f', long, value_name = "FILE", default_value = CONFIG, hide_default_value = true)]
+    pub config: PathBuf,
     /// Write the pid of the container's first process to this file.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -160,6 +185,9 @@ pub struct RunArgs {
     /// Return when the program runs; `delete` removes the container then.
     #[arg(short, long)]
     pub detach: bool,
+    /// Leave the container, stopped, when its program has ended; `delete` removes it.
+    #[arg(long)]
+    pub keep: bool,
     /// Write how the container ended, with the kernel's numbers, to this file as JSON.
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub report: Option<PathBuf>,

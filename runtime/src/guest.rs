@@ -57,7 +57,8 @@ impl Document {
     ) -> Result<Guest, Error> {
         let wrong = |source: Problems| Error::Bundle { path: self.path.clone(), source };
         let bytes = serde_json::to_vec(&self.spec).map_err(|e| Error::Refused(e.to_string()))?;
-        let spec = parse::parse(&bytes).map_err(wrong)?;
+        let mut passed_over = Vec::new();
+        let spec = parse::parse_noting(&bytes, &mut passed_over).map_err(wrong)?;
         let facts = container.facts(facts::gather()?);
         let options = Options {
             id: record.id.clone(),
@@ -71,6 +72,7 @@ impl Document {
         let facts = if has_user_namespace(&spec) { facts.in_user_namespace() } else { facts };
         give_home(&mut process, Some(container.root()));
         let filter = seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
+        let warnings = [passed_over, warnings].concat();
         Ok(Guest { process, warnings, filter, facts })
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn order(
             Vec::new()
         },
         terminal(resolved).into_iter().collect(),
+        rootfs.last,
         inside(resolved),
         hooks_before_root(&resolved.hooks).into_iter().collect(),
         new_root(resolved),

@@ -50,26 +50,32 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct Bundle {
     pub(crate) path: PathBuf,
+    /// The specification's own path.
+    pub(crate) file: PathBuf,
+    /// What of it was passed over, in words.
+    pub(crate) warnings: Vec<String>,
     pub(crate) spec: Spec,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Read `config.json` of a bundle.
+/// Read `config.json` of a bundle, or another file: its path is one from the bundle.
 ///
 /// # Errors
 /// Names the file, or every field that is wrong.
-pub(crate) fn read_bundle(bundle: &Path) -> Result<Bundle, Error> {
+pub(crate) fn read_bundle(bundle: &Path, file: &Path) -> Result<Bundle, Error> {
     let bundle = fs::canonicalize(bundle).call(|| format!("open bundle {}", bundle.display()))?;
-    let path = bundle.join("config.json");
+    let path = bundle.join(file);
     let bytes = match fs::read(&path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let words = "JSON specification file config.json not found";
+            let words = format!("JSON specification file {} not found", file.display());
             return Err(CallError::new(format!("{words}: open {}", path.display()), e).into());
         }
         answer => answer.call(|| format!("read {}", path.display()))?,
     };
-    let spec = parse::parse(&bytes).map_err(|source| Error::Bundle { path, source })?;
-    Ok(Bundle { path: bundle, spec, bytes })
+    let mut warnings = Vec::new();
+    let wrong = |source| Error::Bundle { path: path.clone(), source };
+    let spec = parse::parse_noting(&bytes, &mut warnings).map_err(wrong)?;
+    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes })
 }
 
 const NOT_ROOT: &str =
@@ -82,7 +88,7 @@ const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machi
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
-    let Bundle { spec, bytes, .. } = bundle;
+    let Bundle { file, warnings, spec, bytes, .. } = bundle;
     if request.options.systemd_cgroup && !systemd::is_running() {
         return Err(Error::Refused(NO_SYSTEMD.to_owned()));
     }
@@ -90,13 +96,13 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
         return Err(Error::Refused(NOT_ROOT.to_owned()));
     }
     let facts = facts::gather()?;
-    let at = || request.options.bundle.join("config.json");
-    let wrong = |source| Error::Bundle { path: at(), source };
+    let wrong = |source| Error::Bundle { path: file.clone(), source };
     let mut resolved = if left_out(Defence::CgroupPath) {
         resolve_any_cgroup(&spec, &facts, &request.options).map_err(wrong)?
     } else {
         resolve(&spec, &facts, &request.options).map_err(wrong)?
     };
+    resolved.warnings.extend(warnings);
     resolved.cgroup = cgroup::place(&resolved.cgroup, &facts.cgroup);
     if resolved.rootless.is_some() {
         rootless::check(&mut resolved, &facts, request).map_err(wrong)?;

@@ -10,8 +10,8 @@ use crate::journal::{Entry, Record, Status, boot_id};
 use crate::state::State;
 use crate::{Error, fault};
 
-/// Release everything that a record claims. Goes on after a failure, and may be repeated: what is
-/// gone counts as released. The folder with the record goes last, so nothing is forgotten before.
+/// Release everything that a record claims. Goes on after a failure, unless processes are left, which use the rest; and
+/// may be repeated: what is gone counts as released. The folder with the record goes last, so nothing is forgotten before.
 ///
 /// # Errors
 /// The first failure; the record is still there then.
@@ -22,6 +22,9 @@ pub(crate) fn release(entry: Entry, record: Option<&Record>) -> Result<(), Error
         fault::point();
         if let Err(e) = give_back(claim) {
             first.get_or_insert(e);
+            if matches!(claim, Claim::Cgroup { .. }) {
+                break;
+            }
         }
     }
     fault::point();

@@ -118,11 +118,25 @@ fn a_host_namespace_stays_the_hosts(t: &Test) {
 
 fn options_change_the_process(t: &Test) {
     let container = Sleeping::new(t, &t.bundle());
-    let options =
-        ["--cwd", "/tmp", "-e", "A=b c", "--env", "D=", "-u", "5:6", "-g", "7", "-g", "8"];
-    let script = "pwd; echo \"$A|$D|\"; id -u; id -g; id -G; grep NoNewPrivs /proc/self/status";
+    let options = [
+        "--cwd",
+        "/tmp",
+        "-e",
+        "A=b c",
+        "--env",
+        "D=",
+        "-e",
+        "PATH=/sbin:/bin",
+        "-u",
+        "5:6",
+        "-g",
+        "7",
+        "-g",
+        "8",
+    ];
+    let script = "pwd; echo \"$A|$D|\"; xargs -0 -n 1 echo </proc/self/environ | grep ^PATH; id -u; id -g; id -G; grep NoNewPrivs /proc/self/status";
     let output = container.exec(options, &["sh", "-c", script]).ok();
-    assert_eq!(output.stdout, "/tmp\nb c||\n5\n6\n6 7 8\nNoNewPrivs:\t1\n");
+    assert_eq!(output.stdout, "/tmp\nb c||\nPATH=/sbin:/bin\n5\n6\n6 7 8\nNoNewPrivs:\t1\n");
 }
 
 fn a_capability_more(t: &Test) {

@@ -45,6 +45,11 @@ pub(crate) fn trials() -> Vec<Case> {
         cwd_is_made_and_may_be_closed_to_the_user(Launcher, Busybox),
         the_program_is_found_in_the_containers_path(Launcher, Busybox),
         global_options_of_clients(Launcher, OwnCgroup, Busybox),
+        another_specification_of_the_bundle(Launcher, Busybox),
+        run_keeps_the_container(Launcher, Busybox),
+        capabilities_that_nobody_knows_are_left_out(Launcher, Busybox),
+        groups_of_the_caller_are_kept_on_demand(Root, Busybox),
+        delete_of_what_the_v1_freezer_holds(Root, Busybox, That("v1 freezer", has_v1_freezer)),
         version_lines(),
         spec_makes_a_bundle_that_runs(Root, Busybox),
         features_are_told(),
@@ -692,14 +697,97 @@ fn the_program_is_found_in_the_containers_path(t: &Test) {
 fn global_options_of_clients(t: &Test) {
     let (oci, bundle) = (t.oci(), t.bundle().args(["/inside", "exit", "0"]));
     let root = format!("--root={}", oci.root().display());
-    for extra in
-        [&["--debug"][..], &["--rootless=false"], &["--rootless=auto"], &["--log-format=text"]]
-    {
+    for extra in [
+        &["--debug"][..],
+        &["--rootless=false"],
+        &["--rootless=auto"],
+        &["--log-format=text"],
+        &["--cgroup-manager", "cgroupfs"],
+    ] {
         let head = [root.as_str()].into_iter().chain(extra.iter().copied()).map(str::to_owned);
         let _ = oci.bare(head.chain(words("run", &bundle, &[], &t.id()))).output().ok();
     }
     // Clients give it to every verb; only making a container has to do with it.
     let _ = oci.bare([root.as_str(), "--systemd-cgroup", "list"]).output().ok();
+}
+
+fn another_specification_of_the_bundle(t: &Test) {
+    let bundle = t.bundle().args(["/inside", "exit", "3"]);
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(bundle.path().join(from), bundle.path().join(to)).expect("rename");
+    };
+    rename("config.json", "other.json");
+    let oci = t.oci();
+    oci.call(words("run", &bundle, &[], &t.id())).error_with(["config.json not found"]);
+    oci.call(words("run", &bundle, &["--config", "else.json"], &t.id()))
+        .error_with(["else.json not found"]);
+    let _ = oci.call(words("run", &bundle, &["--config", "other.json"], &t.id())).code(3);
+    let file = bundle.path().join("other.json").display().to_string();
+    let _ = oci.call(words("run", &bundle, &["-f", &file], &t.id())).code(3);
+}
+
+fn run_keeps_the_container(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    let bundle = t.bundle().args(["/inside", "exit", "3"]);
+    let _ = oci.call(words("run", &bundle, &["--keep"], &id)).code(3);
+    assert_eq!(oci.status(&id).as_deref(), Some("stopped"));
+    let _ = oci.delete(&id).ok();
+}
+
+fn capabilities_that_nobody_knows_are_left_out(t: &Test) {
+    let (oci, id, log) = (t.oci(), t.id(), t.dir().join("log"));
+    let bundle = t
+        .bundle()
+        .push("/process/capabilities/bounding", json!("CAP_MOON"))
+        .args(["/inside", "sleep", "600"]);
+    let name = log.display().to_string();
+    let head = ["--log", &name].map(str::to_owned);
+    let _ = oci.call(head.into_iter().chain(words("create", &bundle, &[], &id))).ok();
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("process.capabilities.bounding") && said.contains("CAP_MOON"), "{said}");
+    let _ = oci.start(&id).ok();
+    let _ = oci.call(["exec", "--cap", "CAP_STAR", &id, "/inside", "exit", "4"]).code(4);
+    let _ = oci.delete_force(&id).ok();
+}
+
+/// As Podman asks for it (`--group-add keep-groups`).
+fn groups_of_the_caller_are_kept_on_demand(t: &Test) {
+    let bundle = t.bundle().sh("grep Groups /proc/self/status");
+    let run = |bundle: &Bundle| {
+        let (path, id) = (bundle.path().display().to_string(), t.id());
+        let oci = t.oci();
+        let words = ["--groups", "7,8", "--"].map(str::to_owned);
+        let root = format!("--root={}", oci.root().display());
+        let call = [oci.program().display().to_string(), root].into_iter();
+        let call = call.chain(["run", "--bundle", &path, &id].map(str::to_owned));
+        t.program("setpriv", words.into_iter().chain(call)).output().ok().stdout
+    };
+    assert_eq!(run(&bundle).trim(), "Groups:");
+    let kept = run(&bundle.set("/annotations", json!({ "run.oci.keep_original_groups": "1" })));
+    assert_eq!(kept.split_whitespace().collect::<Vec<_>>(), ["Groups:", "7", "8"]);
+}
+
+fn has_v1_freezer() -> bool {
+    cgroup::v1("freezer").is_some()
+}
+
+/// It is told at once, and nothing is lost: what is let go can be deleted.
+fn delete_of_what_the_v1_freezer_holds(t: &Test) {
+    let (oci, id) = (t.oci(), t.id());
+    let pid = started(&oci, &id, &sleeper(t));
+    let folder = cgroup::v1("freezer").expect("it is there").join(&id);
+    std::fs::create_dir(&folder).expect("mkdir");
+    let write = |file: &str, value: &str| {
+        std::fs::write(folder.join(file), value).unwrap_or_else(|e| panic!("{file}: {e}"));
+    };
+    write("tasks", &pid.to_string());
+    write("freezer.state", "FROZEN");
+    let refused = oci.call(["delete", "--force", &id]);
+    write("freezer.state", "THAWED");
+    let deleted = oci.delete_force(&id);
+    let _ = std::fs::remove_dir(&folder);
+    refused.error_with(["is frozen by", "freezer.state"]);
+    let _ = deleted.ok();
 }
 
 fn version_lines(t: &Test) {
@@ -718,6 +806,9 @@ fn spec_makes_a_bundle_that_runs(t: &Test) {
     let text = fs::read_to_string(bundle.path().join("config.json")).expect("read config.json");
     let config = parsed(&text);
     assert!(config["ociVersion"].as_str().is_some_and(|v| v.starts_with("1.")), "{text}");
+    // As runc has it, for a person; nobody sits at a terminal here.
+    assert_eq!(config["process"]["terminal"], true, "{text}");
+    without_terminal(&bundle, config);
     let _ = oci.run(&t.id(), &bundle).ok();
     assert!(
         !oci.bare(["spec", "--bundle", &path]).output().error_line().is_empty(),
@@ -727,6 +818,11 @@ fn spec_makes_a_bundle_that_runs(t: &Test) {
     let id = t.id();
     let root = oci.root().display().to_string();
     let _ = oci.bare(["--root", &root, "run", &id]).folder(bundle.path()).output().ok();
+}
+
+fn without_terminal(bundle: &Bundle, mut config: Value) {
+    config["process"]["terminal"] = json!(false);
+    fs::write(bundle.path().join("config.json"), config.to_string()).expect("write config.json");
 }
 
 fn features_are_told(t: &Test) {

@@ -33,7 +33,25 @@ pub(crate) fn trials() -> Vec<Case> {
         masked_and_read_only_twice(Root, Busybox),
         cgroup2_is_the_one_tree(Root, Busybox),
         the_hosts_sysfs_where_none_can_be_mounted(Root, Busybox, UserNamespaces),
+        a_read_only_dev_has_its_devices(Root, Busybox),
     ]
+}
+
+fn a_read_only_dev_has_its_devices(t: &Test) {
+    let bundle = t.bundle().edit(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("mounts");
+        let dev = mounts.iter_mut().find(|m| m["destination"] == "/dev").expect("/dev");
+        dev["options"].as_array_mut().expect("options").push(json!("ro"));
+    });
+    let facts = facts(t, &bundle);
+    assert!(words(&facts, "/dev").contains("ro"), "{}", words(&facts, "/dev"));
+    assert!(facts.mount("/dev/pts").is_some());
+    let script = "echo x >/dev/null && head -c 1 /dev/zero | wc -c; touch /dev/x";
+    let output = t.oci().run(&t.id(), &bundle.clone().sh(script)).code(1);
+    assert_eq!(output.stdout, "1\n", "{output}");
+    assert!(output.stderr.contains("Read-only file system"), "{output}");
+    let bundle = bundle.set("/process/terminal", json!(true)).sh("test -c /dev/console");
+    let _ = t.oci().run(&t.id(), &bundle).ok();
 }
 
 fn mount(bundle: Bundle, to: &str, kind: &str, source: &str, options: &[&str]) -> Bundle {

@@ -126,6 +126,9 @@ fn spec_for_a_user(t: &Test) {
     fs::remove_file(bundle.path().join("config.json")).expect("remove config.json");
     let path = bundle.path().display().to_string();
     let _ = oci.bare(["spec", "--rootless", "--bundle", &path]).output().ok();
+    let file = bundle.path().join("config.json");
+    let text = fs::read_to_string(&file).expect("read config.json");
+    fs::write(&file, text.replace("\"terminal\": true", "\"terminal\": false")).expect("write");
     let _ = oci.run(&t.id(), &bundle).ok();
 }
 

@@ -1,8 +1,9 @@
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use hafen_sys::file::read_text;
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::fcntl::{self, OFlag};
@@ -133,6 +134,25 @@ pub(super) fn wait_events(path: &Path, line: &str, timeout: Duration) -> Result<
             Err(e) => return Err(e).call(call),
         }
     }
+}
+
+/// The folder of a process in the v1 hierarchy of a controller.
+pub(super) fn place_of(
+    pid: i32,
+    controller: &str,
+    hierarchy: &Path,
+) -> Result<Option<PathBuf>, CallError> {
+    let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    let text = match read_text(&file) {
+        Err(e) if e.is(Errno::ENOENT) || e.is(Errno::ESRCH) => return Ok(None),
+        result => result?,
+    };
+    let folder = text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (names, folder) = (parts.next()?, parts.next()?);
+        names.split(',').any(|n| n == controller).then(|| folder.trim_start_matches('/'))
+    });
+    Ok(folder.map(|folder| hierarchy.join(folder)))
 }
 
 /// Processes for a person to read: `process 12 (sh, uninterruptible sleep), 14 (cat)`.

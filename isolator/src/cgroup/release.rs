@@ -14,7 +14,7 @@ use crate::systemd;
 
 use super::folder::{Visit, walk};
 use super::make::is_marked;
-use super::processes::{kill, kill_listed, names_of, processes, wait_empty};
+use super::processes::{kill, kill_listed, names_of, place_of, processes, wait_empty};
 
 /// A killed process may have much memory to give back, or be stuck in the kernel on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -103,10 +103,29 @@ fn end_unified(path: &Path, deadline: Instant) -> Result<(), CallError> {
         if wait_empty(path, left.min(KILL_AGAIN))? {
             return Ok(());
         }
+        if let Some((pid, freezer)) = frozen_by_v1(path) {
+            let call = format!(
+                "remove cgroup {} (process {pid} is frozen by {}: write THAWED to it)",
+                path.display(),
+                freezer.display()
+            );
+            return Err(CallError::errno(call, Errno::EBUSY));
+        }
         if left.is_zero() {
             return Err(held(path));
         }
     }
+}
+
+/// A process that the v1 freezer holds dies when it is let go, not before (Documentation/admin-guide/cgroup-v1); whoever
+/// froze it has reasons. The file that says so.
+fn frozen_by_v1(path: &Path) -> Option<(i32, PathBuf)> {
+    let hierarchy = super::discover().ok()?.legacy.remove("freezer")?;
+    processes(path).ok()?.into_iter().find_map(|pid| {
+        let file = place_of(pid, "freezer", &hierarchy).ok()??.join("freezer.state");
+        let state = fs::read_to_string(&file).ok()?;
+        (state.trim() != "THAWED").then_some((pid, file))
+    })
 }
 
 /// A v1 hierarchy neither kills nor tells when it is empty. What is still inside left the cgroup2 folder by itself, or

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::knobs::{Setting, knobs};
 use super::make::{self, Wanted};
-use super::processes::processes;
+use super::processes::{place_of, processes};
 use super::release::remove_parents;
 use super::share::{Place, knob, legacy_groups, limited, own_base};
 use super::usage::{NO_LIMIT, count};
@@ -361,21 +361,6 @@ impl Change {
         );
         Err(CallError::errno(call, Errno::EAGAIN))
     }
-}
-
-/// The folder of a process in the v1 hierarchy of a controller.
-fn place_of(pid: i32, controller: &str, hierarchy: &Path) -> Result<Option<PathBuf>, CallError> {
-    let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
-    let text = match read_text(&file) {
-        Err(e) if e.is(Errno::ENOENT) || e.is(Errno::ESRCH) => return Ok(None),
-        result => result?,
-    };
-    let folder = text.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (names, folder) = (parts.next()?, parts.next()?);
-        names.split(',').any(|n| n == controller).then(|| folder.trim_start_matches('/'))
-    });
-    Ok(folder.map(|folder| hierarchy.join(folder)))
 }
 
 impl Done {

@@ -1,7 +1,8 @@
 //! `config.json` bytes to `oci_spec` types, naming *every* field of a wrong type.
 
-use oci_spec::runtime::Spec;
-use serde_json::Value;
+use oci_spec::runtime::{Capability, Spec};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::Problems;
 
@@ -13,6 +14,14 @@ const MOST_PROBLEMS: usize = 64;
 /// # Errors
 /// Names the line and column of broken JSON, or each field that does not fit the schema of runtime-spec 1.x.
 pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
+    parse_noting(bytes, &mut Vec::new())
+}
+
+/// The same, and what is passed over is told in words.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_noting(bytes: &[u8], warnings: &mut Vec<String>) -> Result<Spec, Problems> {
     match serde_json::from_slice::<Spec>(bytes) {
         Ok(spec) if spec.linux().as_ref().is_none_or(|l| l.intel_rdt().is_none()) => {
             return Ok(spec);
@@ -24,6 +33,7 @@ pub fn parse(bytes: &[u8]) -> Result<Spec, Problems> {
         Ok(mut value) => {
             if let Some(process) = Value::get_mut(&mut value, "process") {
                 mend_process(process);
+                drop_unknown_capabilities(process, warnings);
             }
             mend_rdt(&mut value);
             match serde_json::from_value(value.clone()) {
@@ -54,6 +64,10 @@ fn mend_rdt(spec: &mut Value) {
 
 /// Bring a `process` of the runtime spec into the form that `oci_spec` 0.10 reads.
 pub fn mend_process(process: &mut Value) {
+    // runc and crun take a process without a user for root's.
+    if let Value::Object(fields) = process {
+        fields.entry("user").or_insert_with(|| json!({ "uid": 0, "gid": 0 }));
+    }
     if let Some(flags) = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut) {
         for flag in flags {
             if let Some((_, known)) = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name) {
@@ -64,6 +78,22 @@ pub fn mend_process(process: &mut Value) {
     if let Some(Value::Object(affinity)) = process.get_mut("execCPUAffinity") {
         // "If omitted or empty": there only the former can be read.
         affinity.retain(|_, list| list != "");
+    }
+}
+
+/// What no capability is called nobody can be given: runc and crun pass it over, so that a client may ask for those of a
+/// newer kernel.
+fn drop_unknown_capabilities(process: &mut Value, warnings: &mut Vec<String>) {
+    let Some(Value::Object(sets)) = process.get_mut("capabilities") else { return };
+    for (set, names) in sets {
+        let Some(names) = names.as_array_mut() else { continue };
+        names.retain(|name| {
+            let known = !name.is_string() || Capability::deserialize(name).is_ok();
+            if !known {
+                warnings.push(format!("process.capabilities.{set}: {name} left out, not known"));
+            }
+            known
+        });
     }
 }
 

@@ -1,4 +1,4 @@
-//! The default bundle: what `spec` writes, and what a command without a bundle starts from.
+//! The default bundle: what `spec` writes, as runc does for a person at a terminal, and what a command without a bundle starts from.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ pub fn default_spec() -> Value {
     json!({
         "ociVersion": "1.2.1",
         "process": {
-            "terminal": false,
+            "terminal": true,
             "user": { "uid": 0, "gid": 0 },
             "args": ["sh"],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],

@@ -62,7 +62,7 @@ fn sub_group(args: &ExecArgs) -> Result<PathBuf, Error> {
         return Ok(relative.to_owned());
     }
     Err(Error::Refused(format!(
-        "--cgroup: {text:?} is not a path below the container's own cgroup"
+        "--cgroup: {text} is not a sub cgroup path: it must be one below the container's own"
     )))
 }
 

@@ -1,10 +1,12 @@
+use std::path::Path;
+
 use hafen_spec::plan::Plan;
 use hafen_spec::resolve::Options;
 use hafen_sys::Context;
 
 use super::{print, print_json, quick};
 use crate::Error;
-use crate::cli::{Cli, ExplainArgs, Rootless, TextFormat};
+use crate::cli::{CONFIG, Cli, ExplainArgs, Rootless, TextFormat};
 use crate::prepare::{Request, prepare, read_bundle};
 
 /// The name that a container without one has in an explanation.
@@ -16,14 +18,14 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         quick::bundle(&args.quick)?
     } else {
         quick::refuse_beside_a_bundle(&args.quick)?;
-        read_bundle(&args.bundle)?
+        read_bundle(&args.bundle, Path::new(CONFIG))?
     };
     let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;
     let options = Options {
         id: EXAMPLE.to_owned(),
         bundle: bundle.path.clone(),
         overlay,
-        systemd_cgroup: cli.systemd_cgroup,
+        systemd_cgroup: cli.wants_systemd(),
         ..Options::default()
     };
     let request = Request {

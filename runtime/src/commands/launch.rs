@@ -27,7 +27,7 @@ use crate::{Error, activation, fault, join, log, release};
 
 pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
     let copy = shield::run_from_read_only_copy(kept(&args.launch))?;
-    let bundle = read_bundle(&args.launch.bundle)?;
+    let bundle = read_bundle(&args.launch.bundle, &args.launch.config)?;
     let prepared = ready(cli, &args.launch, bundle, &args.id, true)?;
     let theirs = console(&prepared, &args.launch, true)?.and_then(|mut c| c.give());
     let own = (copy, theirs);
@@ -56,6 +56,10 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     fault::point();
     let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
     let Running { mut entry, record, .. } = running;
+    if args.keep {
+        saved?;
+        return Ok(end.code());
+    }
     // Who deleted it under us has released it; a container that has its id now is not ours.
     if entry.relock()? {
         // An update may have added to what it claims.
@@ -101,7 +105,7 @@ fn prepare_run(cli: &Cli, args: &RunArgs) -> Result<Prepared, Error> {
         return ready(cli, &args.launch, quick::bundle(&args.quick)?, &id, false);
     }
     quick::refuse_beside_a_bundle(&args.quick)?;
-    let bundle = read_bundle(&args.launch.bundle)?;
+    let bundle = read_bundle(&args.launch.bundle, &args.launch.config)?;
     ready(cli, &args.launch, bundle, args.id.as_deref().unwrap_or_default(), false)
 }
 
@@ -124,7 +128,7 @@ fn ready(
             overlay: bundle.path == Path::new(quick::NO_BUNDLE),
             bundle: bundle.path.clone(),
             no_pivot: args.no_pivot,
-            systemd_cgroup: cli.systemd_cgroup,
+            systemd_cgroup: cli.wants_systemd(),
             no_new_keyring: args.no_new_keyring,
             preserve_fds: kept(args),
         },

@@ -9,7 +9,7 @@ use hafen_sys::Context;
 use serde::Serialize;
 
 use super::containers::look;
-use super::{print, print_json};
+use super::{print, print_line};
 use crate::Error;
 use crate::cli::{Cli, Format, ListArgs, PsArgs};
 use crate::journal::{Entry, Record};
@@ -43,7 +43,7 @@ pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<u8, Error> {
     }
     match (args.quiet, args.format) {
         (true, _) => rows.iter().for_each(|row| print(&row.id)),
-        (false, Format::Json) => print_json(&rows)?,
+        (false, Format::Json) => print_line(&rows)?,
         (false, Format::Table) => print(&table(&rows)),
     }
     Ok(0)
@@ -115,11 +115,16 @@ pub(super) fn ps(cli: &Cli, args: &PsArgs) -> Result<u8, Error> {
         _ => Vec::new(),
     };
     if args.format == Format::Json {
-        print_json(&pids)?;
+        print_line(&pids)?;
         return Ok(0);
     }
     if !args.options.is_empty() {
         print(&by_program(&args.options, &pids)?);
+        return Ok(0);
+    }
+    // As runc has it; a machine without ps(1) has the table below.
+    if let Ok(table) = by_program(&["-ef".to_owned()], &pids) {
+        print(&table);
         return Ok(0);
     }
     let mut table = plain(&["UID", "PID", "CMD"]);

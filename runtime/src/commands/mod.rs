@@ -88,6 +88,12 @@ fn print(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
+/// On one line, as runc prints lists.
+fn print_line(value: &impl serde::Serialize) -> Result<(), Error> {
+    print(&serde_json::to_string(value).map_err(|e| Error::Refused(format!("output: {e}")))?);
+    Ok(())
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
     let text =
         serde_json::to_string_pretty(value).map_err(|e| Error::Refused(format!("output: {e}")))?;

@@ -8,7 +8,7 @@ use hafen_sys::Context;
 use serde_json::{Value, json};
 
 use crate::Error;
-use crate::cli::QuickArgs;
+use crate::cli::{CONFIG, QuickArgs};
 use crate::prepare::Bundle;
 
 /// Stands for the bundle that there is not.
@@ -55,6 +55,7 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let rootfs = rootfs(args)?;
     value["root"] = json!({ "path": rootfs, "readonly": args.read_only });
     value["linux"]["resources"] = resources(args, &mut problems);
+    value["process"]["terminal"] = json!(false);
     process(args, &mut value["process"], &mut problems);
     if let Some(hostname) = &args.hostname {
         value["hostname"] = json!(hostname);
@@ -62,7 +63,8 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     problems.into_result(()).map_err(Error::Options)?;
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
     let spec = parse::parse(&bytes).map_err(Error::Options)?;
-    Ok(Bundle { path: PathBuf::from(NO_BUNDLE), spec, bytes })
+    let path = PathBuf::from(NO_BUNDLE);
+    Ok(Bundle { file: path.join(CONFIG), path, warnings: Vec::new(), spec, bytes })
 }
 
 fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {

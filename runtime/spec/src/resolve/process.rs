@@ -1,4 +1,5 @@
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use caps::Capability;
 use oci_spec::runtime::{
@@ -119,13 +120,23 @@ fn args(process: &OciProcess, problems: &mut Problems) -> Vec<String> {
     args
 }
 
+/// Of several values of one name the last counts, as with runc and crun: many programs would find the first.
 fn env(process: &OciProcess, problems: &mut Problems) -> Vec<String> {
-    let env = process.env().clone().unwrap_or_default();
-    for (i, entry) in env.iter().enumerate() {
+    let mut env: Vec<String> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (i, entry) in process.env().iter().flatten().enumerate() {
         let field = format!("process.env[{i}]");
         check_nul(entry, &field, problems);
         if entry.find('=').is_none_or(|at| at == 0) {
             problems.add(field, format!("{entry:?} is not NAME=VALUE"));
+        }
+        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+        match places.entry(name) {
+            Entry::Occupied(place) => env[*place.get()].clone_from(entry),
+            Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(entry.clone());
+            }
         }
     }
     env
@@ -140,8 +151,15 @@ fn cwd(process: &OciProcess, problems: &mut Problems) -> String {
     cwd
 }
 
+/// Annotation by which Podman asks for the caller's groups (`--group-add keep-groups`).
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
 /// A user who maps no more than the own group may do so only where groups stay as they are.
 fn keep_groups(spec: &Spec, facts: &HostFacts, problems: &mut Problems) -> bool {
+    let annotations = spec.annotations().as_ref();
+    if annotations.and_then(|all| all.get(KEEP_GROUPS)).is_some_and(|value| value == "1") {
+        return true;
+    }
     let map = spec.linux().as_ref().and_then(|l| l.gid_mappings().as_deref()).unwrap_or_default();
     let own = |m: &LinuxIdMapping| m.size() == 1 && m.host_id() == facts.egid;
     let keep = facts.enters() && map.len() == 1 && map.iter().all(own);
