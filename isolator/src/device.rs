@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 
 use crate::cgroup::Setting;
 use legacy::Table;
+pub(crate) use legacy::way_back;
 
 /// A jump inside a program reaches 32767 instructions, and a rule takes at most three for each kind of device.
 const MOST_RULES: usize = 4096;
@@ -94,11 +95,6 @@ pub(crate) fn transition(list: &str, rules: &[DeviceRule]) -> Result<Vec<Setting
     let rules = effective(rules);
     let wanted = if rules.is_empty() { Table::of_everything() } else { Table::of(&rules)? };
     Ok(wanted.transition_from(&Table::read(list)))
-}
-
-/// What to write, and where beside `file`, to have it again as before `value` was written; `list` is `devices.list` then.
-pub(crate) fn way_back(file: &str, value: &str, list: &str) -> Option<Vec<Setting>> {
-    legacy::way_back(file, value, list)
 }
 
 /// The rules that decide, in order: the last one that matches an access does, and what none matches is denied. Empty if

@@ -16,7 +16,6 @@ mod artifacts;
 mod background;
 mod deny;
 mod fuzz;
-
 mod needs;
 mod session;
 mod tally;
@@ -105,8 +104,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let validates = build_validation(&mut session, options);
         if !options.vm {
             test_natively(&mut session, options, &artifacts);
-            let run = validates.then(|| validation(&mut session, false, options.filter.as_deref()));
-            run.flatten().into_iter().for_each(|run| session.tests(run));
+            if validates
+                && let Some(run) = validation(&mut session, false, options.filter.as_deref())
+            {
+                session.tests(run);
+            }
         }
         if !options.native {
             test_in_vm(&mut session, options, &artifacts, validates);
@@ -190,9 +192,9 @@ fn test_in_vm(session: &mut Session, options: &Options, artifacts: &Artifacts, v
     match filter {
         None => {
             let (mut one, mut other) = (in_vm(suite, &[], "vm"), in_vm(suite, &[], "vm"));
-            let all: Vec<String> = modules(suite).into_iter().collect();
-            for module in all.iter().map(String::as_str) {
-                let skipping = if FIRST_MACHINE.contains(&module) { &mut other } else { &mut one };
+            for module in modules(suite) {
+                let first = FIRST_MACHINE.contains(&module.as_str());
+                let skipping = if first { &mut other } else { &mut one };
                 skipping.args(["--skip", &format!("{module}::")]);
             }
             session.tests_at_once(vec![

@@ -139,7 +139,9 @@ impl Table {
     }
 }
 
-pub(super) fn way_back(name: &str, value: &str, list: &str) -> Option<Vec<Setting>> {
+/// What to write, and where beside the file of this name, to have it again as before `value` was written; `list` is
+/// `devices.list` then.
+pub(crate) fn way_back(name: &str, value: &str, list: &str) -> Option<Vec<Setting>> {
     let other = if name == ALLOW { DENY } else { ALLOW };
     let before = Table::read(list);
     match (value, before.allows) {

@@ -197,6 +197,11 @@ fn means(settings: &[Setting], rules: &[DeviceRule]) {
     });
 }
 
+/// File and value of each.
+fn lines(settings: &[Setting]) -> Vec<String> {
+    settings.iter().map(|s| format!("{} {}", s.file, s.value)).collect()
+}
+
 /// `devices.list` after these files were written to a folder that allowed everything.
 fn shown(settings: &[Setting]) -> String {
     let mut exceptions: Vec<&str> = settings.iter().map(|s| s.value.as_str()).collect();
@@ -231,13 +236,8 @@ fn a_transition_writes_the_difference_only() {
     let list = "c *:* m\nb *:* m\nc 1:3 rwm\nc 1:5 rwm\nc 1:7 rwm\nc 1:8 rwm\nc 1:9 rwm\nc 5:0 rwm\nc 5:1 rwm\n\
         c 5:2 rwm\nc 136:* rwm\nc 10:229 r\nb 8:0 rw\n";
     let wanted = rules(&["deny a *:* rwm", "allow c 10:229 rw", "allow c 10:200 rwm"]);
-    let lines: Vec<String> = transition(list, &wanted)
-        .unwrap()
-        .iter()
-        .map(|s| format!("{} {}", s.file, s.value))
-        .collect();
     assert_eq!(
-        lines,
+        lines(&transition(list, &wanted).unwrap()),
         ["devices.allow c 10:229 w", "devices.allow c 10:200 rwm", "devices.deny b 8:0 rw"]
     );
     assert_eq!(transition("a *:* rwm\n", &[]).unwrap()[0].file, "devices.allow");
@@ -245,10 +245,7 @@ fn a_transition_writes_the_difference_only() {
 
 #[test]
 fn each_write_has_its_way_back() {
-    let back = |file, value, list| {
-        let files: Vec<Setting> = way_back(file, value, list)?;
-        Some(files.iter().map(|s| format!("{} {}", s.file, s.value)).collect::<Vec<_>>())
-    };
+    let back = |file, value, list| way_back(file, value, list).map(|files| lines(&files));
     let one = |line: &str| Some(vec![line.to_owned()]);
     assert_eq!(back("devices.allow", "c 1:3 r", "c 1:5 r"), one("devices.deny c 1:3 r"));
     assert_eq!(back("devices.deny", "c 1:3 r", "c 1:5 r"), one("devices.allow c 1:3 r"));
@@ -304,7 +301,6 @@ fn v1_is_preferred_and_the_program_says_the_rest() {
     facts.missing_calls.push("bpf".to_owned());
     assert!(confinement(&split, &facts).is_err());
     let Ok(Confinement::Legacy(files)) = confinement(&denied, &facts) else { panic!("v1 files") };
-    let lines: Vec<String> = files.iter().map(|s| format!("{} {}", s.file, s.value)).collect();
     let expected = [
         "devices.deny a",
         "devices.allow c *:* m",
@@ -319,7 +315,7 @@ fn v1_is_preferred_and_the_program_says_the_rest() {
         "devices.allow c 5:2 rwm",
         "devices.allow c 136:* rwm",
     ];
-    assert_eq!(lines, expected);
+    assert_eq!(lines(&files), expected);
     facts.cgroup.legacy.clear();
     assert!(confinement(&denied, &facts).is_err());
 }

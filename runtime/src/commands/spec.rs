@@ -6,10 +6,10 @@ use hafen_sys::Context;
 use nix::unistd::{getgid, getuid};
 
 use crate::Error;
-use crate::cli::SpecArgs;
+use crate::cli::{CONFIG, SpecArgs};
 
 pub(super) fn spec(args: &SpecArgs) -> Result<u8, Error> {
-    let path = args.bundle.join("config.json");
+    let path = args.bundle.join(CONFIG);
     let spec = if args.rootless {
         template::rootless_spec(getuid().as_raw(), getgid().as_raw())
     } else {
