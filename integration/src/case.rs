@@ -212,6 +212,7 @@ impl Test {
         let containers =
             folders(&self.dir.join("state")).into_iter().flat_map(|root| folders(&root));
         containers
+            .filter(|path| !host::is_kept(path))
             .map(|path| format!("state of a container was left behind: {}", path.display()))
             .collect()
     }

@@ -148,7 +148,15 @@ fn is_ours(path: &str) -> bool {
     name.contains("hafen") && !name.starts_with("hafen-suite")
 }
 
+/// Seccomp filters that the runtime keeps for its next launch, beside the folders of its containers.
+pub(crate) fn is_kept(path: &Path) -> bool {
+    path.ends_with("@seccomp")
+}
+
 fn walk(path: &Path, found: &mut Vec<String>) {
+    if is_kept(path) {
+        return;
+    }
     found.push(path.display().to_string());
     if path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
         names(path).iter().for_each(|child| walk(Path::new(child), found));

@@ -7,6 +7,7 @@ use hafen_spec::Problems;
 use libseccomp::error::SeccompError;
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+    ScmpVersion,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
@@ -14,11 +15,13 @@ use oci_spec::runtime::{
     LinuxSeccompOperator, LinuxSyscall,
 };
 
+/// Classic BPF as seccomp(2) takes it: code, jump if true, jump if false, operand.
+pub type Instruction = (u16, u8, u8, u32);
+
 /// A compiled filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    /// Classic BPF as seccomp(2) takes it: code, jump if true, jump if false, operand.
-    pub instructions: Vec<(u16, u8, u8, u32)>,
+    pub instructions: Vec<Instruction>,
     /// SECCOMP_FILTER_FLAG_* bits.
     pub flags: u32,
     /// Who hears from it, where some rule notifies.
@@ -52,23 +55,60 @@ const MOST_ERRNO: u32 = 4094;
 /// SECCOMP_RET_ACTION_FULL
 const ACTION_MASK: u32 = 0xffff_0000;
 const INSTRUCTION: usize = 8;
+/// SCMP_FLTATR_CTL_OPTIMIZE (seccomp_attr_set(3), libseccomp 2.5).
+const LIST: u32 = 1;
+const TREE: u32 = 2;
+/// libseccomp makes a wrong tree of nothing (its issue 370, in 2.5.3 and before).
+const WORTH_A_TREE: usize = 16;
+/// Raised when the same profile comes out of this module otherwise than before.
+const COMPILER: u32 = 1;
 
-/// Compile a profile.
+/// Everything that decides the instructions of a profile: of two profiles with the same recipe they are the same.
+/// The kernel decides nothing, it only has to know the actions. `None`: it cannot be told.
+#[must_use]
+pub fn recipe(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
+    let mut rules = profile.clone();
+    rules.set_flags(None).set_listener_path(None).set_listener_metadata(None);
+    let library = ScmpVersion::current().map(|v| (v.major, v.minor, v.micro));
+    serde_json::to_vec(&(COMPILER, library.ok()?, std::env::consts::ARCH, rules)).ok()
+}
+
+/// Compile a profile, or take its instructions as they were compiled before from the same [`recipe`].
 ///
 /// # Errors
 /// Names the field that libseccomp does not take.
-pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Problems> {
+pub fn compile(
+    profile: &LinuxSeccomp,
+    known: Option<Vec<Instruction>>,
+) -> Result<Filter, Problems> {
     let mut problems = Problems::default();
     check_actions(profile, &mut problems);
     check_flags(profile, &mut problems);
-    let compiled = if problems.0.is_empty() { build(profile, &mut problems) } else { None };
-    match compiled {
-        Some(filter) => problems.into_result(filter),
+    let instructions = match known {
+        _ if !problems.0.is_empty() => None,
+        None => build(profile, &mut problems),
+        known => known,
+    };
+    let flags = flags(profile.flags().as_deref().unwrap_or_default());
+    match instructions {
+        Some(instructions) => {
+            problems.into_result(Filter { instructions, flags, agent: agent(profile) })
+        }
         None => Err(problems),
     }
 }
 
-fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
+fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Vec<Instruction>> {
+    let names = profile.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
+    let shape = if names.count() < WORTH_A_TREE { LIST } else { TREE };
+    build_as(shape, profile, problems)
+}
+
+fn build_as(
+    shape: u32,
+    profile: &LinuxSeccomp,
+    problems: &mut Problems,
+) -> Option<Vec<Instruction>> {
     let mut note = |field: &str, e: &SeccompError| {
         problems.add(format!("linux.seccomp.{field}"), e.to_string());
     };
@@ -76,6 +116,9 @@ fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
     let mut filter = ScmpFilterContext::new(default).map_err(|e| note("defaultAction", &e)).ok()?;
     // The runtime sets no_new_privs itself, where the bundle asks for it.
     filter.set_ctl_nnp(false).map_err(|e| note("flags", &e)).ok()?;
+    // The kernel tries every call on a new filter (`seccomp_cache_prepare`, Linux 5.11): in a list each one goes past
+    // half of the rules.
+    filter.set_ctl_optimize(shape).map_err(|e| note("syscalls", &e)).ok()?;
     for (i, arch) in profile.architectures().iter().flatten().enumerate() {
         // Both lists are the audit architectures of the kernel (audit.h), by the same names.
         let arch: Result<ScmpArch, _> = arch.to_string().parse();
@@ -93,8 +136,7 @@ fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Filter> {
     let mut instructions = newer_calls(profile);
     let rules = export(&filter, instructions.len());
     instructions.extend(rules.map_err(|e| problems.add("linux.seccomp", e)).ok()?);
-    let flags = flags(profile.flags().as_deref().unwrap_or_default());
-    Some(Filter { instructions, flags, agent: agent(profile) })
+    Some(instructions)
 }
 
 /// Architectures as the kernel tells them to a filter (`AUDIT_ARCH_*`, include/uapi/linux/audit.h).
@@ -112,7 +154,7 @@ const AUDIT_ARCHES: [(ScmpArch, u32); 8] = [
 /// A call that is newer than all that a profile names cannot have been meant: it is answered with ENOSYS, as by an older
 /// kernel, so that a C library takes the call that it had before. An EPERM would make it give up. As runc has it, where
 /// what is not named is denied.
-fn newer_calls(profile: &LinuxSeccomp) -> Vec<(u16, u8, u8, u32)> {
+fn newer_calls(profile: &LinuxSeccomp) -> Vec<Instruction> {
     use LinuxSeccompAction as A;
     const ENOSYS: u32 = 38;
     const RETURN_ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
@@ -367,7 +409,7 @@ fn flags(flags: &[LinuxSeccompFilterFlag]) -> u32 {
     })
 }
 
-fn export(filter: &ScmpFilterContext, before: usize) -> Result<Vec<(u16, u8, u8, u32)>, String> {
+fn export(filter: &ScmpFilterContext, before: usize) -> Result<Vec<Instruction>, String> {
     let memory = memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC)
         .map_err(|e| format!("memfd_create: {e}"))?;
     filter.export_bpf(&memory).map_err(|e| e.to_string())?;
@@ -385,7 +427,7 @@ fn export(filter: &ScmpFilterContext, before: usize) -> Result<Vec<(u16, u8, u8,
 }
 
 /// `struct sock_filter` in the byte order of this machine.
-fn instruction(bytes: &[u8]) -> (u16, u8, u8, u32) {
+fn instruction(bytes: &[u8]) -> Instruction {
     let code = u16::from_ne_bytes([bytes[0], bytes[1]]);
     let operand = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
     (code, bytes[2], bytes[3], operand)
@@ -393,6 +435,8 @@ fn instruction(bytes: &[u8]) -> (u16, u8, u8, u32) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn profile(json: serde_json::Value) -> LinuxSeccomp {
@@ -400,18 +444,33 @@ mod tests {
     }
 
     /// What the kernel makes of a call, as far as these instructions decide it.
-    fn verdict(program: &[(u16, u8, u8, u32)], arch: u32, number: u32) -> Option<u32> {
+    fn verdict(program: &[Instruction], arch: u32, number: u32) -> Option<u32> {
+        verdict_with(program, arch, number, 0)
+    }
+
+    fn verdict_with(program: &[Instruction], arch: u32, number: u32, argument: u32) -> Option<u32> {
         let (mut at, mut register) = (0, 0);
         while let Some(&(code, yes, no, operand)) = program.get(at) {
             let jump = |condition| usize::from(if condition { yes } else { no });
             at += 1 + match code {
                 0x20 => {
-                    register = if operand == 4 { arch } else { number };
+                    register = match operand {
+                        0 => number,
+                        4 => arch,
+                        // The lower half of any argument.
+                        at if at >= 16 && at % 8 == 0 => argument,
+                        _ => 0,
+                    };
+                    0
+                }
+                0x54 => {
+                    register &= operand;
                     0
                 }
                 0x05 => operand as usize,
                 0x15 => jump(register == operand),
                 0x25 => jump(register > operand),
+                0x35 => jump(register >= operand),
                 0x45 => jump(register & operand != 0),
                 0x06 => return Some(operand),
                 other => panic!("{other:#x}"),
@@ -424,7 +483,7 @@ mod tests {
     #[test]
     fn calls_newer_than_the_profile_do_not_exist() {
         let profile = |default: &str| {
-            profile(serde_json::json!({
+            profile(json!({
                 "defaultAction": default,
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
                 "syscalls": [{ "names": ["read", "openat2", "fork"], "action": "SCMP_ACT_ALLOW" }]
@@ -445,8 +504,52 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_says_what_a_list_says() {
+        let names: Vec<String> = (0..460)
+            .filter(|number| number % 3 != 0)
+            .filter_map(|number| ScmpSyscall::from(number).get_name().ok())
+            .filter(|name| !["personality", "clone", "ioctl"].contains(&name.as_str()))
+            .collect();
+        for (default, action) in
+            [("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"), ("SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS")]
+        {
+            let profile = profile(json!({
+                "defaultAction": default,
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64"],
+                "syscalls": [
+                    {"names": names, "action": action},
+                    {"names": ["personality"], "action": "SCMP_ACT_TRAP",
+                     "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
+                    {"names": ["clone"], "action": "SCMP_ACT_LOG",
+                     "args": [{"index": 0, "value": 0x30, "valueTwo": 0x10, "op": "SCMP_CMP_MASKED_EQ"}]},
+                    {"names": ["ioctl"], "action": "SCMP_ACT_TRACE",
+                     "args": [{"index": 1, "value": 9, "op": "SCMP_CMP_GE"}]}
+                ]
+            }));
+            let build = |shape| build_as(shape, &profile, &mut Problems::default()).unwrap();
+            let (list, tree) = (build(LIST), build(TREE));
+            assert_ne!(list, tree);
+            let mut seen = std::collections::BTreeSet::new();
+            for (_, arch) in AUDIT_ARCHES {
+                for number in (0..600).chain(0x4000_0000..0x4000_0258) {
+                    for argument in [0, 8, 9, 0x10] {
+                        let said = verdict_with(&list, arch, number, argument);
+                        assert_eq!(
+                            verdict_with(&tree, arch, number, argument),
+                            said,
+                            "{arch:x} {number:x} {argument}"
+                        );
+                        seen.insert(said);
+                    }
+                }
+            }
+            assert!(seen.len() > 5, "{seen:x?}");
+        }
+    }
+
+    #[test]
     fn a_profile_becomes_a_filter() {
-        let filter = compile(&profile(serde_json::json!({
+        let filter = compile(&profile(json!({
             "defaultAction": "SCMP_ACT_ALLOW",
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
             "flags": ["SECCOMP_FILTER_FLAG_LOG"],
@@ -456,11 +559,31 @@ mod tests {
                  "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 9, "op": "SCMP_CMP_EQ"}]},
                 {"names": ["read"], "action": "SCMP_ACT_ALLOW"}
             ]
-        })))
+        })), None)
         .unwrap();
         assert!(filter.len() > 4, "{filter:?}");
         assert_eq!(filter.flags, 2);
         let errno_38 = 0x0005_0000 | 38;
         assert!(filter.instructions.iter().any(|(.., operand)| *operand == errno_38));
+    }
+
+    #[test]
+    fn a_recipe_is_what_decides_the_instructions() {
+        let notifying = |path: &str, call: &str| {
+            profile(json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": path,
+                "listenerMetadata": path,
+                "syscalls": [{"names": [call], "action": "SCMP_ACT_NOTIFY"}]
+            }))
+        };
+        let (one, other) = (notifying("/run/one", "mkdir"), notifying("/run/other", "mkdir"));
+        assert!(recipe(&one).is_some());
+        assert_eq!(recipe(&one), recipe(&other));
+        assert_ne!(recipe(&one), recipe(&notifying("/run/one", "rmdir")));
+        let compiled = compile(&one, None).unwrap();
+        let again = compile(&other, Some(compiled.instructions.clone())).unwrap();
+        assert_eq!(again.instructions, compiled.instructions);
+        assert_eq!(again.agent.unwrap().path, PathBuf::from("/run/other"));
     }
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use hafen_isolator::seccomp::{self, Filter};
 use hafen_spec::resolve::{Joining, Options, has_user_namespace, resolve_joining};
 use hafen_spec::resolved::Process;
 use hafen_spec::{HostFacts, Problems, parse};
 use hafen_sys::Context;
 use serde_json::Value;
 
+use crate::filters::{self, Compiled};
 use crate::join::{self, Container};
 use crate::journal::{Entry, Record};
 use crate::prepare::give_home;
@@ -28,7 +28,7 @@ pub(crate) struct Document {
 pub(crate) struct Guest {
     pub(crate) process: Process,
     pub(crate) warnings: Vec<String>,
-    filter: Option<Filter>,
+    compiled: Option<Compiled>,
     facts: HostFacts,
 }
 
@@ -71,17 +71,24 @@ impl Document {
             resolve_joining(&spec, &facts, &options).map_err(wrong)?;
         let facts = if has_user_namespace(&spec) { facts.in_user_namespace() } else { facts };
         give_home(&mut process, Some(container.root()));
-        let filter = seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
+        let root = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        let compile = |profile| filters::compile(profile, root);
+        let compiled = seccomp.as_ref().map(compile).transpose().map_err(wrong)?;
         let warnings = [passed_over, warnings].concat();
-        Ok(Guest { process, warnings, filter, facts })
+        Ok(Guest { process, warnings, compiled, facts })
     }
 }
 
 impl Guest {
+    /// For the next one: see [`Compiled::keep`].
+    pub(crate) fn keep_filter(&self) {
+        self.compiled.iter().for_each(Compiled::keep);
+    }
+
     pub(crate) fn as_guest(&self, console: Option<OwnedFd>) -> join::Guest<'_> {
         join::Guest {
             process: &self.process,
-            filter: self.filter.as_ref(),
+            filter: self.compiled.as_ref().map(|c| &c.filter),
             facts: &self.facts,
             console,
             cgroup: PathBuf::new(),

@@ -43,6 +43,7 @@ use nix::sys::stat::Mode;
 
 use crate::encode::{Encoded, Encoder, Sources, give, mount_calls, needs_proc};
 use crate::fault;
+use crate::filters::Compiled;
 use crate::hooks::{self, Occasion};
 use crate::join::{self, Container, Guest};
 use crate::journal::{Entry, Record, Status, boot_id};
@@ -94,7 +95,10 @@ pub(crate) fn launch(
         notify: &mut notify,
     };
     match carry_out(own, prepared, waits, &mut made) {
-        Ok((process, started)) => Ok(Running { entry, record, process, started, notify }),
+        Ok((process, started)) => {
+            prepared.compiled.iter().for_each(Compiled::keep);
+            Ok(Running { entry, record, process, started, notify })
+        }
         Err(first) => {
             // What was not begun may be somebody else's: the release would kill what is in it.
             let mut begun = record;
@@ -156,7 +160,7 @@ fn carry_out(
     }
     let sources = open_sources(&mut own, prepared, waits)?;
     let resolved = &prepared.resolved;
-    let filter = prepared.filter.as_ref();
+    let filter = prepared.filter();
     let encoder =
         Encoder::new(&sources, &prepared.facts, &resolved.process, &resolved.root.path, filter);
     let Encoded { ops, origins } = encoder.encode(&prepared.plan.child)?;
@@ -237,7 +241,7 @@ impl Occasions<'_> {
     fn guest(&self) -> Guest<'_> {
         Guest {
             process: &self.prepared.resolved.process,
-            filter: self.prepared.filter.as_ref(),
+            filter: self.prepared.filter(),
             facts: &self.prepared.facts,
             console: None,
             cgroup: PathBuf::new(),
@@ -330,7 +334,7 @@ fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<S
         tasks: open_tasks(&prepared.plan.child)?,
         proc: prepared.plan.child.iter().any(needs_proc).then(open_proc).transpose()?,
         listener: listener::connect(
-            prepared.filter.as_ref(),
+            prepared.filter(),
             State::of(own.record, if waits { Status::Created } else { Status::Creating }, None),
         )?,
         fifos: if waits { Some(own.entry.make_fifos()?) } else { None },

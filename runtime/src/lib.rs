@@ -16,6 +16,7 @@ mod encode;
 mod error;
 mod facts;
 mod fault;
+mod filters;
 mod guest;
 mod hooks;
 mod join;

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         eprintln!("hafen-oci: {unknown}");
         return ExitCode::from(FAILURE);
     }
+    commands::hasten();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => {

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use hafen_isolator::{cgroup, resctrl, seccomp, systemd};
+use hafen_isolator::seccomp::Filter;
+use hafen_isolator::{cgroup, resctrl, systemd};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, Plan};
@@ -17,6 +18,7 @@ use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
 
+use crate::filters::{self, Compiled};
 use crate::{Error, activation, facts, notify, plan, rootless};
 
 /// Everything that is decided before the first effect.
@@ -25,11 +27,17 @@ pub(crate) struct Prepared {
     pub(crate) resolved: Resolved,
     pub(crate) facts: HostFacts,
     pub(crate) plan: Plan,
-    pub(crate) filter: Option<seccomp::Filter>,
+    pub(crate) compiled: Option<Compiled>,
     /// The specification as it was read.
     pub(crate) config: Vec<u8>,
     /// The root file system, seen and opened.
     pub(crate) root: Option<OwnedFd>,
+}
+
+impl Prepared {
+    pub(crate) fn filter(&self) -> Option<&Filter> {
+        self.compiled.as_ref().map(|compiled| &compiled.filter)
+    }
 }
 
 /// What the caller adds to the specification.
@@ -44,6 +52,13 @@ pub(crate) struct Request {
     pub(crate) real: bool,
     /// It is not to run without a cgroup (`--rootless=false`).
     pub(crate) needs_cgroup: bool,
+}
+
+impl Request {
+    /// The folder of all containers.
+    fn root(&self) -> &Path {
+        self.state.parent().unwrap_or(&self.state)
+    }
 }
 
 /// A specification, and where it came from.
@@ -124,11 +139,16 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let scratch = request.state.join("scratch");
     let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
     let rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
-    let filter = resolved.seccomp.as_ref().map(seccomp::compile).transpose().map_err(wrong)?;
-    let instructions = filter.as_ref().map(seccomp::Filter::len);
+    let compiled = resolved
+        .seccomp
+        .as_ref()
+        .map(|profile| filters::compile(profile, request.root()))
+        .transpose()
+        .map_err(wrong)?;
+    let instructions = compiled.as_ref().map(|c| c.filter.len());
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
     let facts = if resolved.in_user_namespace() { facts.in_user_namespace() } else { facts };
-    Ok(Prepared { resolved, facts, plan, filter, root, config: bytes })
+    Ok(Prepared { resolved, facts, plan, compiled, root, config: bytes })
 }
 
 /// With the cgroup's path as it is written (tests only).

@@ -75,19 +75,6 @@ impl Signals {
     }
 }
 
-/// Wait for the end of a container.
-///
-/// # Errors
-/// Names the call.
-pub(crate) fn wait(
-    running: &Running,
-    signals: &Signals,
-    relay: Option<Relay>,
-    notify: Option<&Notify>,
-) -> Result<ExitRecord, Error> {
-    Ok(record(running, &attend(&running.process, signals, relay, notify)?))
-}
-
 /// Stand by a process until it ends: pass signals on, and what its terminal says.
 ///
 /// # Errors
@@ -166,7 +153,8 @@ fn forward(
     Ok(())
 }
 
-fn record(running: &Running, end: &Ended) -> ExitRecord {
+/// What is told of an end, before anything of the container is released.
+pub(crate) fn record(running: &Running, end: &Ended) -> ExitRecord {
     let wall = SystemTime::now().duration_since(running.started).unwrap_or(Duration::ZERO);
     ExitRecord {
         id: running.record.id.clone(),
@@ -197,10 +185,6 @@ pub(crate) fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
 }
 
 impl ExitRecord {
-    pub(crate) fn code(&self) -> u8 {
-        exit_code(self.exit_code, self.signal)
-    }
-
     /// # Errors
     /// Names the file.
     pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {

@@ -1,11 +1,13 @@
 //! Every action, flag, operator and architecture of a seccomp profile, met by a real process.
 
 mod agent;
+mod kept;
 
 use hafen_integration::{Bundle, Case, Output, Test, Value, cases, json};
 
 pub(crate) fn trials() -> Vec<Case> {
-    cases![
+    let mut trials = kept::trials();
+    trials.extend(cases![
         actions(Launcher, Busybox),
         kill_thread_and_kill_process(Launcher, Busybox),
         a_profile_that_allows_little_is_no_failure_of_the_launch(Launcher, Busybox),
@@ -26,7 +28,8 @@ pub(crate) fn trials() -> Vec<Case> {
         listener_of_an_exec(Launcher, Busybox),
         listener_where_no_agent_is(Launcher, Busybox),
         listener_whose_agent_has_gone(Launcher, Busybox),
-    ]
+    ]);
+    trials
 }
 
 fn profile(action: &str, errno: Option<u32>) -> Value {

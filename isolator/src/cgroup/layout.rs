@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use hafen_spec::facts::CgroupLayout;
 use hafen_sys::{CallError, Context};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::stat::Mode;
-use nix::unistd::{AccessFlags, eaccess};
+use nix::unistd::{AccessFlags, faccessat};
 
 use super::folder::{Folder, read_whole};
 
@@ -45,8 +45,10 @@ pub fn discover() -> Result<CgroupLayout, CallError> {
     let mut layout =
         CgroupLayout { legacy: found.legacy, named: found.named, ..Default::default() };
     let hierarchies = layout.legacy.values().collect::<BTreeSet<_>>().into_iter();
-    layout.closed =
-        hierarchies.filter(|h| eaccess(*h, AccessFlags::W_OK).is_err()).cloned().collect();
+    let is_closed = |hierarchy: &Path| {
+        faccessat(AT_FDCWD, hierarchy, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_err()
+    };
+    layout.closed = hierarchies.filter(|h| is_closed(h)).cloned().collect();
     let mut failure = None;
     for tree in found.trees {
         let list = Folder::open(&tree).and_then(|f| f.read("cgroup.controllers"));

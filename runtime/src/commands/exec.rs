@@ -40,6 +40,7 @@ pub(super) fn exec(cli: &Cli, args: &ExecArgs) -> Result<u8, Error> {
     let launched = join::join(&record, container, joining)?;
     // Nobody waits any more while the kernel takes its mount apart.
     drop(copy);
+    guest.keep_filter();
     fault::point();
     if let Err(e) = tell(&launched, args.pid_file.as_deref(), args.pidfd_socket.as_deref()) {
         launch::end(&launched)?;

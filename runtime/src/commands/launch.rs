@@ -21,7 +21,7 @@ use crate::launch::{self, Running};
 use crate::notify::Notify;
 use crate::prepare::{Bundle, Prepared, Request, prepare, read_bundle};
 use crate::process::Identity;
-use crate::supervise::{self, Signals};
+use crate::supervise::{self, Signals, exit_code};
 use crate::terminal::{self, Console, Relay};
 use crate::{Error, activation, fault, join, log, release};
 
@@ -52,13 +52,15 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let relay = console.and_then(|c| Relay::take(c).transpose()).transpose()?;
     fault::point();
     let notify = running.notify.take();
-    let end = supervise::wait(&running, &signals, relay, notify.as_ref())?;
+    let end = supervise::attend(&running.process, &signals, relay, notify.as_ref())?;
+    let code = exit_code(end.code, end.signal);
     fault::point();
-    let saved = args.report.as_deref().map_or(Ok(()), |path| end.save(path));
+    let report = |path| supervise::record(&running, &end).save(path);
+    let saved = args.report.as_deref().map_or(Ok(()), report);
     let Running { mut entry, record, .. } = running;
     if args.keep {
         saved?;
-        return Ok(end.code());
+        return Ok(code);
     }
     // Who deleted it under us has released it; a container that has its id now is not ours.
     if entry.relock()? {
@@ -67,7 +69,7 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
         release::release(entry, Some(&now))?;
     }
     saved?;
-    Ok(end.code())
+    Ok(code)
 }
 
 /// Descriptors after the three standard ones: those of a service manager come first, as with runc.

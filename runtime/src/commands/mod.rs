@@ -14,8 +14,30 @@ mod quick;
 mod spec;
 mod update;
 
-use crate::Error;
+use hafen_sys::shield;
+
 use crate::cli::{Cli, Command, NO_ROOT};
+use crate::{Error, activation};
+
+/// Go on from a read-only copy of our program as soon as it is likely that a command will. Nothing is lost where it is
+/// not: the words are only looked at, and what fails is told by the command.
+pub fn hasten() {
+    const COMMANDS: [&str; 3] = ["create", "run", "exec"];
+    const PRESERVE: &str = "--preserve-fds";
+    let mut words = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok());
+    let (mut likely, mut preserved) = (false, 0);
+    while let Some(word) = words.next() {
+        likely |= COMMANDS.contains(&word.as_str());
+        let number = match word.strip_prefix(PRESERVE) {
+            Some("") => words.next(),
+            value => value.and_then(|v| v.strip_prefix('=')).map(str::to_owned),
+        };
+        preserved = number.and_then(|n| n.parse().ok()).unwrap_or(preserved);
+    }
+    if likely {
+        shield::hasten_read_only_copy(activation::listening().saturating_add(preserved));
+    }
+}
 
 /// Do what was asked for. The answer is the exit code.
 ///

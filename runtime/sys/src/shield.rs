@@ -52,6 +52,14 @@ pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallEr
     Ok(None)
 }
 
+/// The same before the command line is understood, so that the first run does nothing twice. Whoever needs the copy
+/// still asks for it with [`run_from_read_only_copy`], which tells what is wrong.
+pub fn hasten_read_only_copy(preserved: u32) {
+    if std::env::var_os(COPY).is_none() {
+        let _ = run_from_read_only_copy(preserved);
+    }
+}
+
 /// The descriptor that the first run left open, if it is what it says.
 fn own_copy() -> Option<OwnedFd> {
     let number: i32 = std::env::var(COPY).ok()?.parse().ok()?;
