@@ -1,4 +1,4 @@
-//! The device rules of a bundle as an eBPF program for `BPF_CGROUP_DEVICE` (Linux 4.15).
+//! The device rules of a bundle as an eBPF program for `BPF_CGROUP_DEVICE` (Linux 4.15), or as files of the v1 controller.
 //!
 //! The measured bundles deny everything, which leaves what the runtime specification gives
 //! every container: making any node, and using its default devices and its terminals.
@@ -42,6 +42,19 @@ const fn instruction(code: u8, to: u8, from: u8, skip: u16, value: u32) -> u64 {
         | (from as u64) << 12
         | (skip as u64) << 16
         | (value as u64) << 32
+}
+
+/// The same for the devices controller of v1: files, and what is written to them.
+pub fn files() -> Vec<(&'static str, String)> {
+    let minors = |mask: u32| (0..32).filter(move |minor| mask & 1 << minor != 0);
+    let used = ALLOWED
+        .iter()
+        .flat_map(|(major, mask)| minors(*mask).map(move |minor| format!("c {major}:{minor} rwm")));
+    let made = ["c *:* m", "b *:* m"].map(str::to_owned).into_iter();
+    let all = made.chain(used).chain([format!("c {TERMINALS}:* rwm")]);
+    std::iter::once(("devices.deny", "a".to_owned()))
+        .chain(all.map(|rule| ("devices.allow", rule)))
+        .collect()
 }
 
 const fn answer(verdict: u32) -> [u64; 2] {

@@ -78,6 +78,21 @@ impl Host {
         self.legacy().next().is_some()
     }
 
+    /// crun refuses a hybrid host whose cgroup2 tree has controllers. It then runs where an empty file, in `folder`,
+    /// covers that list.
+    pub fn cover_for(
+        &self,
+        program: &str,
+        folder: &Path,
+    ) -> io::Result<Option<(PathBuf, PathBuf)>> {
+        if program != "crun" || !self.is_hybrid() || self.controllers.is_empty() {
+            return Ok(None);
+        }
+        let empty = folder.join("empty");
+        fs::write(&empty, "")?;
+        Ok(Some((self.unified.join("cgroup.controllers"), empty)))
+    }
+
     /// Type of the file system that `path` is on.
     pub fn fs_type(&self, path: &Path) -> &str {
         let below = self.mounts.iter().filter(|m| path.starts_with(&m.point));

@@ -19,7 +19,7 @@ use crate::assembler::{Arg, Assembler};
 use crate::device_program;
 use crate::format::RETRY_BUSY;
 use crate::host::Host;
-use crate::limits::{self, Limit};
+use crate::limits;
 use crate::profile;
 
 const AT_RECURSIVE: u64 = libc::AT_RECURSIVE as u64;
@@ -35,6 +35,9 @@ const BPF_PROG_ATTACH: u64 = 8;
 const CLONE_ARGS: usize = 11;
 /// Byte offset of `si_status` in the `siginfo_t` of a child's end.
 const SI_STATUS: u64 = 24;
+
+/// Controllers of v1 that count.
+const COUNTING: [&str; 4] = ["blkio", "cpuacct", "memory", "pids"];
 
 const DEVICES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
@@ -71,7 +74,7 @@ pub fn plan(
     let folder = host.unified.join(cgroup);
     let mut launch = Launch { plan: Assembler::default(), config, bundle, folder };
     let legacy = launch.make_cgroups(cgroup, host)?;
-    let pidfd = launch.clone_child()?;
+    let pidfd = launch.clone_child(host.legacy_of("devices").is_some())?;
     launch.plan.child_begins();
     launch.enter_cgroups(&legacy);
     launch.loopback();
@@ -94,10 +97,10 @@ struct Launch<'a> {
     folder: PathBuf,
 }
 
-/// A folder in a v1 hierarchy, and its cgroup.procs held open.
+/// A folder in a v1 hierarchy, and its `tasks` held open: who writes 0 there moves itself, and waits for nobody.
 struct Legacy {
     folder: PathBuf,
-    procs: Arg,
+    tasks: Arg,
 }
 
 impl Launch<'_> {
@@ -112,16 +115,38 @@ impl Launch<'_> {
             }
             let tree = host.legacy_of(limit.controller);
             let tree = tree.ok_or(PlanError::NoController(limit.controller))?;
-            legacy.push(self.make_legacy(tree.join(cgroup), &limit));
+            self.add_legacy(&mut legacy, tree.join(cgroup), &limit.legacy);
+        }
+        // Where containers without limits are counted, too.
+        for tree in COUNTING.iter().filter_map(|controller| host.legacy_of(controller)) {
+            self.add_legacy(&mut legacy, tree.join(cgroup), &[]);
+        }
+        if let Some(tree) = host.legacy_of("devices").filter(|_| self.has_device_rules()) {
+            self.add_legacy(&mut legacy, tree.join(cgroup), &device_program::files());
         }
         Ok(legacy)
     }
 
-    fn make_legacy(&mut self, folder: PathBuf, limit: &Limit) -> Legacy {
-        self.mkdir(&folder, 0o755);
-        self.write_files(&folder, &limit.legacy);
-        let procs = self.open(&folder.join("cgroup.procs"), libc::O_WRONLY);
-        Legacy { folder, procs }
+    /// Controllers may share a hierarchy.
+    fn add_legacy(
+        &mut self,
+        all: &mut Vec<Legacy>,
+        folder: PathBuf,
+        files: &[(&'static str, String)],
+    ) {
+        let known = all.iter().any(|legacy| legacy.folder == folder);
+        if !known {
+            self.mkdir(&folder, 0o755);
+        }
+        self.write_files(&folder, files);
+        if !known {
+            let tasks = self.open(&folder.join("tasks"), libc::O_WRONLY);
+            all.push(Legacy { folder, tasks });
+        }
+    }
+
+    fn has_device_rules(&self) -> bool {
+        list(&self.config["linux"]["resources"]["devices"]).next().is_some()
     }
 
     fn write_files(&mut self, folder: &Path, files: &[(&'static str, String)]) {
@@ -132,12 +157,8 @@ impl Launch<'_> {
         }
     }
 
-    /// Loads the device rules and attaches them to the folder, in any layout of the host:
-    /// the program belongs to the cgroup2 tree, also where a v1 devices hierarchy exists.
-    fn device_rules(&mut self, cgroup: Arg) {
-        if list(&self.config["linux"]["resources"]["devices"]).next().is_none() {
-            return;
-        }
+    /// Loads the device rules and attaches them to the folder.
+    fn device_program(&mut self, cgroup: Arg) {
         let program = device_program::instructions();
         let license = self.plan.text("Apache-2.0");
         let head = BPF_PROG_TYPE_CGROUP_DEVICE | (program.len() as u64) << 32;
@@ -157,7 +178,7 @@ impl Launch<'_> {
 
     /// clone3 into the cgroup. A cgroup namespace is left to the child: the kernel makes it
     /// before it moves the child, so its root would be the parent's cgroup.
-    fn clone_child(&mut self) -> Result<Arg, PlanError> {
+    fn clone_child(&mut self, legacy_devices: bool) -> Result<Arg, PlanError> {
         let pidfd = self.plan.words(&[0]);
         let flags = self.namespaces()? & !(libc::CLONE_NEWCGROUP as u64);
         let mut args = [0; CLONE_ARGS];
@@ -171,7 +192,9 @@ impl Launch<'_> {
         // The last word of clone_args is the descriptor of the cgroup.
         let cgroup = args + (CLONE_ARGS as u64 - 1) * 8;
         self.plan.call("open cgroup", libc::SYS_openat, &open).store = cgroup;
-        self.device_rules(Arg::Cell(cgroup));
+        if self.has_device_rules() && !legacy_devices {
+            self.device_program(Arg::Cell(cgroup));
+        }
         let size = CLONE_ARGS as u64 * 8;
         self.plan.call("clone3", libc::SYS_clone3, &[args.into(), size.into()]);
         Ok(Arg::Cell(pidfd))
@@ -184,10 +207,10 @@ impl Launch<'_> {
 
     /// The child moves itself, with the right to write that the parent opened.
     fn enter_cgroups(&mut self, legacy: &[Legacy]) {
-        for Legacy { folder, procs } in legacy {
+        for Legacy { folder, tasks } in legacy {
             let label = format!("enter {}", folder.display());
             let zero = self.plan.text("0");
-            self.plan.call(label, libc::SYS_write, &[*procs, zero.into(), 1.into()]);
+            self.plan.call(label, libc::SYS_write, &[*tasks, zero.into(), 1.into()]);
         }
         if self.namespaces().is_ok_and(|flags| flags & libc::CLONE_NEWCGROUP as u64 != 0) {
             let flags = [libc::CLONE_NEWCGROUP.into()];

@@ -72,6 +72,8 @@ pub fn profile() -> io::Result<Value> {
 /// The same as the kernel takes it.
 pub fn compiled() -> Result<Vec<u8>, CompileError> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Errno(38))?;
+    // A binary tree, which the kernel takes in less time than a list.
+    filter.set_ctl_optimize(2)?;
     for (_, arch) in &ARCHITECTURES[1..] {
         filter.add_arch(*arch)?;
     }

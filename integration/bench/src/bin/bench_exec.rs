@@ -38,6 +38,8 @@ struct Options {
     seed: u64,
 }
 
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -56,6 +58,9 @@ fn main() -> ExitCode {
 /// One runtime's container.
 struct Container<'a> {
     program: &'a Program,
+    stopwatch: &'a Path,
+    /// What the program must not see of the host, see [`Host::cover_for`].
+    cover: Option<(PathBuf, PathBuf)>,
     state: PathBuf,
     id: String,
     host: &'a Host,
@@ -64,6 +69,7 @@ struct Container<'a> {
 impl<'a> Container<'a> {
     fn start(
         program: &'a Program,
+        stopwatch: &'a Path,
         folder: &Path,
         kind: Kind,
         host: &'a Host,
@@ -74,7 +80,8 @@ impl<'a> Container<'a> {
         config["process"]["args"] = json!(["/bin/sleep", "3600"]);
         bundle::make(&bundle, &config)?;
         fs::create_dir(&state)?;
-        let container = Self { program, state, id, host };
+        let cover = host.cover_for(program.name, folder)?;
+        let container = Self { program, stopwatch, cover, state, id, host };
         container.call(&["create", "--bundle", &bundle.to_string_lossy()])?;
         container.call(&["start"])?;
         Ok(container)
@@ -82,16 +89,22 @@ impl<'a> Container<'a> {
 
     /// Its output goes nowhere: the container keeps what it was born with.
     fn call(&self, words: &[&str]) -> Result<(), Error> {
-        let mut command = Command::new(&self.program.path);
+        let mut command = Command::new(self.stopwatch);
+        command.arg(TIMEOUT.as_millis().to_string());
+        let (cover, with) = self.cover.clone().unwrap_or_else(|| ("-".into(), "-".into()));
+        command.arg(cover).arg(with).arg(&self.program.path);
         command.arg("--root").arg(&self.state).args(words).arg(&self.id);
-        let nowhere = [Stdio::null(), Stdio::null()];
-        let [input, output] = nowhere;
-        let status = command.stdin(input).stdout(output).status()?;
-        if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
+        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        let line = String::from_utf8_lossy(&output.stdout);
+        if line.trim_end().ends_with("exit 0") {
+            return Ok(());
+        }
+        Err(format!("{command:?}: {}", line.trim_end()).into())
     }
 
     fn subject(&self) -> Subject {
-        programs::exec(self.program, &self.state, &self.id)
+        let cover = self.cover.clone();
+        Subject { cover, ..programs::exec(self.program, &self.state, &self.id) }
     }
 }
 
@@ -119,7 +132,7 @@ fn run(options: &Options) -> Result<String, Error> {
     let mut containers = Vec::new();
     let mut notes = Vec::new();
     for program in &found {
-        match Container::start(program, folder.path(), options.bundle, &host) {
+        match Container::start(program, &stopwatch, folder.path(), options.bundle, &host) {
             Ok(container) => containers.push(container),
             Err(e) => notes.push(format!("{} makes no container here: {e}", program.name)),
         }
@@ -149,7 +162,7 @@ fn settings(options: &Options) -> Settings {
     Settings {
         rounds: options.runs,
         warmup: 3,
-        timeout: Duration::from_secs(10),
+        timeout: TIMEOUT,
         pause: Duration::from_millis(20),
         seed: options.seed,
     }

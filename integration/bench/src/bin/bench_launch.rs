@@ -121,7 +121,6 @@ impl Scene {
         bundle::make(&bundle, &config)?;
         let plan = launch_plan::plan(&config, &bundle, &cgroup, host)?;
         fs::write(bundle.join("floor.plan"), plan.finish())?;
-        fs::write(folder.path().join("empty"), "")?;
         let limits = options.bundle == Kind::Limits;
         let delegation = limits.then(|| Delegation::new(host, &bundle::CONTROLLERS)).transpose()?;
         Ok(Self { folder, bundle, cgroup, plan, _delegation: delegation })
@@ -131,18 +130,9 @@ impl Scene {
         let state = self.folder.path().join(format!("state-{}", program.name));
         fs::create_dir(&state)?;
         let mut subject = programs::launch(program, &self.bundle, &state, &self.cgroup);
-        if needs_cover(program, host) {
-            let controllers = host.unified.join("cgroup.controllers");
-            subject.cover = Some((controllers, self.folder.path().join("empty")));
-        }
+        subject.cover = host.cover_for(program.name, self.folder.path())?;
         Ok(subject)
     }
-}
-
-/// crun refuses a hybrid host whose cgroup2 tree has controllers. It then runs where that
-/// list is empty.
-fn needs_cover(program: &Program, host: &Host) -> bool {
-    program.name == "crun" && host.is_hybrid() && !host.controllers.is_empty()
 }
 
 /// Runtimes keep their state on a tmpfs; where /run is none, it would measure the disk.
