@@ -43,6 +43,10 @@ pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallEr
     if is_read_only()? {
         return Ok(own_copy());
     }
+    let own = stat(OWN_PROGRAM).call(|| format!("stat {OWN_PROGRAM}"))?;
+    if is_out_of_reach(nix::unistd::geteuid().as_raw(), own.st_uid, own.st_mode) {
+        return Ok(None);
+    }
     let copy = match read_only_mount() {
         // Old kernels, or a seccomp filter around us.
         Err(e) if e.is(Errno::ENOSYS) || e.is(Errno::EPERM) => sealed_memory()?,
@@ -73,6 +77,13 @@ fn own_copy() -> Option<OwnedFd> {
     let copy = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&copy, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     Some(copy)
+}
+
+/// Root's program in the hands of an ordinary user: the containers of that user are no more than the user is, and root
+/// is in no user namespace that the user can make. A copy in memory would cost more than all of the launch.
+const fn is_out_of_reach(user: u32, owner: u32, mode: u32) -> bool {
+    const OTHERS_MAY_WRITE: u32 = 0o022;
+    user != 0 && owner == 0 && mode & OTHERS_MAY_WRITE == 0
 }
 
 fn is_read_only() -> Result<bool, CallError> {
@@ -127,4 +138,21 @@ fn execute(copy: &OwnedFd, preserved: u32) -> Result<(), CallError> {
     nix::unistd::execveat(copy, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
         .call(|| "execveat our own program".to_owned())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_out_of_reach;
+
+    #[test]
+    fn only_what_a_user_cannot_write_is_out_of_reach() {
+        assert!(is_out_of_reach(1000, 0, 0o100_755));
+        assert!(!is_out_of_reach(0, 0, 0o100_755), "root writes what it wants");
+        assert!(!is_out_of_reach(1000, 1000, 0o100_555), "an owner can change the mode");
+        assert!(
+            !is_out_of_reach(1000, 0, 0o100_775),
+            "the group may be the user's, or stand for an ACL"
+        );
+        assert!(!is_out_of_reach(1000, 0, 0o100_757));
+    }
 }
