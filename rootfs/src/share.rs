@@ -83,18 +83,24 @@ fn lock_later(mount: &mut Mount) -> Option<Mount> {
     Some(later)
 }
 
-/// sysfs shows a network namespace, and is mounted by who owns that (EPERM otherwise): a container in a user namespace
-/// that shares somebody else's network sees the host's `/sys`, as crun has it. Without what is mounted below it, unless
-/// the runtime stands in a user namespace itself, where nobody may look behind mounts (mount_namespaces(7)).
+/// sysfs shows a network namespace and proc a pid namespace, and each is mounted by who owns that (EPERM otherwise): a
+/// container in a user namespace that shares somebody else's sees the host's, as crun has it. Without what is mounted
+/// below it, unless the runtime stands in a user namespace itself, where nobody may look behind mounts
+/// (mount_namespaces(7)).
 fn shown(mount: &Mount, resolved: &Resolved, rootless: bool) -> Mount {
-    let is_sysfs = matches!(&mount.kind, MountKind::New { fstype, .. } if fstype == "sysfs");
-    if !is_sysfs || !resolved.in_user_namespace() || resolved.namespaces.is_new(Namespace::Network)
-    {
+    let MountKind::New { fstype, .. } = &mount.kind else { return mount.clone() };
+    let spaces = &resolved.namespaces;
+    let (host, own) = match fstype.as_str() {
+        "sysfs" => ("/sys", spaces.is_new(Namespace::Network)),
+        "proc" => ("/proc", spaces.is_new(Namespace::Pid) || spaces.is_joined(Namespace::Pid)),
+        _ => return mount.clone(),
+    };
+    if own || !resolved.in_user_namespace() {
         return mount.clone();
     }
     Mount {
         kind: MountKind::Bind {
-            source: PathBuf::from("/sys"),
+            source: PathBuf::from(host),
             recursive: rootless,
             link: SourceLink::Follow,
         },

@@ -38,7 +38,7 @@ pub(crate) fn trials() -> Vec<Case> {
         program_is_no_program(Launcher, Busybox),
         cgroup_name_is_too_long(Launcher, Busybox),
         cgroup_folder_takes_no_more_folders(Root, Busybox),
-        cgroup_below_a_process(Launcher, Busybox, Cgroup2("memory")),
+        cgroup_below_a_process(Root, Busybox, Cgroup2("memory")),
         cgroup_of_somebody_else_is_left_alone(Root, Busybox),
         v1_cgroup_of_somebody_else_is_left_alone(Root, Busybox, Hybrid, Limit("memory")),
         disk_is_full(Root, Busybox, Program("unshare")),
