@@ -3,6 +3,7 @@
 //! [`share`] turns a resolved container into its root file system, mounts, devices and links, as
 //! data: claims, and steps for the first process. [`source`] opens what those steps refer to on the
 //! host, once, before anything of the container's exists. [`release`] gives a claimed folder back.
+//! [`unpack`] makes a folder of the overlay from a layer's archive.
 
 pub mod account;
 pub mod copy_up;
@@ -10,5 +11,6 @@ mod devices;
 pub mod release;
 mod share;
 pub mod source;
+pub mod unpack;
 
 pub use share::{CgroupView, Share, share};

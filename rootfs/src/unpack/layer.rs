@@ -1,0 +1,535 @@
+//! One layer while its stream is read.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use hafen_sys::{CallError, Context};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev, mknodat};
+use nix::unistd::{UnlinkatFlags, getegid, geteuid, linkat, symlinkat, unlinkat};
+use rustix::fs::XattrFlags;
+
+use super::archive::{Archive, Attributes, Entry, Kind};
+use super::error::shown;
+use super::name::{self, Name};
+use super::tree::{self, FOLDER, Tree};
+use super::{Bounds, UnpackError, Unpacked};
+
+const BUFFER: usize = 256 << 10;
+/// Of default ACLs, which wait in memory: the children of a folder would inherit them.
+const LARGEST_WAITING: usize = 16 << 20;
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Everything is made in folders of ours that only we can enter, and these are described in the end:
+/// no owner, mode or ACL of theirs passes to what is made in them.
+enum Folder {
+    /// Had entries, and stands for what the layers below have there.
+    Implied,
+    /// Had entries, and what the layers below have there is hidden.
+    Fresh,
+    Described {
+        attributes: Attributes,
+        acl: Option<Vec<u8>>,
+    },
+}
+
+struct PendingLink {
+    order: usize,
+    target: PathBuf,
+}
+
+pub(super) struct Layer<'a> {
+    tree: Tree<'a>,
+    bounds: Bounds,
+    done: Unpacked,
+    /// Of the entry that is being written.
+    name: Vec<u8>,
+    /// Every folder of the layer, and how it will look.
+    folders: BTreeMap<PathBuf, Folder>,
+    pending: BTreeMap<PathBuf, PendingLink>,
+    /// Links that ever were pending.
+    links: usize,
+    implied: u64,
+    waiting: usize,
+    /// The owner that new files have.
+    ours: Option<(u32, u32)>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Layer<'a> {
+    pub(super) fn new(folder: &'a OwnedFd, bounds: Bounds) -> Result<Self, CallError> {
+        let top = fstat(folder).call(|| "stat the layer's folder".to_owned())?;
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        // Where files take the group of their folder, nothing is known of it.
+        let inherits = top.st_mode & Mode::S_ISGID.bits() != 0 || top.st_gid != gid;
+        Ok(Self {
+            tree: Tree::new(folder),
+            bounds,
+            done: Unpacked::default(),
+            name: Vec::new(),
+            folders: BTreeMap::from([(PathBuf::new(), Folder::Implied)]),
+            pending: BTreeMap::new(),
+            links: 0,
+            implied: 0,
+            waiting: 0,
+            ours: (!inherits).then_some((uid, gid)),
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    pub(super) fn read(mut self, stream: impl Read) -> Result<Unpacked, UnpackError> {
+        let mut archive = Archive::new(stream);
+        while let Some(entry) = archive.next()? {
+            self.done.entries += 1;
+            self.name.clone_from(&entry.name);
+            self.count()?;
+            match name::meaning(&entry.name).map_err(|e| UnpackError::entry(&entry.name, e))? {
+                Name::Internal => {}
+                Name::Whiteout(path) => self.whiteout(&path)?,
+                Name::Opaque(path) => self.opaque(&path)?,
+                Name::Top if entry.kind == Kind::Folder => {
+                    self.describe_folder(Path::new(""), &entry)?;
+                }
+                Name::Top => {
+                    return Err(UnpackError::entry(&entry.name, "would replace the root folder"));
+                }
+                Name::Plain(path) => self.entry(&path, &entry, &mut archive)?,
+            }
+        }
+        self.finish()
+    }
+
+    fn count(&self) -> Result<(), UnpackError> {
+        match self.done.entries + self.implied > self.bounds.entries {
+            true => Err(too_large(&self.name, "entries", self.bounds.entries)),
+            false => Ok(()),
+        }
+    }
+
+    fn entry<R: Read>(
+        &mut self,
+        path: &Path,
+        entry: &Entry,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        match entry.kind {
+            Kind::File => self.file(path, entry, archive),
+            Kind::Folder => self.folder(path, entry),
+            Kind::Symlink => self.symlink(path, entry),
+            Kind::HardLink => self.hard_link(path, entry),
+            Kind::Character { major: 0, minor: 0 } => {
+                Err(UnpackError::at(path, "is the device 0:0, which would be a whiteout"))
+            }
+            Kind::Character { major, minor } => {
+                self.node(path, entry, SFlag::S_IFCHR, makedev(major.into(), minor.into()))
+            }
+            Kind::Block { major, minor } => {
+                self.node(path, entry, SFlag::S_IFBLK, makedev(major.into(), minor.into()))
+            }
+            Kind::Fifo => self.node(path, entry, SFlag::S_IFIFO, 0),
+        }
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        path: &Path,
+        entry: &Entry,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        let size = entry.sparse.as_ref().map_or(entry.content, |sparse| sparse.size);
+        let sum = self.done.bytes.checked_add(entry.content);
+        if size > self.bounds.bytes || sum.is_none_or(|sum| sum > self.bounds.bytes) {
+            return Err(too_large(&entry.name, "bytes", self.bounds.bytes));
+        }
+        let (_, file, _) = self.replace(path, "make file", |folder, name| {
+            let flags = OFlag::O_WRONLY
+                | OFlag::O_CREAT
+                | OFlag::O_EXCL
+                | OFlag::O_NOFOLLOW
+                | OFlag::O_CLOEXEC;
+            openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        })?;
+        let mut file = File::from(file);
+        match &entry.sparse {
+            None => self.content(path, &mut file, archive)?,
+            Some(sparse) => {
+                for (offset, length) in &sparse.pieces {
+                    self.piece(path, &file, *offset, *length, archive)?;
+                }
+                file.set_len(sparse.size).call(|| says("set the size of", path))?;
+            }
+        }
+        self.done.bytes += entry.content;
+        self.describe_file(path, &file, entry)
+    }
+
+    /// Attributes last: writing and a change of the owner take capabilities away.
+    fn describe_file(&self, path: &Path, file: &File, entry: &Entry) -> Result<(), UnpackError> {
+        tree::describe(file, self.owner(&entry.attributes), &entry.attributes)
+            .call(|| says("set the attributes of", path))?;
+        for (name, value) in storable(path, entry)? {
+            rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
+                .map_err(tree::errno)
+                .call(|| says_attribute(name, path))?;
+        }
+        Ok(())
+    }
+
+    fn content<R: Read>(
+        &mut self,
+        path: &Path,
+        file: &mut File,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        loop {
+            let read = archive.content(&mut self.buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            file.write_all(&self.buffer[..read]).call(|| says("write", path))?;
+        }
+    }
+
+    fn piece<R: Read>(
+        &mut self,
+        path: &Path,
+        file: &File,
+        mut offset: u64,
+        length: u64,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        let end = offset + length;
+        while offset < end {
+            let want = (end - offset).min(BUFFER as u64) as usize;
+            let read = archive.content(&mut self.buffer[..want])?;
+            file.write_all_at(&self.buffer[..read], offset).call(|| says("write", path))?;
+            offset += read as u64;
+        }
+        Ok(())
+    }
+
+    fn symlink(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let target = OsStr::from_bytes(&entry.target);
+        if target.is_empty() || entry.target.contains(&0) {
+            return Err(UnpackError::at(path, "is a symlink with no name or a NUL as its target"));
+        }
+        let (folder, (), _) =
+            self.replace(path, "make symlink", |folder, name| symlinkat(target, folder, name))?;
+        self.describe_by_name(&folder, path, entry, None)
+    }
+
+    fn node(
+        &mut self,
+        path: &Path,
+        entry: &Entry,
+        kind: SFlag,
+        device: u64,
+    ) -> Result<(), UnpackError> {
+        let (folder, (), _) = self.replace(path, "make node", |folder, name| {
+            mknodat(folder, name, kind, Mode::S_IRUSR | Mode::S_IWUSR, device)
+        })?;
+        self.describe_by_name(&folder, path, entry, Some(entry.attributes.mode))
+    }
+
+    fn describe_by_name(
+        &self,
+        folder: &OwnedFd,
+        path: &Path,
+        entry: &Entry,
+        mode: Option<u32>,
+    ) -> Result<(), UnpackError> {
+        let name = tree::name(path);
+        tree::describe_by_name(folder, name, self.owner(&entry.attributes), mode)
+            .call(|| says("set owner and mode of", path))?;
+        for (key, value) in storable(path, entry)? {
+            tree::set_attribute(&tree::by_descriptor(folder, name), key, value)
+                .call(|| says_attribute(key, path))?;
+        }
+        tree::date_by_name(folder, name, &entry.attributes)
+            .call(|| says("set the times of", path))?;
+        Ok(())
+    }
+
+    /// What is linked to may be only in the layers below; that is not known yet.
+    fn hard_link(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let refused = |reason: String| UnpackError::at(path, reason);
+        let target = name::target(&entry.target)
+            .map_err(|e| refused(format!("is a hard link whose target {e}")))?;
+        let told = shown(target.as_os_str().as_bytes());
+        if target == path {
+            return Err(refused("is a hard link to itself".to_owned()));
+        }
+        let from = match self.tree.open(tree::parent(&target), OFlag::O_PATH) {
+            Err(e) if e.is(Errno::ENOENT) => None,
+            Err(e) if e.is(Errno::ELOOP) || e.is(Errno::ENOTDIR) => {
+                return Err(refused(format!("is a hard link to {told}, which is in no folder")));
+            }
+            answer => Some(answer?),
+        };
+        let name = tree::name(&target);
+        let found = match &from {
+            Some(folder) => tree::stat(folder, name).call(|| says("stat", &target))?,
+            None => None,
+        };
+        match (from, found) {
+            (_, Some(stat)) if tree::format(&stat) == SFlag::S_IFDIR => {
+                Err(refused(format!("is a hard link to {told}, a folder")))
+            }
+            (_, Some(stat)) if tree::is_whiteout(&stat) => {
+                Err(refused(format!("is a hard link to {told}, which the layer removes")))
+            }
+            (Some(from), Some(_)) => {
+                self.replace(path, "link", |folder, own| {
+                    linkat(&from, name, folder, own, AtFlags::empty())
+                })?;
+                Ok(())
+            }
+            _ => self.link_later(path, target),
+        }
+    }
+
+    fn link_later(&mut self, path: &Path, target: PathBuf) -> Result<(), UnpackError> {
+        let folder = self.enter(tree::parent(path))?;
+        self.remove(&folder, path)?;
+        self.links += 1;
+        self.pending.insert(path.to_owned(), PendingLink { order: self.links, target });
+        Ok(())
+    }
+
+    fn folder(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        if !self.folders.contains_key(path) {
+            let (folder, (), replaced) =
+                self.replace(path, "make folder", |folder, name| tree::make_folder(folder, name))?;
+            if replaced {
+                let opaque = tree::make_opaque(&folder, tree::name(path));
+                opaque.call(|| says("make opaque", path))?;
+            }
+        }
+        self.describe_folder(path, entry)
+    }
+
+    fn describe_folder(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let mut acl = None;
+        let folder = self.enter(tree::parent(path))?;
+        for (key, value) in storable(path, entry)? {
+            if key == DEFAULT_ACL {
+                self.waiting += value.len();
+                if self.waiting > LARGEST_WAITING {
+                    return Err(too_large(&entry.name, "bytes of ACLs", LARGEST_WAITING as u64));
+                }
+                acl = Some(value.to_owned());
+                continue;
+            }
+            tree::set_attribute(&tree::by_descriptor(&folder, tree::name(path)), key, value)
+                .call(|| says_attribute(key, path))?;
+        }
+        let described = Folder::Described { attributes: entry.attributes, acl };
+        self.folders.insert(path.to_owned(), described);
+        Ok(())
+    }
+
+    /// An entry of the same name wins over it, before or after it; a folder is then all that there is.
+    fn whiteout(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let folder = self.enter(tree::parent(path))?;
+        let name = tree::name(path);
+        if let Some(described) = self.folders.get_mut(path) {
+            if matches!(described, Folder::Implied) {
+                *described = Folder::Fresh;
+            }
+            tree::make_opaque(&folder, name).call(|| says("make opaque", path))?;
+        } else if !self.pending.contains_key(path) {
+            match tree::make_whiteout(&folder, name) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(CallError::errno(says("make whiteout", path), e).into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn opaque(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let folder = self.enter(path)?;
+        tree::make_opaque(&folder, OsStr::new(".")).call(|| says("make opaque", path))?;
+        Ok(())
+    }
+
+    /// Make something; what had its name goes, as later entries replace earlier ones.
+    /// Says in which folder, and whether something went.
+    fn replace<T>(
+        &mut self,
+        path: &Path,
+        verb: &str,
+        make: impl Fn(&OwnedFd, &OsStr) -> nix::Result<T>,
+    ) -> Result<(Rc<OwnedFd>, T, bool), UnpackError> {
+        let folder = self.enter(tree::parent(path))?;
+        let name = tree::name(path);
+        let mut replaced = self.pending.remove(path).is_some();
+        let mut made = make(&folder, name);
+        if matches!(made, Err(Errno::EEXIST)) {
+            self.remove(&folder, path)?;
+            replaced = true;
+            made = make(&folder, name);
+        }
+        let made = made.call(|| says(verb, path))?;
+        Ok((folder, made, replaced))
+    }
+
+    fn remove(&mut self, folder: &OwnedFd, path: &Path) -> Result<(), UnpackError> {
+        self.pending.remove(path);
+        if !self.folders.contains_key(path) {
+            return match unlinkat(folder, tree::name(path), UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => Ok(()),
+                Err(e) => Err(CallError::errno(says("remove", path), e).into()),
+            };
+        }
+        tree::remove_folder(folder, path)?;
+        self.tree.forget();
+        remove_below(&mut self.folders, path);
+        remove_below(&mut self.pending, path);
+        Ok(())
+    }
+
+    /// The folder at `path`; what of it is missing is made.
+    fn enter(&mut self, path: &Path) -> Result<Rc<OwnedFd>, UnpackError> {
+        match self.tree.enter(path) {
+            Err(e) if [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP].iter().any(|n| e.is(*n)) => {}
+            answer => return Ok(answer?),
+        }
+        let mut at = PathBuf::new();
+        let mut folder = self.tree.enter(&at)?;
+        for part in path {
+            at.push(part);
+            let flags = FOLDER | OFlag::O_PATH;
+            let next = match openat(&*folder, part, flags, Mode::empty()) {
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
+                    self.make_implied(&folder, &at)?;
+                    openat(&*folder, part, flags, Mode::empty())
+                }
+                answer => answer,
+            };
+            folder = Rc::new(next.call(|| says("open", &at))?);
+        }
+        Ok(self.tree.enter(path)?)
+    }
+
+    fn make_implied(&mut self, folder: &OwnedFd, path: &Path) -> Result<(), UnpackError> {
+        let through = |what: &str| {
+            let reason = format!("leads through {what} {}", shown(path.as_os_str().as_bytes()));
+            Err(UnpackError::entry(&self.name, reason))
+        };
+        let name = tree::name(path);
+        if self.pending.contains_key(path) {
+            return through("the hard link");
+        }
+        let hidden = match tree::stat(folder, name).call(|| says("stat", path))? {
+            None => false,
+            Some(stat) if tree::is_whiteout(&stat) => true,
+            Some(stat) if tree::format(&stat) == SFlag::S_IFLNK => return through("the symlink"),
+            Some(_) => return through("what is no folder:"),
+        };
+        self.implied += 1;
+        self.count()?;
+        if hidden {
+            unlinkat(folder, name, UnlinkatFlags::NoRemoveDir).call(|| says("remove", path))?;
+        }
+        tree::make_folder(folder, name).call(|| says("make folder", path))?;
+        if hidden {
+            tree::make_opaque(folder, name).call(|| says("make opaque", path))?;
+        }
+        let state = if hidden { Folder::Fresh } else { Folder::Implied };
+        self.folders.insert(path.to_owned(), state);
+        Ok(())
+    }
+
+    fn owner(&self, attributes: &Attributes) -> Option<(u32, u32)> {
+        Some((attributes.uid, attributes.gid)).filter(|owner| Some(*owner) != self.ours)
+    }
+
+    fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        for (path, folder) in &self.folders {
+            self.finish_folder(path, folder)?;
+        }
+        for (path, folder) in self.folders {
+            if matches!(folder, Folder::Implied) {
+                let top = path.as_os_str().is_empty();
+                self.done.implied.push(if top { PathBuf::from(".") } else { path });
+            }
+        }
+        let mut links: Vec<_> = self.pending.into_iter().collect();
+        links.sort_by_key(|(_, link)| link.order);
+        self.done.pending_links =
+            links.into_iter().map(|(path, link)| (path, link.target)).collect();
+        Ok(self.done)
+    }
+
+    fn finish_folder(&self, path: &Path, folder: &Folder) -> Result<(), UnpackError> {
+        let file = self.tree.open(path, OFlag::O_RDONLY)?;
+        let Folder::Described { attributes, acl } = folder else {
+            let mode = Mode::from_bits_truncate(0o755);
+            return Ok(fchmod(&file, mode).call(|| says("chmod", path))?);
+        };
+        if let Some(acl) = acl {
+            rustix::fs::fsetxattr(file.as_fd(), DEFAULT_ACL, acl, XattrFlags::empty())
+                .map_err(tree::errno)
+                .call(|| says_attribute(DEFAULT_ACL, path))?;
+        }
+        tree::describe(&file, self.owner(attributes), attributes)
+            .call(|| says("set the attributes of", path))?;
+        Ok(())
+    }
+}
+
+fn remove_below<T>(map: &mut BTreeMap<PathBuf, T>, path: &Path) {
+    let below = map.range(path.to_owned()..).map(|(key, _)| key);
+    let below: Vec<_> = below.take_while(|key| key.starts_with(path)).cloned().collect();
+    for key in below {
+        map.remove(&key);
+    }
+}
+
+type Attribute<'a> = (&'a [u8], &'a [u8]);
+
+/// The extended attributes of an entry that its file can have.
+fn storable<'a>(path: &Path, entry: &'a Entry) -> Result<Vec<Attribute<'a>>, UnpackError> {
+    let mut list = Vec::new();
+    for (name, value) in &entry.extended {
+        let refused = |reason| {
+            let reason = format!("{reason} the attribute {}", shown(name));
+            Err(UnpackError::at(path, reason))
+        };
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            return refused("would steer the overlay by");
+        }
+        if name == b"security.capability" && entry.kind != Kind::File {
+            return refused("is no file and has");
+        }
+        if name.is_empty() || name.contains(&0) {
+            return refused("has an empty name or a NUL in");
+        }
+        // xattr(7): user attributes are for files and folders.
+        if matches!(entry.kind, Kind::File | Kind::Folder) || !name.starts_with(b"user.") {
+            list.push((name.as_slice(), value.as_slice()));
+        }
+    }
+    Ok(list)
+}
+
+fn too_large(name: &[u8], what: &'static str, bound: u64) -> UnpackError {
+    UnpackError::TooLarge { name: shown(name), what, bound }
+}
+
+fn says(verb: &str, path: &Path) -> String {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    format!("{verb} {}", shown(path.as_os_str().as_bytes()))
+}
+
+fn says_attribute(name: &[u8], path: &Path) -> String {
+    says(&format!("set {} of", shown(name)), path)
+}

@@ -1,0 +1,306 @@
+//! What a layer takes over from the layers below it.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+
+use hafen_sys::{CallError, Context};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, futimens, mknodat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{linkat, symlinkat};
+use rustix::fs::{SeekFrom, seek};
+
+use super::archive::Attributes;
+use super::error::shown;
+use super::tree::{self, FOLDER, OPAQUE, Tree};
+use super::{UnpackError, Unpacked};
+
+/// XATTR_SIZE_MAX and XATTR_LIST_MAX.
+const LARGEST_ATTRIBUTE: usize = 65536;
+const BUFFER: usize = 128 << 10;
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+
+/// Finish a layer now that the layers below it (`below`, topmost first) are complete: implied folders take the
+/// attributes of the folder that they merge with; pending links become copies of the lower file inside this
+/// layer, linked, as a copy-up of both would be.
+///
+/// # Errors
+/// Names the folder or the link. The layer is of no use then.
+pub fn settle(folder: &OwnedFd, unpacked: &Unpacked, below: &[OwnedFd]) -> Result<(), UnpackError> {
+    let mut layer =
+        Settling { tree: Tree::new(folder), below, implied: Vec::new(), times: BTreeMap::new() };
+    for path in &unpacked.implied {
+        layer.implied.push(path.components().filter(|c| *c != Component::CurDir).collect());
+    }
+    for (link, target) in &unpacked.pending_links {
+        layer.link(link, target)?;
+    }
+    for path in std::mem::take(&mut layer.implied) {
+        layer.adopt(&path)?;
+    }
+    layer.restore_times()
+}
+
+struct Settling<'a> {
+    tree: Tree<'a>,
+    below: &'a [OwnedFd],
+    implied: Vec<PathBuf>,
+    /// Of folders, before anything was made in them.
+    times: BTreeMap<PathBuf, TimeSpec>,
+}
+
+/// Something in a layer.
+struct Found {
+    folder: OwnedFd,
+    name: OsString,
+    stat: FileStat,
+}
+
+/// What one layer says of a path.
+struct Seen {
+    found: Option<Found>,
+    /// Nothing further below counts.
+    last: bool,
+}
+
+impl Settling<'_> {
+    fn adopt(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let hidden = look(self.tree.top, path).call(|| says("look for", path))?.last;
+        let Some(model) = self.find(path, hidden)? else { return Ok(()) };
+        if tree::format(&model.stat) != SFlag::S_IFDIR {
+            return Ok(());
+        }
+        let parent = self.tree.enter(tree::parent(path))?;
+        describe_like(&model, &parent, tree::name(path)).call(|| says("describe", path))?;
+        self.times.remove(path);
+        Ok(())
+    }
+
+    /// What the layers below show there.
+    fn find(&self, path: &Path, hidden: bool) -> Result<Option<Found>, CallError> {
+        let below = if hidden { &[] } else { self.below };
+        for layer in below {
+            let seen = look(layer, path).call(|| says("look below for", path))?;
+            if seen.found.is_some() || seen.last {
+                return Ok(seen.found.filter(|found| !tree::is_whiteout(&found.stat)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn link(&mut self, link: &Path, target: &Path) -> Result<(), UnpackError> {
+        let refused = |reason: &str| {
+            let target = shown(target.as_os_str().as_encoded_bytes());
+            UnpackError::at(link, format!("is a hard link to {target}, {reason}"))
+        };
+        let own = look(self.tree.top, target).call(|| says("look for", target))?;
+        let kind = match own.found {
+            Some(found) if tree::is_whiteout(&found.stat) => {
+                return Err(refused("which the layer removes"));
+            }
+            Some(found) => tree::format(&found.stat),
+            None => {
+                let model = self.find(target, own.last)?;
+                let model = model.ok_or_else(|| refused("which is in no layer below"))?;
+                if tree::format(&model.stat) != SFlag::S_IFDIR {
+                    self.copy(&model, target)?;
+                }
+                tree::format(&model.stat)
+            }
+        };
+        if kind == SFlag::S_IFDIR {
+            return Err(refused("a folder"));
+        }
+        let from = self.make_way(tree::parent(target))?;
+        let to = self.make_way(tree::parent(link))?;
+        self.keep_time(tree::parent(link), &to)?;
+        linkat(&*from, tree::name(target), &*to, tree::name(link), AtFlags::empty())
+            .call(|| says("link", link))?;
+        Ok(())
+    }
+
+    fn copy(&mut self, model: &Found, path: &Path) -> Result<(), UnpackError> {
+        let parent = self.make_way(tree::parent(path))?;
+        self.keep_time(tree::parent(path), &parent)?;
+        let name = tree::name(path);
+        make_like(model, &parent, name)
+            .and_then(|()| describe_like(model, &parent, name))
+            .call(|| says("copy from a layer below", path))?;
+        Ok(())
+    }
+
+    /// The folder at `path`. Those that are missing will be as they are below.
+    fn make_way(&mut self, path: &Path) -> Result<Rc<OwnedFd>, UnpackError> {
+        match self.tree.enter(path) {
+            Err(e) if e.is(Errno::ENOENT) => {}
+            answer => return Ok(answer?),
+        }
+        let parent = self.make_way(tree::parent(path))?;
+        self.keep_time(tree::parent(path), &parent)?;
+        tree::make_folder(&*parent, tree::name(path)).call(|| says("make folder", path))?;
+        self.implied.push(path.to_owned());
+        Ok(self.tree.enter(path)?)
+    }
+
+    /// Before something is made in the folder.
+    fn keep_time(&mut self, path: &Path, folder: &OwnedFd) -> Result<(), UnpackError> {
+        if !self.times.contains_key(path) {
+            let stat = fstat(folder).call(|| says("stat", path))?;
+            self.times.insert(path.to_owned(), modified(&stat));
+        }
+        Ok(())
+    }
+
+    fn restore_times(&self) -> Result<(), UnpackError> {
+        for (path, time) in &self.times {
+            let folder = self.tree.open(path, OFlag::O_RDONLY)?;
+            futimens(&folder, time, time).call(|| says("set the times of", path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Walk one layer as overlayfs does: component by component, and no link is followed.
+fn look(layer: &OwnedFd, path: &Path) -> io::Result<Seen> {
+    let flags = FOLDER | OFlag::O_RDONLY;
+    let mut folder = openat(layer, ".", flags, Mode::empty())?;
+    let mut last = false;
+    let mut parts = path.iter().peekable();
+    let Some(mut name) = parts.next() else {
+        let stat = fstat(&folder)?;
+        return Ok(Seen { found: Some(Found { folder, name: ".".into(), stat }), last });
+    };
+    loop {
+        last |= is_opaque(&folder)?;
+        let Some(stat) = tree::stat(&folder, name)? else {
+            return Ok(Seen { found: None, last });
+        };
+        let Some(next) = parts.next() else {
+            return Ok(Seen { found: Some(Found { folder, name: name.into(), stat }), last });
+        };
+        if tree::format(&stat) != SFlag::S_IFDIR {
+            return Ok(Seen { found: None, last: true });
+        }
+        folder = openat(&folder, name, flags, Mode::empty())?;
+        name = next;
+    }
+}
+
+fn is_opaque(folder: &OwnedFd) -> io::Result<bool> {
+    let mut value = [0; 8];
+    match rustix::fs::fgetxattr(folder, OPAQUE, &mut value) {
+        Ok(size) => Ok(&value[..size] == b"y"),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The same content, still without its attributes.
+fn make_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    match tree::format(&model.stat) {
+        SFlag::S_IFREG => {
+            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let from = openat(&model.folder, model.name.as_os_str(), flags, Mode::empty())?;
+            let from = File::from(from);
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            let to = File::from(openat(folder, name, flags, mode)?);
+            copy_content(&from, &to, model.stat.st_size.cast_unsigned())
+        }
+        SFlag::S_IFLNK => {
+            let target = readlinkat(&model.folder, model.name.as_os_str())?;
+            Ok(symlinkat(target.as_os_str(), folder, name)?)
+        }
+        kind => Ok(mknodat(folder, name, kind, mode, model.stat.st_rdev)?),
+    }
+}
+
+/// A clone where the file system has them; else what is stored, and holes stay holes.
+fn copy_content(from: &File, to: &File, size: u64) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    to.set_len(size)?;
+    let mut buffer = vec![0; BUFFER];
+    let mut at = 0;
+    loop {
+        at = match seek(from, SeekFrom::Data(at)) {
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            answer => answer?,
+        };
+        let end = seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let length = (end - at).min(BUFFER as u64) as usize;
+            from.read_exact_at(&mut buffer[..length], at)?;
+            to.write_all_at(&buffer[..length], at)?;
+            at += length as u64;
+        }
+    }
+}
+
+/// Owner, attributes, mode and times: a chown takes set-id bits and capabilities away.
+fn describe_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let stat = &model.stat;
+    let attributes = Attributes {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        modified: modified(stat),
+    };
+    let link = tree::format(stat) == SFlag::S_IFLNK;
+    let owner = Some((attributes.uid, attributes.gid));
+    tree::describe_by_name(folder, name, owner, None)?;
+    copy_attributes(
+        &tree::by_descriptor(&model.folder, &model.name),
+        &tree::by_descriptor(folder, name),
+    )?;
+    tree::describe_by_name(folder, name, None, (!link).then_some(attributes.mode))?;
+    Ok(tree::date_by_name(folder, name, &attributes)?)
+}
+
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let names = attribute_names(from)?;
+    let mut value = vec![0; if names.is_empty() { 0 } else { LARGEST_ATTRIBUTE }];
+    for name in &names {
+        let size = rustix::fs::lgetxattr(from, name.as_c_str(), &mut value[..])?;
+        tree::set_attribute(to, name.to_bytes(), &value[..size])?;
+    }
+    // What was made in a folder with a default ACL has inherited it.
+    for acl in ACLS.iter().filter(|acl| names.iter().all(|name| name.to_bytes() != **acl)) {
+        use rustix::io::Errno;
+        match rustix::fs::lremovexattr(to, *acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// But overlay's own marks, which are each layer's.
+fn attribute_names(path: &Path) -> io::Result<Vec<CString>> {
+    let mut list = vec![0; LARGEST_ATTRIBUTE];
+    let length = match rustix::fs::llistxattr(path, &mut list[..]) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        answer => answer?,
+    };
+    let names = list[..length].split(|byte| *byte == 0);
+    let names = names.filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay."));
+    Ok(names.map(CString::new).collect::<Result<_, _>>()?)
+}
+
+fn modified(stat: &FileStat) -> TimeSpec {
+    TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn says(verb: &str, path: &Path) -> String {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    format!("{verb} {}", shown(path.as_os_str().as_encoded_bytes()))
+}

@@ -1,0 +1,208 @@
+//! Files below one folder, by descriptor and name: no symlink is followed, nothing outside is reached.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use hafen_sys::file::{OpenHow, open_how, resolve};
+use hafen_sys::{CallError, Context};
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, mknodat, utimensat,
+};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
+use rustix::fs::XattrFlags;
+
+use super::archive::Attributes;
+
+pub(super) const FOLDER: OFlag =
+    OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// A folder that may be opened again and again, since most entries stand in the folder of the one before them.
+pub(super) struct Tree<'a> {
+    pub(super) top: &'a OwnedFd,
+    last: Option<(PathBuf, Rc<OwnedFd>)>,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn new(top: &'a OwnedFd) -> Self {
+        Self { top, last: None }
+    }
+
+    /// The folder at `path`, the empty path for the top.
+    pub(super) fn open(&self, path: &Path, access: OFlag) -> Result<OwnedFd, CallError> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let how = OpenHow {
+            flags: u64::from((FOLDER | access).bits().cast_unsigned()),
+            mode: 0,
+            resolve: resolve::BENEATH | resolve::NO_SYMLINKS,
+        };
+        open_how(self.top, path, how)
+    }
+
+    /// The folder at `path`, to work in.
+    pub(super) fn enter(&mut self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
+        if let Some((_, folder)) = self.last.as_ref().filter(|(last, _)| last == path) {
+            return Ok(folder.clone());
+        }
+        let folder = Rc::new(self.open(path, OFlag::O_PATH)?);
+        self.last = Some((path.to_owned(), folder.clone()));
+        Ok(folder)
+    }
+
+    /// A folder may be gone.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+pub(super) fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+pub(super) fn name(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(OsStr::new("."))
+}
+
+/// What is there, if anything is.
+pub(super) fn stat(folder: impl AsFd, name: &OsStr) -> nix::Result<Option<FileStat>> {
+    match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(Errno::ENOENT) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+pub(super) fn format(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+/// Overlay's mark for a name that the layers below may have and the merged folder has not.
+pub(super) fn is_whiteout(stat: &FileStat) -> bool {
+    format(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
+}
+
+pub(super) fn make_whiteout(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    mknodat(folder, name, SFlag::S_IFCHR, Mode::empty(), 0)
+}
+
+/// Nobody else can enter it before it is described.
+pub(super) fn make_folder(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    mkdirat(folder, name, Mode::S_IRWXU)
+}
+
+/// A name for the calls on extended attributes, which took no folder before Linux 6.13.
+pub(super) fn by_descriptor(folder: impl AsFd, name: &OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(folder.as_fd().as_raw_fd().to_string()).join(name)
+}
+
+pub(super) fn make_opaque(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    set_attribute(&by_descriptor(folder, name), OPAQUE.as_bytes(), b"y")
+}
+
+pub(super) fn set_attribute(path: &Path, name: &[u8], value: &[u8]) -> nix::Result<()> {
+    rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).map_err(errno)
+}
+
+pub(super) fn errno(e: rustix::io::Errno) -> Errno {
+    Errno::from_raw(e.raw_os_error())
+}
+
+/// Owner first: changing it takes set-id bits away. An owner of `None` is right already.
+pub(super) fn describe(
+    file: impl AsFd,
+    owner: Option<(u32, u32)>,
+    attributes: &Attributes,
+) -> nix::Result<()> {
+    if let Some((uid, gid)) = owner {
+        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    fchmod(&file, Mode::from_bits_truncate(attributes.mode))?;
+    futimens(&file, &attributes.modified, &attributes.modified)
+}
+
+/// The owner of what cannot be opened, and for anything but a symlink its mode.
+pub(super) fn describe_by_name(
+    folder: impl AsFd,
+    name: &OsStr,
+    owner: Option<(u32, u32)>,
+    mode: Option<u32>,
+) -> nix::Result<()> {
+    use nix::sys::stat::{FchmodatFlags, fchmodat};
+    if let Some((uid, gid)) = owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        fchownat(&folder, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    }
+    // Just made, and of no kind that is followed.
+    mode.map_or(Ok(()), |mode| {
+        let mode = Mode::from_bits_truncate(mode);
+        fchmodat(&folder, name, mode, FchmodatFlags::FollowSymlink)
+    })
+}
+
+pub(super) fn date_by_name(
+    folder: impl AsFd,
+    name: &OsStr,
+    attributes: &Attributes,
+) -> nix::Result<()> {
+    let time = &attributes.modified;
+    utimensat(folder, name, time, time, UtimensatFlags::NoFollowSymlink)
+}
+
+/// Remove a folder and all in it.
+///
+/// # Errors
+/// Names the folder.
+pub(super) fn remove_folder(folder: &OwnedFd, path: &Path) -> Result<(), CallError> {
+    empty(folder, name(path)).call(|| format!("remove {}", path.display()))
+}
+
+/// A level of the way down, and the folders on it that are not empty.
+struct Level {
+    name: CString,
+    full: Vec<CString>,
+}
+
+/// One descriptor however deep it is: nobody else renames here, so `..` leads back.
+fn empty(folder: &OwnedFd, name: &OsStr) -> nix::Result<()> {
+    let flags = FOLDER | OFlag::O_RDONLY;
+    let mut at = openat(folder, name, flags, Mode::empty())?;
+    let top = CString::new(name.as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut way = vec![Level { name: top, full: clear(&at)? }];
+    while let Some(level) = way.last_mut() {
+        if let Some(name) = level.full.pop() {
+            at = openat(&at, name.as_c_str(), flags, Mode::empty())?;
+            way.push(Level { name, full: clear(&at)? });
+        } else {
+            at = openat(&at, "..", FOLDER, Mode::empty())?;
+            unlinkat(&at, level.name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+            way.pop();
+        }
+    }
+    Ok(())
+}
+
+/// Remove what is no folder with something in it.
+fn clear(folder: &OwnedFd) -> nix::Result<Vec<CString>> {
+    let mut full = Vec::new();
+    let mut entries = Dir::from_fd(openat(folder, ".", FOLDER, Mode::empty())?)?;
+    for entry in entries.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let removed = match entry.file_type() {
+            Some(Type::Directory) => unlinkat(folder, name, UnlinkatFlags::RemoveDir),
+            _ => unlinkat(folder, name, UnlinkatFlags::NoRemoveDir),
+        };
+        match removed {
+            Err(Errno::ENOTEMPTY | Errno::EISDIR) => full.push(name.to_owned()),
+            answer => answer?,
+        }
+    }
+    Ok(full)
+}
