@@ -104,12 +104,15 @@ impl<R: Read> Archive<R> {
 
     fn skip(&mut self) -> Result<(), UnpackError> {
         let rest = self.content + self.padding;
+        (self.content, self.padding) = (0, 0);
+        if rest <= BLOCK as u64 {
+            return self.exact(&mut [0; BLOCK][..rest as usize]);
+        }
         let mut left = self.stream.by_ref().take(rest);
         let passed = io::copy(&mut left, &mut io::sink()).map_err(UnpackError::Stream)?;
         if passed < rest {
             return Err(self.truncated());
         }
-        (self.content, self.padding) = (0, 0);
         Ok(())
     }
 

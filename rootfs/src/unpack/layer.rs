@@ -1,20 +1,20 @@
 //! One layer while its stream is read.
 
+mod entries;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev, mknodat};
-use nix::unistd::{UnlinkatFlags, getegid, geteuid, linkat, symlinkat, unlinkat};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev};
+use nix::unistd::{UnlinkatFlags, getegid, geteuid, unlinkat};
 use rustix::fs::XattrFlags;
 
 use super::archive::{Archive, Attributes, Entry, Kind};
@@ -24,8 +24,8 @@ use super::tree::{self, FOLDER, Tree};
 use super::{Bounds, UnpackError, Unpacked};
 
 const BUFFER: usize = 256 << 10;
-/// Of default ACLs, which wait in memory: the children of a folder would inherit them.
-const LARGEST_WAITING: usize = 16 << 20;
+/// Of names and attributes that are kept in memory up to the end.
+pub(super) const LARGEST_MEMORY: u64 = 128 << 20;
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Everything is made in folders of ours that only we can enter, and these are described in the end:
@@ -58,7 +58,8 @@ pub(super) struct Layer<'a> {
     /// Links that ever were pending.
     links: usize,
     implied: u64,
-    waiting: usize,
+    /// What the folders and pending links take in memory.
+    pub(super) held: u64,
     /// The owner that new files have.
     ours: Option<(u32, u32)>,
     buffer: Vec<u8>,
@@ -79,7 +80,7 @@ impl<'a> Layer<'a> {
             pending: BTreeMap::new(),
             links: 0,
             implied: 0,
-            waiting: 0,
+            held: 0,
             ours: (!inherits).then_some((uid, gid)),
             buffer: vec![0; BUFFER],
         })
@@ -114,6 +115,15 @@ impl<'a> Layer<'a> {
         }
     }
 
+    /// Long names are quickly written: a name of 4 KiB can imply 2,000 folders.
+    fn hold(&mut self, bytes: usize) -> Result<(), UnpackError> {
+        self.held += bytes as u64;
+        match self.held > LARGEST_MEMORY {
+            true => Err(too_large(&self.name, "bytes of names of folders", LARGEST_MEMORY)),
+            false => Ok(()),
+        }
+    }
+
     fn entry<R: Read>(
         &mut self,
         path: &Path,
@@ -138,167 +148,10 @@ impl<'a> Layer<'a> {
         }
     }
 
-    fn file<R: Read>(
-        &mut self,
-        path: &Path,
-        entry: &Entry,
-        archive: &mut Archive<R>,
-    ) -> Result<(), UnpackError> {
-        let size = entry.sparse.as_ref().map_or(entry.content, |sparse| sparse.size);
-        let sum = self.done.bytes.checked_add(entry.content);
-        if size > self.bounds.bytes || sum.is_none_or(|sum| sum > self.bounds.bytes) {
-            return Err(too_large(&entry.name, "bytes", self.bounds.bytes));
-        }
-        let (_, file, _) = self.replace(path, "make file", |folder, name| {
-            let flags = OFlag::O_WRONLY
-                | OFlag::O_CREAT
-                | OFlag::O_EXCL
-                | OFlag::O_NOFOLLOW
-                | OFlag::O_CLOEXEC;
-            openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
-        })?;
-        let mut file = File::from(file);
-        match &entry.sparse {
-            None => self.content(path, &mut file, archive)?,
-            Some(sparse) => {
-                for (offset, length) in &sparse.pieces {
-                    self.piece(path, &file, *offset, *length, archive)?;
-                }
-                file.set_len(sparse.size).call(|| says("set the size of", path))?;
-            }
-        }
-        self.done.bytes += entry.content;
-        self.describe_file(path, &file, entry)
-    }
-
-    /// Attributes last: writing and a change of the owner take capabilities away.
-    fn describe_file(&self, path: &Path, file: &File, entry: &Entry) -> Result<(), UnpackError> {
-        tree::describe(file, self.owner(&entry.attributes), &entry.attributes)
-            .call(|| says("set the attributes of", path))?;
-        for (name, value) in storable(path, entry)? {
-            rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
-                .map_err(tree::errno)
-                .call(|| says_attribute(name, path))?;
-        }
-        Ok(())
-    }
-
-    fn content<R: Read>(
-        &mut self,
-        path: &Path,
-        file: &mut File,
-        archive: &mut Archive<R>,
-    ) -> Result<(), UnpackError> {
-        loop {
-            let read = archive.content(&mut self.buffer)?;
-            if read == 0 {
-                return Ok(());
-            }
-            file.write_all(&self.buffer[..read]).call(|| says("write", path))?;
-        }
-    }
-
-    fn piece<R: Read>(
-        &mut self,
-        path: &Path,
-        file: &File,
-        mut offset: u64,
-        length: u64,
-        archive: &mut Archive<R>,
-    ) -> Result<(), UnpackError> {
-        let end = offset + length;
-        while offset < end {
-            let want = (end - offset).min(BUFFER as u64) as usize;
-            let read = archive.content(&mut self.buffer[..want])?;
-            file.write_all_at(&self.buffer[..read], offset).call(|| says("write", path))?;
-            offset += read as u64;
-        }
-        Ok(())
-    }
-
-    fn symlink(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
-        let target = OsStr::from_bytes(&entry.target);
-        if target.is_empty() || entry.target.contains(&0) {
-            return Err(UnpackError::at(path, "is a symlink with no name or a NUL as its target"));
-        }
-        let (folder, (), _) =
-            self.replace(path, "make symlink", |folder, name| symlinkat(target, folder, name))?;
-        self.describe_by_name(&folder, path, entry, None)
-    }
-
-    fn node(
-        &mut self,
-        path: &Path,
-        entry: &Entry,
-        kind: SFlag,
-        device: u64,
-    ) -> Result<(), UnpackError> {
-        let (folder, (), _) = self.replace(path, "make node", |folder, name| {
-            mknodat(folder, name, kind, Mode::S_IRUSR | Mode::S_IWUSR, device)
-        })?;
-        self.describe_by_name(&folder, path, entry, Some(entry.attributes.mode))
-    }
-
-    fn describe_by_name(
-        &self,
-        folder: &OwnedFd,
-        path: &Path,
-        entry: &Entry,
-        mode: Option<u32>,
-    ) -> Result<(), UnpackError> {
-        let name = tree::name(path);
-        tree::describe_by_name(folder, name, self.owner(&entry.attributes), mode)
-            .call(|| says("set owner and mode of", path))?;
-        for (key, value) in storable(path, entry)? {
-            tree::set_attribute(&tree::by_descriptor(folder, name), key, value)
-                .call(|| says_attribute(key, path))?;
-        }
-        tree::date_by_name(folder, name, &entry.attributes)
-            .call(|| says("set the times of", path))?;
-        Ok(())
-    }
-
-    /// What is linked to may be only in the layers below; that is not known yet.
-    fn hard_link(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
-        let refused = |reason: String| UnpackError::at(path, reason);
-        let target = name::target(&entry.target)
-            .map_err(|e| refused(format!("is a hard link whose target {e}")))?;
-        let told = shown(target.as_os_str().as_bytes());
-        if target == path {
-            return Err(refused("is a hard link to itself".to_owned()));
-        }
-        let from = match self.tree.open(tree::parent(&target), OFlag::O_PATH) {
-            Err(e) if e.is(Errno::ENOENT) => None,
-            Err(e) if e.is(Errno::ELOOP) || e.is(Errno::ENOTDIR) => {
-                return Err(refused(format!("is a hard link to {told}, which is in no folder")));
-            }
-            answer => Some(answer?),
-        };
-        let name = tree::name(&target);
-        let found = match &from {
-            Some(folder) => tree::stat(folder, name).call(|| says("stat", &target))?,
-            None => None,
-        };
-        match (from, found) {
-            (_, Some(stat)) if tree::format(&stat) == SFlag::S_IFDIR => {
-                Err(refused(format!("is a hard link to {told}, a folder")))
-            }
-            (_, Some(stat)) if tree::is_whiteout(&stat) => {
-                Err(refused(format!("is a hard link to {told}, which the layer removes")))
-            }
-            (Some(from), Some(_)) => {
-                self.replace(path, "link", |folder, own| {
-                    linkat(&from, name, folder, own, AtFlags::empty())
-                })?;
-                Ok(())
-            }
-            _ => self.link_later(path, target),
-        }
-    }
-
     fn link_later(&mut self, path: &Path, target: PathBuf) -> Result<(), UnpackError> {
         let folder = self.enter(tree::parent(path))?;
         self.remove(&folder, path)?;
+        self.hold(path.as_os_str().len() + target.as_os_str().len())?;
         self.links += 1;
         self.pending.insert(path.to_owned(), PendingLink { order: self.links, target });
         Ok(())
@@ -306,6 +159,7 @@ impl<'a> Layer<'a> {
 
     fn folder(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
         if !self.folders.contains_key(path) {
+            self.hold(path.as_os_str().len())?;
             let (folder, (), replaced) =
                 self.replace(path, "make folder", |folder, name| tree::make_folder(folder, name))?;
             if replaced {
@@ -319,12 +173,10 @@ impl<'a> Layer<'a> {
     fn describe_folder(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
         let mut acl = None;
         let folder = self.enter(tree::parent(path))?;
-        for (key, value) in storable(path, entry)? {
+        for (key, value) in entries::storable(path, entry)? {
             if key == DEFAULT_ACL {
-                self.waiting += value.len();
-                if self.waiting > LARGEST_WAITING {
-                    return Err(too_large(&entry.name, "bytes of ACLs", LARGEST_WAITING as u64));
-                }
+                // Its children would inherit it.
+                self.hold(value.len())?;
                 acl = Some(value.to_owned());
                 continue;
             }
@@ -436,6 +288,7 @@ impl<'a> Layer<'a> {
         };
         self.implied += 1;
         self.count()?;
+        self.hold(path.as_os_str().len())?;
         if hidden {
             unlinkat(folder, name, UnlinkatFlags::NoRemoveDir).call(|| says("remove", path))?;
         }
@@ -492,33 +345,6 @@ fn remove_below<T>(map: &mut BTreeMap<PathBuf, T>, path: &Path) {
     for key in below {
         map.remove(&key);
     }
-}
-
-type Attribute<'a> = (&'a [u8], &'a [u8]);
-
-/// The extended attributes of an entry that its file can have.
-fn storable<'a>(path: &Path, entry: &'a Entry) -> Result<Vec<Attribute<'a>>, UnpackError> {
-    let mut list = Vec::new();
-    for (name, value) in &entry.extended {
-        let refused = |reason| {
-            let reason = format!("{reason} the attribute {}", shown(name));
-            Err(UnpackError::at(path, reason))
-        };
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-            return refused("would steer the overlay by");
-        }
-        if name == b"security.capability" && entry.kind != Kind::File {
-            return refused("is no file and has");
-        }
-        if name.is_empty() || name.contains(&0) {
-            return refused("has an empty name or a NUL in");
-        }
-        // xattr(7): user attributes are for files and folders.
-        if matches!(entry.kind, Kind::File | Kind::Folder) || !name.starts_with(b"user.") {
-            list.push((name.as_slice(), value.as_slice()));
-        }
-    }
-    Ok(list)
 }
 
 fn too_large(name: &[u8], what: &'static str, bound: u64) -> UnpackError {

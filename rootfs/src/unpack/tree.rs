@@ -44,14 +44,26 @@ impl<'a> Tree<'a> {
         open_how(self.top, path, how)
     }
 
-    /// The folder at `path`, to work in.
+    /// The folder at `path`, to work in more than once.
     pub(super) fn enter(&mut self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
-        if let Some((_, folder)) = self.last.as_ref().filter(|(last, _)| last == path) {
-            return Ok(folder.clone());
+        let folder = self.visit(path)?;
+        if !self.is_last(path) {
+            self.last = Some((path.to_owned(), folder.clone()));
         }
-        let folder = Rc::new(self.open(path, OFlag::O_PATH)?);
-        self.last = Some((path.to_owned(), folder.clone()));
         Ok(folder)
+    }
+
+    /// The folder at `path`, in between.
+    pub(super) fn visit(&self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
+        match &self.last {
+            Some((_, folder)) if self.is_last(path) => Ok(folder.clone()),
+            _ => Ok(Rc::new(self.open(path, OFlag::O_PATH)?)),
+        }
+    }
+
+    /// Both are normal, so bytes can be compared.
+    fn is_last(&self, path: &Path) -> bool {
+        self.last.as_ref().is_some_and(|(last, _)| last.as_os_str() == path.as_os_str())
     }
 
     /// A folder may be gone.

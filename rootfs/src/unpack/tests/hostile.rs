@@ -1,5 +1,7 @@
 use super::*;
 
+use crate::unpack::layer::{LARGEST_MEMORY, Layer as Reading};
+
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
     for name in ["..", "../a", "a/../b", "/../a", "a/..", "./.."] {
@@ -146,6 +148,22 @@ fn bounds_hold() {
     assert!(bounded(Tar::default().entry(b'0', "huge", b"", huge)).contains("more than 10 bytes"));
     let hole = [("GNU.sparse.size", &b"11"[..]), ("GNU.sparse.map", b"11,0")];
     assert!(bounded(Tar::default().pax(&hole).file("s", "")).contains("more than 10 bytes"));
+}
+
+#[test]
+fn memory_is_bounded() {
+    for tar in [
+        Tar::default().folder("abcd", 0o755),
+        Tar::default().file("ab/cd/f", ""),
+        Tar::default().link("a", "bcd"),
+    ] {
+        let place = place();
+        let folder = open(place.path());
+        let mut reading = Reading::new(&folder, PLENTY).unwrap();
+        reading.held = LARGEST_MEMORY - 3;
+        let said = reading.read(tar.end().0.as_slice()).unwrap_err().to_string();
+        assert!(said.contains("bytes of names"), "{said}");
+    }
 }
 
 #[test]
