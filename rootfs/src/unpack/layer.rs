@@ -13,7 +13,7 @@ use std::rc::Rc;
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 use nix::unistd::{UnlinkatFlags, getegid, geteuid, unlinkat};
 use rustix::fs::XattrFlags;
 
@@ -70,7 +70,8 @@ impl<'a> Layer<'a> {
         let top = fstat(folder).call(|| "stat the layer's folder".to_owned())?;
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         // Where files take the group of their folder, nothing is known of it.
-        let inherits = top.st_mode & Mode::S_ISGID.bits() != 0 || top.st_gid != gid;
+        let inherits =
+            top.st_mode & Mode::S_ISGID.bits() != 0 || (top.st_uid, top.st_gid) != (uid, gid);
         Ok(Self {
             tree: Tree::new(folder),
             bounds,
@@ -182,6 +183,9 @@ impl<'a> Layer<'a> {
             }
             tree::set_attribute(&tree::by_descriptor(&folder, tree::name(path)), key, value)
                 .call(|| says_attribute(key, path))?;
+        }
+        if let Some(Folder::Described { acl: former, .. }) = self.folders.remove(path) {
+            acl = acl.or(former);
         }
         let described = Folder::Described { attributes: entry.attributes, acl };
         self.folders.insert(path.to_owned(), described);
@@ -301,8 +305,9 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    fn owner(&self, attributes: &Attributes) -> Option<(u32, u32)> {
-        Some((attributes.uid, attributes.gid)).filter(|owner| Some(*owner) != self.ours)
+    /// The owner that is to be set, where a new file has not got it already.
+    fn owner(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((uid, gid)).filter(|owner| Some(*owner) != self.ours)
     }
 
     fn finish(mut self) -> Result<Unpacked, UnpackError> {
@@ -325,15 +330,16 @@ impl<'a> Layer<'a> {
     fn finish_folder(&self, path: &Path, folder: &Folder) -> Result<(), UnpackError> {
         let file = self.tree.open(path, OFlag::O_RDONLY)?;
         let Folder::Described { attributes, acl } = folder else {
-            let mode = Mode::from_bits_truncate(0o755);
-            return Ok(fchmod(&file, mode).call(|| says("chmod", path))?);
+            let described = tree::describe(&file, self.owner(0, 0), 0o755, None);
+            return Ok(described.call(|| says("set the attributes of", path))?);
         };
         if let Some(acl) = acl {
             rustix::fs::fsetxattr(file.as_fd(), DEFAULT_ACL, acl, XattrFlags::empty())
                 .map_err(tree::errno)
                 .call(|| says_attribute(DEFAULT_ACL, path))?;
         }
-        tree::describe(&file, self.owner(attributes), attributes)
+        let Attributes { mode, uid, gid, modified } = attributes;
+        tree::describe(&file, self.owner(*uid, *gid), *mode, Some(modified))
             .call(|| says("set the attributes of", path))?;
         Ok(())
     }

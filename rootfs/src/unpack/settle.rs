@@ -5,11 +5,13 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use hafen_sys::{CallError, Context};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, futimens, mknodat};
@@ -17,7 +19,6 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{linkat, symlinkat};
 use rustix::fs::{SeekFrom, seek};
 
-use super::archive::Attributes;
 use super::error::shown;
 use super::tree::{self, FOLDER, OPAQUE, Tree};
 use super::{UnpackError, Unpacked};
@@ -45,6 +46,7 @@ pub fn settle(folder: &OwnedFd, unpacked: &Unpacked, below: &[OwnedFd]) -> Resul
     for path in std::mem::take(&mut layer.implied) {
         layer.adopt(&path)?;
     }
+    layer.hide_roots()?;
     layer.restore_times()
 }
 
@@ -149,6 +151,23 @@ impl Settling<'_> {
         Ok(self.tree.enter(path)?)
     }
 
+    /// Overlayfs does not look whether the root of a lower layer is opaque: each name in it has to be.
+    fn hide_roots(&mut self) -> Result<(), UnpackError> {
+        let root = Path::new("");
+        let top = self.tree.open(root, OFlag::O_RDONLY)?;
+        if !is_opaque(&top).call(|| says("read the attributes of", root))? {
+            return Ok(());
+        }
+        self.keep_time(root, &top)?;
+        for layer in self.below {
+            let names = names(layer).call(|| "read the root of a layer below".to_owned())?;
+            for name in names {
+                hide(&top, &name).call(|| says("hide what is below", Path::new(&name)))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Before something is made in the folder.
     fn keep_time(&mut self, path: &Path, folder: &OwnedFd) -> Result<(), UnpackError> {
         if !self.times.contains_key(path) {
@@ -202,6 +221,21 @@ fn is_opaque(folder: &OwnedFd) -> io::Result<bool> {
     }
 }
 
+fn names(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
+    let mut entries = Dir::from_fd(openat(folder, ".", FOLDER, Mode::empty())?)?;
+    let names = entries.iter().map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
+    let names = names.collect::<nix::Result<Vec<_>>>()?.into_iter();
+    Ok(names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec).collect())
+}
+
+fn hide(folder: &OwnedFd, name: &OsStr) -> nix::Result<()> {
+    match tree::stat(folder, name)? {
+        None => tree::make_whiteout(folder, name),
+        Some(stat) if tree::format(&stat) == SFlag::S_IFDIR => tree::make_opaque(folder, name),
+        Some(_) => Ok(()),
+    }
+}
+
 /// The same content, still without its attributes.
 fn make_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -249,21 +283,14 @@ fn copy_content(from: &File, to: &File, size: u64) -> io::Result<()> {
 /// Owner, attributes, mode and times: a chown takes set-id bits and capabilities away.
 fn describe_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let stat = &model.stat;
-    let attributes = Attributes {
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        modified: modified(stat),
-    };
-    let link = tree::format(stat) == SFlag::S_IFLNK;
-    let owner = Some((attributes.uid, attributes.gid));
-    tree::describe_by_name(folder, name, owner, None)?;
+    let mode = (tree::format(stat) != SFlag::S_IFLNK).then_some(stat.st_mode & 0o7777);
+    tree::describe_by_name(folder, name, Some((stat.st_uid, stat.st_gid)), None)?;
     copy_attributes(
         &tree::by_descriptor(&model.folder, &model.name),
         &tree::by_descriptor(folder, name),
     )?;
-    tree::describe_by_name(folder, name, None, (!link).then_some(attributes.mode))?;
-    Ok(tree::date_by_name(folder, name, &attributes)?)
+    tree::describe_by_name(folder, name, None, mode)?;
+    Ok(tree::date_by_name(folder, name, &modified(stat))?)
 }
 
 fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {

@@ -13,10 +13,9 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
     FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, mknodat, utimensat,
 };
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
 use rustix::fs::XattrFlags;
-
-use super::archive::Attributes;
 
 pub(super) const FOLDER: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -106,9 +105,10 @@ pub(super) fn make_folder(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
     mkdirat(folder, name, Mode::S_IRWXU)
 }
 
-/// A name for the calls on extended attributes, which took no folder before Linux 6.13.
+/// A name for the calls on extended attributes, which took no folder before Linux 6.13. A program's first thread may
+/// be gone, and `/proc/self` with it.
 pub(super) fn by_descriptor(folder: impl AsFd, name: &OsStr) -> PathBuf {
-    Path::new("/proc/self/fd").join(folder.as_fd().as_raw_fd().to_string()).join(name)
+    Path::new("/proc/thread-self/fd").join(folder.as_fd().as_raw_fd().to_string()).join(name)
 }
 
 pub(super) fn make_opaque(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
@@ -127,13 +127,14 @@ pub(super) fn errno(e: rustix::io::Errno) -> Errno {
 pub(super) fn describe(
     file: impl AsFd,
     owner: Option<(u32, u32)>,
-    attributes: &Attributes,
+    mode: u32,
+    time: Option<&TimeSpec>,
 ) -> nix::Result<()> {
     if let Some((uid, gid)) = owner {
         fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }
-    fchmod(&file, Mode::from_bits_truncate(attributes.mode))?;
-    futimens(&file, &attributes.modified, &attributes.modified)
+    fchmod(&file, Mode::from_bits_truncate(mode))?;
+    time.map_or(Ok(()), |time| futimens(&file, time, time))
 }
 
 /// The owner of what cannot be opened, and for anything but a symlink its mode.
@@ -155,12 +156,7 @@ pub(super) fn describe_by_name(
     })
 }
 
-pub(super) fn date_by_name(
-    folder: impl AsFd,
-    name: &OsStr,
-    attributes: &Attributes,
-) -> nix::Result<()> {
-    let time = &attributes.modified;
+pub(super) fn date_by_name(folder: impl AsFd, name: &OsStr, time: &TimeSpec) -> nix::Result<()> {
     utimensat(folder, name, time, time, UtimensatFlags::NoFollowSymlink)
 }
 

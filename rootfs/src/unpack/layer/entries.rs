@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, mknodat};
 use nix::unistd::{linkat, symlinkat};
 use rustix::fs::XattrFlags;
 
-use super::super::archive::{Archive, Entry, Kind};
+use super::super::archive::{Archive, Attributes, Entry, Kind};
 use super::super::error::shown;
 use super::super::{UnpackError, name, tree};
 use super::{BUFFER, Layer, says, says_attribute, too_large};
@@ -56,7 +56,8 @@ impl Layer<'_> {
 
     /// Attributes last: writing and a change of the owner take capabilities away.
     fn describe_file(&self, path: &Path, file: &File, entry: &Entry) -> Result<(), UnpackError> {
-        tree::describe(file, self.owner(&entry.attributes), &entry.attributes)
+        let Attributes { mode, uid, gid, modified } = entry.attributes;
+        tree::describe(file, self.owner(uid, gid), mode, Some(&modified))
             .call(|| says("set the attributes of", path))?;
         for (name, value) in storable(path, entry)? {
             rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
@@ -130,14 +131,14 @@ impl Layer<'_> {
         mode: Option<u32>,
     ) -> Result<(), UnpackError> {
         let name = tree::name(path);
-        tree::describe_by_name(folder, name, self.owner(&entry.attributes), mode)
+        let Attributes { uid, gid, modified, .. } = entry.attributes;
+        tree::describe_by_name(folder, name, self.owner(uid, gid), mode)
             .call(|| says("set owner and mode of", path))?;
         for (key, value) in storable(path, entry)? {
             tree::set_attribute(&tree::by_descriptor(folder, name), key, value)
                 .call(|| says_attribute(key, path))?;
         }
-        tree::date_by_name(folder, name, &entry.attributes)
-            .call(|| says("set the times of", path))?;
+        tree::date_by_name(folder, name, &modified).call(|| says("set the times of", path))?;
         Ok(())
     }
 

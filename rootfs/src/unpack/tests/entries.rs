@@ -330,3 +330,18 @@ fn an_empty_layer_is_one() {
     // No end marker.
     assert_eq!(try_bounded(&Tar::default().file("a", "x").0, PLENTY).unwrap().text("a"), "x");
 }
+
+#[test]
+fn a_folder_that_gives_its_group_on_is_no_harm() {
+    let place = place();
+    std::os::unix::fs::chown(place.path(), None, Some(77)).unwrap();
+    fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o2700))
+        .unwrap();
+    let tar = Tar::default().file("d/file", "").folder("e", 0o750).symlink("l", "x").end();
+    let unpacked = unpack(tar.0.as_slice(), &open(place.path()), PLENTY).unwrap();
+    let layer = Layer { place, unpacked };
+    for name in [".", "d", "d/file", "e", "l"] {
+        assert_eq!(layer.stat(name).gid(), 0, "{name}");
+    }
+    assert_eq!((layer.mode("."), layer.mode("d"), layer.mode("e")), (0o755, 0o755, 0o750));
+}

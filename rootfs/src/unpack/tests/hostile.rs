@@ -237,3 +237,52 @@ fn names_in_messages_are_harmless() {
     let said = refusal(Tar::default().file("\x1b[31m/../\n", ""));
     assert!(!said.contains('\x1b') && !said.contains('\n'), "{said}");
 }
+
+/// Whatever is changed in an archive, the answer is one, and what it says stays inside.
+#[test]
+fn damaged_archives_are_answered() {
+    let sparse = [("GNU.sparse.size", &b"5000"[..]), ("GNU.sparse.map", b"10,4")];
+    let whole = Tar::default()
+        .pax(&[("mtime", b"-1.5"), ("uid", b"1"), ("SCHILY.xattr.user.a", b"b")])
+        .file("d/a", "content")
+        .entry(b'L', "././@LongLink", b"d/long\0", |_| {})
+        .symlink("s", "d")
+        .pax(&sparse)
+        .file("d/s", "data")
+        .link("d/l", "d/a")
+        .file("d/.wh.x", "")
+        .file(".wh..wh..opq", "")
+        .device(b'3', "d/null", 1, 3)
+        .folder("d", 0o755)
+        .link("p", "below")
+        .end()
+        .0;
+    let is_header = |block: &[u8]| block[257..262] == *b"ustar";
+    let headers: Vec<_> = whole.chunks(512).map(is_header).collect();
+    // Numerical Recipes' generator: the same archives each time.
+    let mut state = 1_u32;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % below
+    };
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..2000 {
+        let mut archive = whole.clone();
+        for _ in 0..=random(3) {
+            let block = random(headers.len());
+            // Names and padding are most of a block, the fields between them more interesting.
+            let place = if random(2) == 0 { random(512) } else { 100 + random(60) };
+            archive[block * 512 + place] = b"\0\x80\xff/.0179a= \n"[random(13)];
+        }
+        for (block, _) in archive.chunks_mut(512).zip(&headers).filter(|(_, header)| **header) {
+            let mut header = Header::from_byte_slice(block).clone();
+            header.set_cksum();
+            block.copy_from_slice(header.as_bytes());
+        }
+        match try_bounded(&archive, Bounds { bytes: 1 << 20, entries: 100 }) {
+            Ok(_) => accepted += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(accepted > 100 && refused > 100, "{accepted} accepted, {refused} refused");
+}

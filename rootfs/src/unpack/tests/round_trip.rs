@@ -75,7 +75,10 @@ fn round_trip(from: &Path) -> usize {
         .spawn()
         .unwrap();
     let place = place();
-    let unpacked = unpack(tar.stdout.take().unwrap(), &open(place.path()), PLENTY).unwrap();
+    let mut stream = tar.stdout.take().unwrap();
+    let unpacked = unpack(&mut stream, &open(place.path()), PLENTY).unwrap();
+    // The last record is longer than the end marker.
+    std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
     assert!(tar.wait().unwrap().success());
     let (was, is) = (walk(from), walk(place.path()));
     assert!(was.keys().eq(is.keys()), "other names");
@@ -88,7 +91,7 @@ fn round_trip(from: &Path) -> usize {
 
 #[test]
 fn system_folders_survive() {
-    for folder in ["/usr/bin", "/etc"] {
+    for folder in ["/usr/bin", "/usr/share/doc"] {
         assert!(round_trip(Path::new(folder)) > 10);
     }
 }

@@ -155,3 +155,19 @@ fn links_through_symlinks_below_are_refused() {
         stack([lower().symlink("s", "a"), Tar::default().link("l", "s/file")]).err().unwrap();
     assert!(said.to_string().contains("in no layer below"), "{said}");
 }
+
+#[test]
+fn an_opaque_root_hides_each_name_below() {
+    let middle = Tar::default().folder("b", 0o755).file(".wh.c", "");
+    let last = Tar::default()
+        .folder(".", 0o700)
+        .file("a/new", "")
+        .file(".wh..wh..opq", "")
+        .file("own", "");
+    let layer = top([lower(), middle, last.file("c", "")]);
+    assert!(layer.is_opaque("a") && layer.is_whiteout("b"));
+    assert_eq!(
+        (layer.text("c").as_str(), layer.has("own"), layer.stat(".").mtime()),
+        ("", true, 1000)
+    );
+}
