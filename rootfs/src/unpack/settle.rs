@@ -5,18 +5,18 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use hafen_sys::{CallError, Context};
-use nix::dir::Dir;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, futimens, mknodat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{linkat, symlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use rustix::fs::{SeekFrom, seek};
 
 use super::error::shown;
@@ -46,7 +46,8 @@ pub fn settle(folder: &OwnedFd, unpacked: &Unpacked, below: &[OwnedFd]) -> Resul
     for path in std::mem::take(&mut layer.implied) {
         layer.adopt(&path)?;
     }
-    layer.hide_roots()?;
+    layer.drop_idle_whiteouts()?;
+    layer.hide_root()?;
     layer.restore_times()
 }
 
@@ -151,8 +152,36 @@ impl Settling<'_> {
         Ok(self.tree.enter(path)?)
     }
 
+    /// Overlayfs shows the whiteouts of a folder that merges with none below, as names that lead nowhere.
+    fn drop_idle_whiteouts(&mut self) -> Result<(), UnpackError> {
+        let mut open = vec![PathBuf::new()];
+        while let Some(path) = open.pop() {
+            let folder = self.tree.open(&path, OFlag::O_RDONLY)?;
+            let listed = list(&folder).call(|| says("read folder", &path))?;
+            let inner = listed.iter().filter(|(_, kind)| *kind == Type::Directory);
+            open.extend(inner.map(|(name, _)| path.join(name)));
+            let whiteouts = whiteouts(&folder, listed).call(|| says("read folder", &path))?;
+            if whiteouts.is_empty() || self.merges(&path, &folder)? {
+                continue;
+            }
+            self.keep_time(&path, &folder)?;
+            for name in &whiteouts {
+                unlinkat(&folder, name.as_os_str(), UnlinkatFlags::NoRemoveDir)
+                    .call(|| says("remove an idle whiteout from", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn merges(&self, path: &Path, folder: &OwnedFd) -> Result<bool, CallError> {
+        let call = || says("look for", path);
+        let hidden = is_opaque(folder).call(call)? || look(self.tree.top, path).call(call)?.last;
+        let below = self.find(path, hidden)?;
+        Ok(below.is_some_and(|found| tree::format(&found.stat) == SFlag::S_IFDIR))
+    }
+
     /// Overlayfs does not look whether the root of a lower layer is opaque: each name in it has to be.
-    fn hide_roots(&mut self) -> Result<(), UnpackError> {
+    fn hide_root(&mut self) -> Result<(), UnpackError> {
         let root = Path::new("");
         let top = self.tree.open(root, OFlag::O_RDONLY)?;
         if !is_opaque(&top).call(|| says("read the attributes of", root))? {
@@ -160,9 +189,9 @@ impl Settling<'_> {
         }
         self.keep_time(root, &top)?;
         for layer in self.below {
-            let names = names(layer).call(|| "read the root of a layer below".to_owned())?;
-            for name in names {
-                hide(&top, &name).call(|| says("hide what is below", Path::new(&name)))?;
+            let listed = list(layer).call(|| "read the root of a layer below".to_owned())?;
+            for (name, _) in &listed {
+                hide(&top, name).call(|| says("hide what is below", Path::new(name)))?;
             }
         }
         Ok(())
@@ -221,11 +250,38 @@ fn is_opaque(folder: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-fn names(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
+fn list(folder: &OwnedFd) -> nix::Result<Vec<(OsString, Type)>> {
+    let mut listed = Vec::new();
     let mut entries = Dir::from_fd(openat(folder, ".", FOLDER, Mode::empty())?)?;
-    let names = entries.iter().map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
-    let names = names.collect::<nix::Result<Vec<_>>>()?.into_iter();
-    Ok(names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec).collect())
+    for entry in entries.iter() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            let kind = entry.file_type().map_or_else(|| kind(folder, name), Ok)?;
+            listed.push((name.to_owned(), kind));
+        }
+    }
+    Ok(listed)
+}
+
+/// Not every file system says it in its folders.
+fn kind(folder: &OwnedFd, name: &OsStr) -> nix::Result<Type> {
+    Ok(match tree::stat(folder, name)?.map(|stat| tree::format(&stat)) {
+        Some(SFlag::S_IFDIR) => Type::Directory,
+        Some(SFlag::S_IFCHR) => Type::CharacterDevice,
+        // Nobody asks further.
+        _ => Type::File,
+    })
+}
+
+fn whiteouts(folder: &OwnedFd, listed: Vec<(OsString, Type)>) -> nix::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for (name, _) in listed.into_iter().filter(|(_, kind)| *kind == Type::CharacterDevice) {
+        if tree::stat(folder, &name)?.is_some_and(|stat| tree::is_whiteout(&stat)) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 fn hide(folder: &OwnedFd, name: &OsStr) -> nix::Result<()> {

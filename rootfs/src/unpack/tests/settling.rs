@@ -171,3 +171,50 @@ fn an_opaque_root_hides_each_name_below() {
         ("", true, 1000)
     );
 }
+
+#[test]
+fn whiteouts_that_hide_nothing_go() {
+    let tar = Tar::default()
+        .folder("new", 0o755)
+        .file("new/.wh.x", "")
+        .file("a/.wh.file", "")
+        .file("a/b/.wh..wh..opq", "")
+        .file("a/b/.wh.x", "")
+        .file("a/b/inner/.wh.x", "")
+        .file(".wh.nowhere", "");
+    let layer = top([lower(), tar]);
+    assert!(layer.is_whiteout("a/file") && layer.is_whiteout("nowhere"));
+    assert!(!layer.has("new/x") && !layer.has("a/b/x") && !layer.has("a/b/inner/x"));
+    assert_eq!((layer.stat("new").mtime(), layer.stat("a/b").mtime()), (1000, 1000));
+    // The lowest layer has nothing to hide.
+    assert!(!top([Tar::default().file(".wh.x", "").file("d/.wh.x", "")]).has("x"));
+}
+
+/// Merged by the kernel, in a mount namespace of the test's own.
+#[test]
+fn overlayfs_reads_it_so() {
+    let layers = stack([
+        lower().file("gone", "").folder("o", 0o755).file("o/old", ""),
+        Tar::default()
+            .file(".wh.gone", "")
+            .file("o/.wh..wh..opq", "")
+            .file("o/new", "")
+            .link("l", "a/file")
+            .folder("n", 0o755)
+            .file("n/.wh.x", ""),
+    ])
+    .unwrap();
+    let place = place();
+    let mount = format!(
+        "mount -t overlay overlay -o lowerdir={}:{} {merged} && cd {merged} && find . | sort && stat -c %h,%a l a",
+        layers[1].place.path().display(),
+        layers[0].place.path().display(),
+        merged = place.path().display(),
+    );
+    let output = std::process::Command::new("unshare").args(["-m", "sh", "-ec", &mount]).output();
+    let output = output.unwrap();
+    let expected = ". ./a ./a/b ./a/file ./a/link ./a/null ./l ./n ./o ./o/new 2,4755 1,2770";
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!(words.join(" "), expected, "{}", String::from_utf8_lossy(&output.stderr));
+}
