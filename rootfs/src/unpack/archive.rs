@@ -163,7 +163,8 @@ impl<R: Read> Archive<R> {
 
     fn extension(&mut self, kind: u8, header: &Header, told: &mut Told) -> Result<(), UnpackError> {
         let size = field(&header.as_old().size).and_then(unsigned).map_err(|e| self.refused(e))?;
-        told.anything = true;
+        // Global records may end an archive, as they do of an empty tree of git's.
+        told.anything |= kind != b'g';
         told.size = told.size.saturating_add(size);
         if told.size > LARGEST_EXTENSION {
             let reason = format!("has extended headers of more than {LARGEST_EXTENSION} bytes");

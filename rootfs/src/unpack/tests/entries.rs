@@ -327,6 +327,8 @@ fn what_follows_the_end_stays_in_the_stream() {
 fn an_empty_layer_is_one() {
     assert_eq!(layer(Tar::default()).implied(), ["."]);
     assert_eq!(try_bounded(b"", PLENTY).unwrap().unpacked.entries, 0);
+    let global = Tar::default().records(b'g', &[("comment", b"of git archive")]);
+    assert_eq!(layer(global).unpacked.entries, 0);
     // No end marker.
     assert_eq!(try_bounded(&Tar::default().file("a", "x").0, PLENTY).unwrap().text("a"), "x");
 }
