@@ -165,6 +165,20 @@ impl Test {
         self.runner(Program::Oci.find().unwrap_or_else(|e| panic!("{e}")))
     }
 
+    /// A call of `hafen` with a store in the test's folder.
+    pub fn hafen<I: IntoIterator<Item: AsRef<OsStr>>>(&self, words: I) -> Call {
+        let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
+        let store = ["--images".into(), self.images().into_os_string()];
+        let words = store.into_iter().chain(words.into_iter().map(|w| w.as_ref().to_owned()));
+        Call::any(program, words.collect(), self.dir.join("calls")).folder(&self.dir)
+    }
+
+    /// The folder of that store.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
     /// The reference engine; it knows `run` and `delete` only.
     #[must_use]
     pub fn reference(&self) -> Oci {

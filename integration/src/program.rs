@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub enum Program {
     /// `hafen-oci`, the one under test.
     Oci,
+    /// `hafen`, which a person uses.
+    Hafen,
     /// `hafen-inside`, which runs in the containers.
     Inside,
     /// `hafen-reference`, the same bundles through another engine.
@@ -20,6 +22,7 @@ impl Program {
     const fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Oci => ("HAFEN_OCI", "hafen-oci"),
+            Self::Hafen => ("HAFEN", "hafen"),
             Self::Inside => ("HAFEN_INSIDE", "hafen-inside"),
             Self::Reference => ("HAFEN_REFERENCE", "hafen-reference"),
             Self::Without => ("HAFEN_WITHOUT", "hafen-without"),

@@ -8,9 +8,13 @@
 pub mod account;
 pub mod copy_up;
 mod devices;
+pub mod export;
+pub mod import;
+pub mod layers;
 pub mod release;
 mod share;
 pub mod source;
+pub mod store;
 pub mod unpack;
 
 pub use share::{CgroupView, Share, share};

@@ -42,9 +42,16 @@ pub fn share(
     let mut share = Share::default();
     if resolved.root.overlay {
         share.claims.push(Claim::Scratch { path: scratch.to_owned() });
-        share.before.push(HostStep::MakeScratch { path: scratch.to_owned() });
+        let root = &resolved.root;
+        let several = !root.below.is_empty();
+        let all = std::iter::once(&root.path).chain(&root.below).filter(|_| several);
+        share.before.push(HostStep::MakeScratch {
+            path: scratch.to_owned(),
+            layers: all.cloned().collect(),
+        });
         share.child.push(ChildStep::RootOverlay {
-            lower: resolved.root.path.clone(),
+            lower: root.path.clone(),
+            below: root.below.clone(),
             scratch: scratch.to_owned(),
             tmpfs: scratch_inside,
         });

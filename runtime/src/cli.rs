@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use hafen_rootfs::store::DEFAULT_ROOT;
 
 /// Run containers from OCI bundles, with limits that hold.
 #[derive(Debug, Parser)]
@@ -41,6 +42,9 @@ pub enum CgroupManager {
     Cgroupfs,
     Systemd,
 }
+
+/// What a container without a bundle stands on.
+const BASE: &str = "base";
 
 /// The specification's file in a bundle.
 pub(crate) const CONFIG: &str = "config.json";
@@ -191,53 +195,62 @@ pub struct RunArgs {
     /// Write how the container ended, with the kernel's numbers, to this file as JSON.
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub report: Option<PathBuf>,
-    /// Name of a container from `--rootfs`; made up if it is not given.
-    #[arg(long = "id", value_name = "ID", requires = "rootfs")]
+    /// Name of a container without a bundle; made up if it is not given.
+    #[arg(long = "id", value_name = "ID", requires = BASE)]
     pub named: Option<String>,
     /// Name of a container from a bundle.
-    #[arg(required_unless_present = "rootfs", conflicts_with = "rootfs")]
+    #[arg(required_unless_present = BASE, conflicts_with = BASE)]
     pub id: Option<String>,
     #[command(flatten)]
     pub quick: QuickArgs,
 }
 
-/// A container without a bundle: a command on an overlay over a folder.
+/// A container without a bundle: a command on an overlay over a folder or an image.
 #[derive(Debug, Clone, Args)]
 pub struct QuickArgs {
     /// Root file system: a folder, or `host` for this machine's own `/`. It is only read.
-    #[arg(long, value_name = "DIR|host")]
+    #[arg(long, value_name = "DIR|host", group = BASE)]
     pub rootfs: Option<String>,
+    /// Image of the store, by name or by the beginning of its digest. It says what runs, unless a command is given.
+    #[arg(long, value_name = "REF", group = BASE)]
+    pub image: Option<String>,
+    /// Folder of the image store.
+    #[arg(long, value_name = "DIR", requires = "image", default_value = DEFAULT_ROOT)]
+    pub images: PathBuf,
+    /// Run this in place of the image's entrypoint; "" for none.
+    #[arg(long, value_name = "PROGRAM", requires = "image")]
+    pub entrypoint: Option<String>,
     /// Bytes, or with K, M, G, T (powers of 1024).
-    #[arg(long, value_name = "SIZE", requires = "rootfs")]
+    #[arg(long, value_name = "SIZE", requires = BASE)]
     pub memory: Option<String>,
     /// Memory and swap together, or -1 for no bound on swap.
     #[arg(long, value_name = "SIZE", requires = "memory", allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
     /// CPUs, as 0.5.
-    #[arg(long, value_name = "N", requires = "rootfs")]
+    #[arg(long, value_name = "N", requires = BASE)]
     pub cpus: Option<f64>,
     /// Share of CPU time against others, 2 to 262144, 1024 being usual.
-    #[arg(long, value_name = "N", requires = "rootfs")]
+    #[arg(long, value_name = "N", requires = BASE)]
     pub cpu_shares: Option<u64>,
     /// CPUs it may run on, as 0-3,7.
-    #[arg(long, value_name = "LIST", requires = "rootfs")]
+    #[arg(long, value_name = "LIST", requires = BASE)]
     pub cpuset_cpus: Option<String>,
     /// Processes and threads.
-    #[arg(long, value_name = "N", requires = "rootfs")]
+    #[arg(long, value_name = "N", requires = BASE)]
     pub pids: Option<i64>,
-    #[arg(short, long, value_name = "NAME=VALUE", requires = "rootfs")]
+    #[arg(short, long, value_name = "NAME=VALUE", requires = BASE)]
     pub env: Vec<String>,
-    #[arg(long, value_name = "DIR", requires = "rootfs")]
+    #[arg(long, value_name = "DIR", requires = BASE)]
     pub cwd: Option<String>,
-    #[arg(long, value_name = "NAME", requires = "rootfs")]
+    #[arg(long, value_name = "NAME", requires = BASE)]
     pub hostname: Option<String>,
-    /// Numbers, as 1000 or 1000:1000.
-    #[arg(short, long, value_name = "UID[:GID]", requires = "rootfs")]
+    /// Numbers, as 1000 or 1000:1000; of an image also names.
+    #[arg(short, long, value_name = "UID[:GID]", requires = BASE)]
     pub user: Option<String>,
     /// Make the root file system read-only.
-    #[arg(long, requires = "rootfs")]
+    #[arg(long, requires = BASE)]
     pub read_only: bool,
-    #[arg(last = true, value_name = "COMMAND", requires = "rootfs")]
+    #[arg(last = true, value_name = "COMMAND", requires = BASE)]
     pub command: Vec<String>,
 }
 
@@ -430,7 +443,7 @@ pub struct ExplainArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub format: TextFormat,
     /// Folder of the bundle.
-    #[arg(default_value = ".", conflicts_with = "rootfs")]
+    #[arg(default_value = ".", conflicts_with = BASE)]
     pub bundle: PathBuf,
     #[command(flatten)]
     pub quick: QuickArgs,

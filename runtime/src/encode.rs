@@ -6,7 +6,7 @@ mod mounts;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
@@ -15,7 +15,7 @@ use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep};
 use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, Namespace, Process, TimeOffset};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
-use hafen_sys::mount::MountAttr;
+use hafen_sys::mount::{MountAttr, takes_layers_one_by_one};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
@@ -424,8 +424,11 @@ impl<'a> Encoder<'a> {
                 });
             }
             ChildStep::RootBind { path, over_root } => self.root_bind(path, *over_root)?,
-            ChildStep::RootOverlay { lower, scratch, tmpfs } => {
+            ChildStep::RootOverlay { lower, below, scratch, tmpfs } if below.is_empty() => {
                 self.root_overlay(lower, scratch, *tmpfs)?;
+            }
+            ChildStep::RootOverlay { lower, below, scratch, .. } => {
+                self.root_layers(lower, below, scratch)?;
             }
             ChildStep::Mount(mount) => self.mount(mount)?,
             ChildStep::BindDevice(device) => self.mount(&Mount::of_device(device))?,
@@ -524,13 +527,47 @@ impl<'a> Encoder<'a> {
                 data: Some(c(&data.join(","))?),
             });
         }
-        self.ops.push(Op::OpenTree {
-            path: merged,
-            clone: false,
-            recursive: false,
-            into: ROOT_SLOT,
-        });
+        self.open_root(merged);
         Ok(())
+    }
+
+    /// Layers of an image. The kernel takes them one by one; before it could, all in one text of a page, for which each
+    /// has a short name in the scratch folder.
+    fn root_layers(&mut self, lower: &Path, below: &[PathBuf], scratch: &Path) -> io::Result<()> {
+        let merged = c_path(&scratch.join("merged"))?;
+        if mount_calls(self.facts) == MountCalls::New && takes_layers_one_by_one() {
+            let layers = std::iter::once(lower).chain(below.iter().map(PathBuf::as_path));
+            let layers = layers.map(|layer| Ok((c("lowerdir+")?, Some(c_path(layer)?))));
+            let own = [("upperdir", "upper"), ("workdir", "work")];
+            let own = own.map(|(key, name)| Ok((c(key)?, Some(c_path(&scratch.join(name))?))));
+            self.ops.push(Op::NewMount {
+                fstype: c("overlay")?,
+                source: c("overlay")?,
+                options: layers.chain(own).collect::<io::Result<_>>()?,
+                attributes: 0,
+                mode_of: None,
+                into: MOUNT,
+            });
+            self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
+        } else {
+            let names: Vec<String> = (0..=below.len()).map(|i| i.to_string()).collect();
+            let data = format!("lowerdir={},upperdir=upper,workdir=work", names.join(":"));
+            self.ops.push(Op::Chdir { path: c_path(scratch)?, lenient: false });
+            self.ops.push(Op::MountPath {
+                source: Some(c("overlay")?),
+                target: merged.clone(),
+                fstype: Some(c("overlay")?),
+                flags: 0,
+                data: Some(c(&data)?),
+            });
+            self.ops.push(Op::Chdir { path: c("/")?, lenient: false });
+        }
+        self.open_root(merged);
+        Ok(())
+    }
+
+    fn open_root(&mut self, path: CString) {
+        self.ops.push(Op::OpenTree { path, clone: false, recursive: false, into: ROOT_SLOT });
     }
 
     fn change_root(&mut self, how: ChangeRoot) -> io::Result<()> {

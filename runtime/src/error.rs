@@ -1,6 +1,7 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 
+use hafen_rootfs::store::StoreError;
 use hafen_spec::Problems;
 use hafen_sys::CallError;
 
@@ -15,6 +16,8 @@ pub enum Error {
     Options(#[source] Problems),
     #[error(transparent)]
     Call(#[from] CallError),
+    #[error(transparent)]
+    Image(#[from] StoreError),
     /// A step of the plan failed in the container's first process.
     #[error("step {number}: {step}")]
     Step { number: usize, step: String, source: CallError },

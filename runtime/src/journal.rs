@@ -23,7 +23,7 @@ use hafen_isolator::cgroup;
 use hafen_rootfs::release::remove_tree;
 use hafen_spec::plan::Claim;
 use hafen_spec::resolved::Hooks;
-use hafen_sys::file::{read_text, replace};
+use hafen_sys::file::{boot_id, read_text, replace};
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::{Deserialize, Serialize};
@@ -397,10 +397,4 @@ impl Entry {
     pub(crate) fn remove(self) -> Result<(), CallError> {
         remove_tree(&self.path)
     }
-}
-
-/// # Errors
-/// Names the file.
-pub(crate) fn boot_id() -> Result<String, CallError> {
-    Ok(read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
 }

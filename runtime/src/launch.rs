@@ -24,6 +24,7 @@
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -33,7 +34,7 @@ use hafen_rootfs::source;
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
 use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script, terminal_words};
-use hafen_sys::file::open_proc;
+use hafen_sys::file::{boot_id, open_proc, replace};
 use hafen_sys::spawn::{Birth, Launched, Outcome, launch as spawn};
 use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
@@ -46,7 +47,7 @@ use crate::fault;
 use crate::filters::Compiled;
 use crate::hooks::{self, Occasion};
 use crate::join::{self, Container, Guest};
-use crate::journal::{Entry, Record, Status, boot_id};
+use crate::journal::{Entry, Record, Status};
 use crate::notify::Notify;
 use crate::prepare::Prepared;
 use crate::process::Identity;
@@ -299,7 +300,8 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<Option<Hold>, CallEr
 
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
     match step {
-        HostStep::MakeScratch { path } => make_scratch(path).map(|()| None),
+        HostStep::MakeScratch { path, layers } => make_scratch(path, layers).map(|()| None),
+        HostStep::UseImage { path, text } => replace(path, text.as_bytes(), false).map(|()| None),
         HostStep::IdMaps(_)
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }
@@ -315,9 +317,13 @@ fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError>
     }
 }
 
-fn make_scratch(path: &Path) -> Result<(), CallError> {
+fn make_scratch(path: &Path, layers: &[PathBuf]) -> Result<(), CallError> {
     for folder in [path.to_owned(), path.join("upper"), path.join("work"), path.join("merged")] {
         std::fs::create_dir(&folder).call(|| format!("mkdir {}", folder.display()))?;
+    }
+    for (i, layer) in layers.iter().enumerate() {
+        let link = path.join(i.to_string());
+        symlink(layer, &link).call(|| format!("symlink {}", link.display()))?;
     }
     Ok(())
 }

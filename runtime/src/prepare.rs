@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use hafen_isolator::seccomp::Filter;
 use hafen_isolator::{cgroup, resctrl, systemd};
+use hafen_rootfs::store::{Guard, Image, Store, Use, chain_ids};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
-use hafen_spec::plan::{Claim, Plan};
+use hafen_spec::plan::{Claim, HostStep, Plan};
 use hafen_spec::resolve::{Options, resolve};
 use hafen_spec::resolved::{Namespace, Process};
 use hafen_spec::{HostFacts, Problems, Resolved, parse};
@@ -20,6 +21,7 @@ use oci_spec::runtime::Spec;
 
 use crate::filters::{self, Compiled};
 use crate::{Error, activation, facts, notify, plan, rootless};
+use hafen_sys::file::boot_id;
 
 /// Everything that is decided before the first effect.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Prepared {
     pub(crate) config: Vec<u8>,
     /// The root file system, seen and opened.
     pub(crate) root: Option<OwnedFd>,
+    /// Until the use of its layers is written down, nobody removes them.
+    pub(crate) store: Option<Guard>,
 }
 
 impl Prepared {
@@ -71,6 +75,48 @@ pub(crate) struct Bundle {
     pub(crate) warnings: Vec<String>,
     pub(crate) spec: Spec,
     pub(crate) bytes: Vec<u8>,
+    /// The image that it was made from.
+    pub(crate) image: Option<ImageBase>,
+}
+
+/// An image as the root file system of a container.
+#[derive(Debug)]
+pub(crate) struct ImageBase {
+    pub(crate) store: Store,
+    pub(crate) name: String,
+    pub(crate) image: Image,
+    /// Topmost first; not empty.
+    pub(crate) layers: Vec<PathBuf>,
+    /// The layers stay until their use is written down.
+    pub(crate) guard: Guard,
+}
+
+impl Bundle {
+    /// The layers below the topmost one.
+    pub(crate) fn below(&self) -> Vec<PathBuf> {
+        self.image.as_ref().map(|image| image.layers[1..].to_vec()).unwrap_or_default()
+    }
+}
+
+impl ImageBase {
+    /// The topmost layer.
+    pub(crate) fn top(&self) -> &Path {
+        &self.layers[0]
+    }
+
+    /// What is written down before the container is made.
+    fn usage(&self, container: &Path) -> Result<(Claim, HostStep), Error> {
+        let usage = Use {
+            boot_id: boot_id()?,
+            container: container.to_owned(),
+            image: self.name.clone(),
+            layers: chain_ids(&self.image.config.diff_ids),
+            digest: self.image.digest.clone(),
+        };
+        let path = self.store.use_path(container);
+        let text = serde_json::to_string(&usage).map_err(|e| Error::Refused(e.to_string()))?;
+        Ok((Claim::ImageUse { path: path.clone() }, HostStep::UseImage { path, text }))
+    }
 }
 
 /// Read `config.json` of a bundle, or another file: its path is one from the bundle.
@@ -90,7 +136,7 @@ pub(crate) fn read_bundle(bundle: &Path, file: &Path) -> Result<Bundle, Error> {
     let mut warnings = Vec::new();
     let wrong = |source| Error::Bundle { path: path.clone(), source };
     let spec = parse::parse_noting(&bytes, &mut warnings).map_err(wrong)?;
-    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes })
+    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes, image: None })
 }
 
 const NOT_ROOT: &str =
@@ -103,7 +149,7 @@ const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machi
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
-    let Bundle { file, warnings, spec, bytes, .. } = bundle;
+    let Bundle { file, warnings, spec, bytes, image, .. } = bundle;
     if request.options.systemd_cgroup && !systemd::is_running() {
         return Err(Error::Refused(NO_SYSTEMD.to_owned()));
     }
@@ -138,7 +184,12 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
     let scratch = request.state.join("scratch");
     let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
-    let rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
+    let mut rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
+    if let Some(image) = &image {
+        let (claim, step) = image.usage(&request.state)?;
+        rootfs.claims.insert(0, claim);
+        rootfs.before.insert(0, step);
+    }
     let compiled = resolved
         .seccomp
         .as_ref()
@@ -148,7 +199,8 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let instructions = compiled.as_ref().map(|c| c.filter.len());
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
     let facts = if resolved.in_user_namespace() { facts.in_user_namespace() } else { facts };
-    Ok(Prepared { resolved, facts, plan, compiled, root, config: bytes })
+    let store = image.map(|image| image.guard);
+    Ok(Prepared { resolved, facts, plan, compiled, root, config: bytes, store })
 }
 
 /// With the cgroup's path as it is written (tests only).

@@ -2,11 +2,13 @@
 
 use hafen_isolator::{cgroup, resctrl};
 use hafen_rootfs::release::remove_tree;
+use hafen_rootfs::store;
 use hafen_spec::plan::Claim;
 use hafen_sys::CallError;
+use hafen_sys::file::boot_id;
 
 use crate::hooks::{self, Occasion};
-use crate::journal::{Entry, Record, Status, boot_id};
+use crate::journal::{Entry, Record, Status};
 use crate::state::State;
 use crate::{Error, fault};
 
@@ -59,6 +61,7 @@ fn give_back(claim: &Claim) -> Result<(), CallError> {
     match claim {
         Claim::Scratch { path } => remove_tree(path),
         Claim::Resctrl { path } => resctrl::release(path),
+        Claim::ImageUse { path } => store::forget(path),
         _ => cgroup::release(claim),
     }
 }

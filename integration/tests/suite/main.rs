@@ -11,6 +11,7 @@ mod explain;
 mod faults;
 mod foreign;
 mod hooks;
+mod images;
 mod lifecycle;
 mod limits;
 mod mounts;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         exec::trials(),
         terminal::trials(),
         hooks::trials(),
+        images::trials(),
         sockets::trials(),
         seccomp::trials(),
         security::trials(),

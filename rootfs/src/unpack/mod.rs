@@ -31,6 +31,13 @@ pub struct Bounds {
     pub entries: u64,
 }
 
+/// Enough for the largest images, and an end for what unpacks for ever.
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { bytes: 32 << 30, entries: 4_000_000 }
+    }
+}
+
 /// What is known after one layer's stream has been read; the rest is decided by the layers below it ([`settle`]).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Unpacked {

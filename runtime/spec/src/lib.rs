@@ -10,6 +10,7 @@
 //! [`plan`] holds the documents that the other rooms fill and the runtime writes to disk.
 
 pub mod facts;
+pub mod image;
 pub mod parse;
 pub mod plan;
 mod problem;

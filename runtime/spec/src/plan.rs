@@ -45,6 +45,8 @@ pub enum Claim {
     Scratch { path: PathBuf },
     /// A group of the resctrl file system. Released by removing it, after the processes are gone.
     Resctrl { path: PathBuf },
+    /// The note in an image store that layers of it are in use. Released by removing the file.
+    ImageUse { path: PathBuf },
 }
 
 impl Claim {
@@ -54,7 +56,8 @@ impl Claim {
             Self::Cgroup { path, .. }
             | Self::LegacyCgroup { path, .. }
             | Self::Scratch { path }
-            | Self::Resctrl { path } => path,
+            | Self::Resctrl { path }
+            | Self::ImageUse { path } => path,
         }
     }
 }
@@ -70,6 +73,7 @@ impl fmt::Display for Claim {
                 write!(f, "v1 cgroup {} ({controller})", path.display())
             }
             Self::Scratch { path } => write!(f, "scratch folder {}", path.display()),
+            Self::ImageUse { path } => write!(f, "use of image layers {}", path.display()),
             Self::Resctrl { path } => write!(f, "resctrl group {}", path.display()),
         }
     }
@@ -112,6 +116,13 @@ pub enum HostStep {
     },
     MakeScratch {
         path: PathBuf,
+        /// Given short names in it, for kernels that take all layers of an overlay in one text of a page.
+        layers: Vec<PathBuf>,
+    },
+    /// Write down that layers of an image are in use.
+    UseImage {
+        path: PathBuf,
+        text: String,
     },
     Resctrl(Resctrl),
     /// Give the process an attribute.
@@ -200,7 +211,8 @@ impl HostStep {
             Self::MakeCgroup { path, .. }
             | Self::MakeScope { path, .. }
             | Self::MakeLegacyCgroup { path, .. }
-            | Self::MakeScratch { path } => Some(path),
+            | Self::MakeScratch { path, .. }
+            | Self::UseImage { path, .. } => Some(path),
             Self::Resctrl(step) => step.makes(),
             _ => None,
         }
@@ -245,9 +257,14 @@ impl fmt::Display for HostStep {
             Self::MoveInterface { device, .. } => {
                 write!(f, "move interface {} into the container as {}", device.host, device.inside)
             }
-            Self::MakeScratch { path } => {
-                write!(f, "make folder {} with upper and work", path.display())
+            Self::MakeScratch { path, layers } => {
+                write!(f, "make folder {} with upper and work", path.display())?;
+                match layers.len() {
+                    0 => Ok(()),
+                    n => write!(f, ", and with links to {n} layers"),
+                }
             }
+            Self::UseImage { path, .. } => write!(f, "write down the use in {}", path.display()),
             Self::Enter { cgroup } => {
                 write!(f, "write the pid to {}/cgroup.procs", cgroup.display())
             }
@@ -351,9 +368,10 @@ pub enum ChildStep {
         /// Attach it at `/` instead of at its own path, which the root of a user namespace may not reach.
         over_root: bool,
     },
-    /// Stand on an overlay: `lower` read-only below, changes in `scratch`.
+    /// Stand on an overlay: `lower` and what is `below` it only read, changes in `scratch`.
     RootOverlay {
         lower: PathBuf,
+        below: Vec<PathBuf>,
         scratch: PathBuf,
         /// The scratch folder lies inside the lower layer: a private tmpfs is mounted over it.
         tmpfs: bool,
@@ -516,14 +534,13 @@ impl fmt::Display for ChildStep {
                 let place = if *over_root { " over /" } else { "" };
                 write!(f, "bind root file system {}{place}", path.display())
             }
-            Self::RootOverlay { lower, scratch, tmpfs } => {
+            Self::RootOverlay { lower, below, scratch, tmpfs } => {
                 let medium = if *tmpfs { " (tmpfs)" } else { "" };
-                write!(
-                    f,
-                    "mount overlay on \"/\" (lower {}, upper in {}{medium})",
-                    lower.display(),
-                    scratch.display()
-                )
+                write!(f, "mount overlay on \"/\" (lower {}", lower.display())?;
+                if !below.is_empty() {
+                    write!(f, " and {} below it", below.len())?;
+                }
+                write!(f, ", upper in {}{medium})", scratch.display())
             }
             Self::Mount(mount) => write_mount(mount, f),
             Self::SetAttributes { path, attrs } => {

@@ -129,13 +129,15 @@ pub struct TimeOffset {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Root {
-    /// Absolute path on the host of the root file system, or of the lower layer of `overlay`.
+    /// Absolute path on the host of the root file system, or of the topmost lower layer of `overlay`.
     pub path: PathBuf,
     pub readonly: bool,
     /// Propagation of the container's own `/`, if the bundle names one.
     pub propagation: Option<Propagation>,
-    /// Mount an overlay whose only lower layer is `path`.
+    /// Mount an overlay whose topmost lower layer is `path`.
     pub overlay: bool,
+    /// The other lower layers, from the topmost.
+    pub below: Vec<PathBuf>,
     /// Use pivot_root(2); without it the root is moved and changed with chroot(2) (`--no-pivot`).
     pub pivot: bool,
 }

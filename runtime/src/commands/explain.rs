@@ -13,7 +13,7 @@ use crate::prepare::{Request, prepare, read_bundle};
 const EXAMPLE: &str = "example";
 
 pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
-    let overlay = args.quick.rootfs.is_some();
+    let overlay = quick::is_meant(&args.quick);
     let bundle = if overlay {
         quick::bundle(&args.quick)?
     } else {
@@ -25,6 +25,7 @@ pub(super) fn explain(cli: &Cli, args: &ExplainArgs) -> Result<u8, Error> {
         id: EXAMPLE.to_owned(),
         bundle: bundle.path.clone(),
         overlay,
+        below: bundle.below(),
         systemd_cgroup: cli.wants_systemd(),
         ..Options::default()
     };

@@ -38,10 +38,11 @@ pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
 pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let copy = shield::run_from_read_only_copy(kept(&args.launch))?;
     let signals = Signals::block()?;
-    let prepared = prepare_run(cli, args)?;
+    let mut prepared = prepare_run(cli, args)?;
     let mut console = console(&prepared, &args.launch, args.detach)?;
     let theirs = console.as_mut().and_then(Console::give);
     let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
+    drop(prepared.store.take());
     let mut running = after_start(announce(&args.launch, running)?)?;
     if args.detach {
         if let Some(notify) = running.notify {
@@ -102,7 +103,7 @@ fn after_start(mut running: Running) -> Result<Running, Error> {
 }
 
 fn prepare_run(cli: &Cli, args: &RunArgs) -> Result<Prepared, Error> {
-    if args.quick.rootfs.is_some() {
+    if quick::is_meant(&args.quick) {
         let id = args.named.clone().unwrap_or_else(quick::made_up_id);
         return ready(cli, &args.launch, quick::bundle(&args.quick)?, &id, false);
     }
@@ -128,6 +129,7 @@ fn ready(
         options: Options {
             id: id.to_owned(),
             overlay: bundle.path == Path::new(quick::NO_BUNDLE),
+            below: bundle.below(),
             bundle: bundle.path.clone(),
             no_pivot: args.no_pivot,
             systemd_cgroup: cli.wants_systemd(),

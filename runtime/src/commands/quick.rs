@@ -1,5 +1,7 @@
 //! A container without a bundle: the default specification, changed by a few options.
 
+mod image;
+
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,21 +44,34 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
     ];
     let mut problems = Problems::default();
     for (option, _) in given.iter().filter(|(_, given)| *given) {
-        problems.add(*option, "needs --rootfs: with a bundle, config.json says it");
+        problems.add(*option, "needs --rootfs or --image: with a bundle, config.json says it");
     }
     problems.into_result(()).map_err(Error::Options)
 }
 
+/// Is it a container without a bundle?
+pub(super) const fn is_meant(args: &QuickArgs) -> bool {
+    args.rootfs.is_some() || args.image.is_some()
+}
+
 /// # Errors
-/// Names the option that does not fit.
+/// Names the option that does not fit, or the image that is not there.
 pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let mut problems = Problems::default();
     let mut value = template::default_spec();
-    let rootfs = rootfs(args)?;
+    let find = |reference: &String| image::find(&args.images, reference);
+    let base = args.image.as_ref().map(find).transpose()?;
+    let rootfs = match &base {
+        Some(base) => base.top().to_owned(),
+        None => rootfs(args)?,
+    };
     value["root"] = json!({ "path": rootfs, "readonly": args.read_only });
     value["linux"]["resources"] = resources(args, &mut problems);
     value["process"]["terminal"] = json!(false);
-    process(args, &mut value["process"], &mut problems);
+    match &base {
+        Some(base) => image::process(base, args, &mut value, &mut problems)?,
+        None => process(args, &mut value["process"], &mut problems),
+    }
     if let Some(hostname) = &args.hostname {
         value["hostname"] = json!(hostname);
     }
@@ -64,7 +79,7 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
     let spec = parse::parse(&bytes).map_err(Error::Options)?;
     let path = PathBuf::from(NO_BUNDLE);
-    Ok(Bundle { file: path.join(CONFIG), path, warnings: Vec::new(), spec, bytes })
+    Ok(Bundle { file: path.join(CONFIG), path, warnings: Vec::new(), spec, bytes, image: base })
 }
 
 fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {
@@ -73,7 +88,7 @@ fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {
         Some(folder) => {
             Ok(std::fs::canonicalize(folder).call(|| format!("--rootfs: open {folder}"))?)
         }
-        None => Err(Error::Refused("--rootfs is missing".to_owned())),
+        None => Err(Error::Refused("--rootfs or --image is missing".to_owned())),
     }
 }
 

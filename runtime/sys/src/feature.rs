@@ -116,7 +116,12 @@ pub const PARTIAL: [(&str, &str, &str, &str); 3] = [
         "killing all of a container at once",
         "freeze and SIGKILL each, until none is left",
     ),
-    ("overlay lowerdir+", "6.5", "any number of layers", "one lowerdir= string, limited to a page"),
+    (
+        "overlay lowerdir+",
+        "6.8",
+        "the layers of an image, one by one",
+        "one lowerdir= string with short names from the scratch folder",
+    ),
 ];
 
 const ENOSYS: i32 = libc::ENOSYS;

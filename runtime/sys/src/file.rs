@@ -37,6 +37,14 @@ pub fn read_text(file: &Path) -> Result<String, CallError> {
     fs::read_to_string(file).call(|| format!("read {}", file.display()))
 }
 
+/// The name of this boot: what it began ends with it.
+///
+/// # Errors
+/// Names the file.
+pub fn boot_id() -> Result<String, CallError> {
+    Ok(read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
+}
+
 /// Replace a file as a whole: readers see the old or the new content, never a part.
 /// `durable` also brings it to the disk before anyone is told (fsync of file and folder).
 ///

@@ -77,6 +77,21 @@ fn open_tree(dir: i32, path: &CStr, recursive: bool, more: u32) -> nix::Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Does an overlay take its lower layers one by one (`lowerdir+`, Linux 6.8)? Otherwise all of them stand in one text.
+#[must_use]
+pub fn takes_layers_one_by_one() -> bool {
+    let flags = FSOPEN_CLOEXEC as usize;
+    // SAFETY: the name is a C string that outlives the call.
+    let fd = unsafe { raw::call(libc::SYS_fsopen, [raw::at(c"overlay"), flags, 0, 0, 0, 0]) };
+    let Ok(fd) = fd else { return false };
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    let overlay = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (fs, command) = (raw::reg(overlay.as_raw_fd()), FSCONFIG_SET_STRING as usize);
+    let (key, value) = (raw::at(c"lowerdir+"), raw::at(c"/"));
+    // SAFETY: key and value are C strings that outlive the call.
+    unsafe { raw::call(libc::SYS_fsconfig, [fs, command, key, value, 0, 0]) }.is_ok()
+}
+
 /// A new file system that only the holder of the descriptor can see.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use hafen_integration::Test;
 /// An OCI image layout whose tag `box` is a busybox with the users `root`, `nobody` and `app` (1000). Beside the applets
 /// it has `/script`, which may not be executed, `size`, which prints the terminal's size, and `/data/seed`, for volumes that
 /// take what is below them.
-pub(super) fn layout(t: &Test) -> PathBuf {
+pub(crate) fn layout(t: &Test) -> PathBuf {
     t.shared("image", |layout| {
         let image = format!("{}:box", layout.display());
         let unpacked = t.dir().join("unpacked");
@@ -35,7 +35,7 @@ pub(super) fn rootfs(t: &Test) -> PathBuf {
 }
 
 /// The layout as a tar archive.
-pub(super) fn archive(t: &Test) -> PathBuf {
+pub(crate) fn archive(t: &Test) -> PathBuf {
     let layout = layout(t);
     t.shared("image.tar", |tar| pack(t, tar, &layout))
 }

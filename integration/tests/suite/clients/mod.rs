@@ -7,7 +7,7 @@
 mod buildah;
 mod containerd;
 mod dockerd;
-mod image;
+pub(crate) mod image;
 mod podman;
 mod umoci;
 

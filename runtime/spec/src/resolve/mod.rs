@@ -42,8 +42,10 @@ pub struct Options {
     pub preserve_fds: u32,
     /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name` (`--systemd-cgroup`).
     pub systemd_cgroup: bool,
-    /// Stand on an overlay whose lower layer is `root.path`.
+    /// Stand on an overlay whose topmost lower layer is `root.path`.
     pub overlay: bool,
+    /// The other lower layers, from the topmost.
+    pub below: Vec<PathBuf>,
 }
 
 /// Resolve a specification for this host.
@@ -174,6 +176,7 @@ fn root(spec: &Spec, options: &Options, problems: &mut Problems) -> Root {
         readonly: false,
         propagation: None,
         overlay: options.overlay,
+        below: options.below.clone(),
         pivot: !options.no_pivot,
     };
     match spec.root() {

@@ -1,0 +1,86 @@
+//! What a person may type.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hafen_rootfs::store::DEFAULT_ROOT;
+use hafen_rootfs::unpack::Bounds;
+
+/// A container node without Docker.
+#[derive(Debug, Parser)]
+#[command(name = "hafen", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Folder of the image store.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT, global = true)]
+    pub(crate) images: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Images: take in, look at, remove.
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Take in the images of a file, and unpack them.
+    ///
+    /// An OCI layout as folder or tar, an archive of docker save, or a root file system as tar; each tar may be
+    /// compressed where its content is.
+    Import(ImportArgs),
+    /// Write an image to a file, as the tar of an OCI layout.
+    Export {
+        /// A name, or the beginning of a digest.
+        image: String,
+        file: PathBuf,
+    },
+    /// List images.
+    Ls {
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        format: Format,
+    },
+    /// Print all that is known of an image, as JSON.
+    Inspect { image: String },
+    /// Give an image one more name.
+    Tag {
+        image: String,
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Take names away, and what only they led to.
+    Rm {
+        #[arg(required = true, value_name = "IMAGE")]
+        names: Vec<String>,
+    },
+    /// Remove what neither a name nor a container leads to.
+    Prune,
+    /// Read everything in the store, and say what is not as it must be.
+    Fsck {
+        /// Remove what is wrong, so that it can be fetched again.
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    pub(crate) file: PathBuf,
+    /// Its name; without one it has the name that the file says.
+    #[arg(short, long, value_name = "REF")]
+    pub(crate) name: Option<String>,
+    /// Most bytes of all files of a layer.
+    #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().bytes)]
+    pub(crate) max_bytes: u64,
+    /// Most entries of a layer.
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().entries)]
+    pub(crate) max_entries: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}

@@ -1,0 +1,210 @@
+//! `hafen image`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use comfy_table::{Table, presets};
+use hafen_rootfs::export::export;
+use hafen_rootfs::import::{Import, import};
+use hafen_rootfs::store::{
+    Collected, Image, Named, Report, Store, StoreError, Unpacking, chain_ids,
+};
+use hafen_rootfs::unpack::Bounds;
+use hafen_spec::image::{Digest, Reference};
+use hafen_sys::file::boot_id;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::Error;
+use crate::cli::{Format, ImageCommand, ImportArgs};
+
+pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error> {
+    let store = Store::at(root.to_owned());
+    match command {
+        ImageCommand::Import(args) => take_in(&store, args)?,
+        ImageCommand::Export { image, file } => {
+            let named = store.find(image)?;
+            export(&store, &named, file)?;
+        }
+        ImageCommand::Ls { format } => list(&store, *format)?,
+        ImageCommand::Inspect { image } => {
+            println!("{:#}", describe(&store, &store.find(image)?)?);
+        }
+        ImageCommand::Tag { image, name } => {
+            let _guard = store.hold()?;
+            let named = store.find(image)?;
+            store.tag(&reference(name)?, named.target, now())?;
+        }
+        ImageCommand::Rm { names } => remove(&store, names)?,
+        ImageCommand::Prune => {
+            let collected = store.collect(&boot_id()?, true)?;
+            println!("{}", told(&collected.unwrap_or_default()));
+        }
+        ImageCommand::Fsck { repair } => return check(&store, *repair),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+fn reference(text: &str) -> Result<Reference, Error> {
+    text.parse().map_err(Error::Refused)
+}
+
+fn take_in(store: &Store, args: &ImportArgs) -> Result<(), Error> {
+    let name = args.name.as_deref().map(reference).transpose()?;
+    let bar = bar(&format!("unpack {}", args.file.display()));
+    let boot = boot_id()?;
+    let progress = |_: &Digest, bytes: u64| bar.inc(bytes);
+    let bounds = Bounds { bytes: args.max_bytes, entries: args.max_entries };
+    let unpacking = Unpacking { bounds, boot_id: &boot, progress: &progress };
+    let how = Import { name: name.as_ref(), now: now(), unpacking };
+    let images = import(store, &args.file, &how);
+    bar.finish_and_clear();
+    for image in images? {
+        println!("{} {}", image.reference, image.target.digest);
+    }
+    Ok(())
+}
+
+/// Drawn on a terminal only.
+fn bar(what: &str) -> ProgressBar {
+    const TEMPLATE: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
+    let style =
+        ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style).with_message(what.to_owned())
+}
+
+/// Names first, then digest, platform and size; what cannot be read says why.
+fn list(store: &Store, format: Format) -> Result<(), Error> {
+    let named = store.all_named()?;
+    if format == Format::Json {
+        let all: Vec<Value> = named
+            .iter()
+            .map(|named| {
+                let image = store.image(&named.target);
+                let size = image.as_ref().map(Image::size).ok();
+                json!({
+                    "reference": named.reference,
+                    "digest": named.target.digest,
+                    "updated": named.updated,
+                    "size": size,
+                    "problem": image.err().map(|e| say(&e)),
+                })
+            })
+            .collect();
+        println!("{}", json!(all));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "UPDATED"]);
+    for named in named {
+        let short = named.target.digest.short().to_owned();
+        let row = match store.image(&named.target) {
+            Ok(image) => [
+                named.reference,
+                short,
+                image.config.platform.to_string(),
+                image.manifest.layers.len().to_string(),
+                size(image.size()),
+                named.updated,
+            ],
+            Err(e) => {
+                [named.reference, short, say(&e), String::new(), String::new(), named.updated]
+            }
+        };
+        table.add_row(row);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn say(error: &StoreError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+fn describe(store: &Store, named: &Named) -> Result<Value, Error> {
+    let image = store.image(&named.target)?;
+    let (config, defaults) = (&image.config, &image.config.defaults);
+    let chain = chain_ids(&config.diff_ids);
+    let boot = boot_id()?;
+    let layers = image.manifest.layers.iter().zip(&config.diff_ids).zip(&chain);
+    let layers: Vec<Value> = layers
+        .map(|((layer, diff), chain)| {
+            json!({ "digest": layer.blob.digest, "mediaType": layer.blob.media_type, "size": layer.blob.size,
+                    "diffId": diff, "chainId": chain })
+        })
+        .collect();
+    Ok(json!({
+        "reference": named.reference,
+        "target": named.target,
+        "updated": named.updated,
+        "digest": image.digest,
+        "platform": config.platform,
+        "created": config.created,
+        "size": image.size(),
+        "unpacked": store.ready_layers(&image, &boot)?.is_some(),
+        "layers": layers,
+        "config": {
+            "entrypoint": defaults.entrypoint, "cmd": defaults.command, "env": defaults.env, "user": defaults.user,
+            "workingDir": defaults.working_dir, "labels": defaults.labels, "stopSignal": defaults.stop_signal,
+            "volumes": defaults.volumes, "exposedPorts": defaults.exposed_ports,
+        },
+    }))
+}
+
+/// Every name, or none of them.
+fn remove(store: &Store, images: &[String]) -> Result<(), Error> {
+    let mut found = Vec::new();
+    for image in images {
+        found.push(reference(&store.find(image)?.reference)?);
+    }
+    {
+        let _guard = store.hold()?;
+        for reference in &found {
+            store.untag(reference)?;
+            println!("untagged {reference}");
+        }
+    }
+    match store.collect(&boot_id()?, false)? {
+        Some(collected) => println!("{}", told(&collected)),
+        None => println!(
+            "somebody is at work in the store: \"hafen image prune\" removes the content later"
+        ),
+    }
+    Ok(())
+}
+
+fn told(collected: &Collected) -> String {
+    let garbage = &collected.garbage;
+    format!(
+        "removed {} blobs and {} layers, {}",
+        garbage.blobs.len(),
+        garbage.layers.len(),
+        size(collected.bytes)
+    )
+}
+
+fn check(store: &Store, repair: bool) -> Result<ExitCode, Error> {
+    let Report { blobs, layers, names, faults, incomplete } = store.check(&boot_id()?, repair)?;
+    for fault in &faults {
+        println!("{fault}");
+    }
+    for named in &incomplete {
+        println!("{}: fetch it again with \"hafen image import\"", named.reference);
+    }
+    println!("{blobs} blobs, {layers} layers, {names} names: {} faults", faults.len());
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

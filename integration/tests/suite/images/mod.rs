@@ -1,0 +1,32 @@
+//! Images: taken in from files, unpacked, run, and removed again.
+
+mod crash;
+mod hostile;
+mod made;
+mod run;
+mod store;
+
+use hafen_integration::{Case, Output, Test};
+
+pub(crate) fn trials() -> Vec<Case> {
+    [run::trials(), store::trials(), hostile::trials(), crash::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// `hafen-oci run` with the test's store.
+fn run(t: &Test, words: &[&str]) -> Output {
+    t.oci().call(run_words(t, words))
+}
+
+fn run_words(t: &Test, words: &[&str]) -> Vec<String> {
+    let store = t.images().display().to_string();
+    let all = ["run", "--images", &store].into_iter().chain(words.iter().copied());
+    all.map(str::to_owned).collect()
+}
+
+/// Take the layout `made` in as `localhost/NAME:made`.
+fn import(t: &Test, layout: &std::path::Path) -> Output {
+    t.hafen(["image".as_ref(), "import".as_ref(), layout.as_os_str()]).output()
+}

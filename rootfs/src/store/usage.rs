@@ -1,0 +1,83 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hafen_spec::image::Digest;
+use hafen_sys::file::replace;
+use hafen_sys::{CallError, Context};
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, names};
+
+/// A container that stands on layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Use {
+    /// No container outlives a reboot.
+    pub boot_id: String,
+    /// The folder of its state, which is its name on this machine.
+    pub container: PathBuf,
+    /// As it was asked for.
+    pub image: String,
+    /// Chain ids.
+    pub layers: Vec<Digest>,
+    /// Of the manifest.
+    pub digest: Digest,
+}
+
+impl Store {
+    /// Where the use of a container is written down.
+    #[must_use]
+    pub fn use_path(&self, container: &Path) -> PathBuf {
+        let name: String = container
+            .to_string_lossy()
+            .trim_start_matches('/')
+            .chars()
+            .map(|c| if c == '/' { '%' } else { c })
+            .collect();
+        self.path("uses", &format!("{name}.json"))
+    }
+
+    /// Written before the container exists, under the guard under which its layers were found.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn record_use(&self, usage: &Use) -> Result<(), StoreError> {
+        let text = serde_json::to_vec(usage).map_err(|e| StoreError::Refused(e.to_string()))?;
+        // After a crash of the machine it means nothing.
+        Ok(replace(&self.use_path(&usage.container), &text, false)?)
+    }
+
+    /// Of this boot, whose container has not been released.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn uses(&self, boot_id: &str) -> Result<Vec<Use>, StoreError> {
+        let folder = self.root.join("uses");
+        let mut uses = Vec::new();
+        for name in names(&folder)?.iter().filter(|name| !name.starts_with('.')) {
+            let path = folder.join(name);
+            let bytes = match fs::read(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                answer => answer.call(|| format!("read {}", path.display()))?,
+            };
+            match serde_json::from_slice::<Use>(&bytes) {
+                Ok(usage) if usage.boot_id == boot_id => uses.push(usage),
+                // Of an earlier boot, or torn by its end.
+                _ => forget(&path)?,
+            }
+        }
+        Ok(uses)
+    }
+}
+
+/// What a container's end takes away; it may be gone already.
+///
+/// # Errors
+/// Names the file.
+pub fn forget(path: &Path) -> Result<(), CallError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        answer => answer.call(|| format!("unlink {}", path.display())),
+    }
+}
