@@ -1,12 +1,12 @@
 //! `cargo xtask up`: builds Hafen and runs four real containers whose limits must hold.
 
 mod case;
+mod image;
 mod record;
 mod rootfs;
 mod runner;
 mod verdict;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,7 @@ use comfy_table::Table;
 use crate::setup::{self, Group};
 use crate::workspace;
 use case::Case;
+use image::Image;
 use runner::{Ended, Runner};
 use verdict::Verdict;
 
@@ -28,12 +29,12 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     setup::install(Group::Up)?;
-    workspace::build_release(&["hafen-oci"])?;
+    workspace::build_release(&["hafen", "hafen-oci"])?;
     let scratch = tempfile::Builder::new().prefix("hafen-up.").tempdir().context("mkdtemp")?;
-    let rootfs = scratch.path().join("rootfs");
-    rootfs::make(&rootfs)?;
-    let runner = Runner::new(workspace::target()?.join("release/hafen-oci"), scratch.path());
-    let all_held = run_cases(&runner, &rootfs)?;
+    let programs = workspace::target()?.join("release");
+    let image = Image::make(&programs.join("hafen"), scratch.path())?;
+    let runner = Runner::new(programs.join("hafen-oci"), scratch.path());
+    let all_held = run_cases(&runner, &image)?;
     let nothing_left = check_nothing_left(&runner)?;
     if !options.once {
         println!("There is no dashboard and no agent yet: this ran the containers once and ends.");
@@ -42,12 +43,12 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 }
 
 /// Runs the four containers one after another and prints what became of them.
-fn run_cases(runner: &Runner, rootfs: &Path) -> Result<bool> {
-    println!("Four containers, each from a root filesystem made of busybox-static:\n");
+fn run_cases(runner: &Runner, image: &Image) -> Result<bool> {
+    println!("Four containers of an image made of busybox-static:\n");
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let mut results = Vec::new();
     for case in case::all(case::has_swap(&swaps)) {
-        let ended = runner.run(&case, rootfs)?;
+        let ended = runner.run(&case, image)?;
         let verdict = verdict::judge(case.expected, &ended);
         print_words(&case, &ended);
         results.push((case, verdict));

@@ -23,11 +23,11 @@ const NAME: &str = "localhost/box:made";
 /// Many files, so that there is something to be killed in.
 fn many_files(t: &Test) -> std::path::PathBuf {
     let many = |from: u32| {
-        let tar = (from..from + 2000)
+        let tar = (from..from + 600)
             .fold(Tar::new().folder("f/"), |tar, n| tar.file(&format!("f/{n}"), n.to_string()));
         tar.layer().gzip()
     };
-    let layers = [busybox(t), many(0), many(1000)];
+    let layers = [busybox(t), many(0), many(300)];
     layout(
         t,
         "box",
@@ -58,7 +58,7 @@ fn an_import_that_is_killed(t: &Test) {
     }
     import(t, &folder).ok();
     works(t);
-    assert_eq!(run(t, &["--image", NAME]).ok().stdout, "3000\n");
+    assert_eq!(run(t, &["--image", NAME]).ok().stdout, "900\n");
 }
 
 fn a_prune_that_is_killed(t: &Test) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::case::Case;
+use super::image::{Image, NAME};
 use super::record::Record;
 use crate::command::{self, End, limited};
 
@@ -39,11 +40,11 @@ impl Runner {
     }
 
     /// Runs a container to its end, or ends it.
-    pub(crate) fn run(&self, case: &Case, rootfs: &Path) -> Result<Ended> {
+    pub(crate) fn run(&self, case: &Case, image: &Image) -> Result<Ended> {
         let id = id(case);
         let output = self.scratch.join(format!("{id}.output"));
         let report = self.scratch.join(format!("{id}.json"));
-        let end = self.call_run(case, rootfs, &id, &output, &report)?;
+        let end = self.call_run(case, image, &id, &output, &report)?;
         if matches!(end, End::TimedOut(_)) {
             self.remove(&id)?;
         }
@@ -59,14 +60,15 @@ impl Runner {
     fn call_run(
         &self,
         case: &Case,
-        rootfs: &Path,
+        image: &Image,
         id: &str,
         output: &Path,
         report: &Path,
     ) -> Result<End> {
         let file = File::create(output).with_context(|| format!("create {}", output.display()))?;
         let mut command = limited(self.limit, &self.program);
-        command.args(["run", "--id", id, "--rootfs"]).arg(rootfs).arg("--report").arg(report);
+        command.args(["run", "--id", id, "--images"]).arg(&image.store);
+        command.args(["--image", NAME]).arg("--report").arg(report);
         command.args(&case.limits).arg("--").args(&case.command);
         command.stdout(file.try_clone().context("dup")?).stderr(file);
         command::run(self.limit, &mut command)
@@ -135,7 +137,8 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let script = r#"case $1 in run) sleep 30 ;; *) echo "$@" >$scratch/calls ;; esac"#;
         let case = &case::all(false)[0];
-        let ended = runner(scratch.path(), script).run(case, Path::new("/nowhere")).unwrap();
+        let image = Image { store: "/nowhere".into() };
+        let ended = runner(scratch.path(), script).run(case, &image).unwrap();
         assert!(matches!(ended.end, End::TimedOut(_)) && ended.record.is_none());
         let calls = fs::read_to_string(scratch.path().join("calls")).unwrap();
         assert_eq!(calls, format!("delete --force {}\n", id(case)));
