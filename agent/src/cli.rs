@@ -59,7 +59,7 @@ pub(crate) enum ImageCommand {
     Prune,
     /// Read everything in the store, and say what is not as it must be.
     Fsck {
-        /// Remove what is wrong, so that it can be fetched again.
+        /// Remove what is wrong, so that it can be taken in again.
         #[arg(long)]
         repair: bool,
     },

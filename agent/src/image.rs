@@ -120,7 +120,8 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
         };
         table.add_row(row);
     }
-    println!("{table}");
+    // Without the blank that stands for a border.
+    table.lines().for_each(|line| println!("{}", line.trim()));
     Ok(())
 }
 
@@ -203,7 +204,7 @@ fn check(store: &Store, repair: bool) -> Result<ExitCode, Error> {
         println!("{fault}");
     }
     for named in &incomplete {
-        println!("{}: fetch it again with \"hafen image import\"", named.reference);
+        println!("{}: take it in again with \"hafen image import\"", named.reference);
     }
     println!("{blobs} blobs, {layers} layers, {names} names: {} faults", faults.len());
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
