@@ -221,36 +221,36 @@ pub struct QuickArgs {
     #[arg(long, value_name = "PROGRAM", requires = "image")]
     pub entrypoint: Option<String>,
     /// Bytes, or with K, M, G, T (powers of 1024).
-    #[arg(long, value_name = "SIZE", requires = BASE)]
+    #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Memory and swap together, or -1 for no bound on swap.
     #[arg(long, value_name = "SIZE", requires = "memory", allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
     /// CPUs, as 0.5.
-    #[arg(long, value_name = "N", requires = BASE)]
+    #[arg(long, value_name = "N")]
     pub cpus: Option<f64>,
     /// Share of CPU time against others, 2 to 262144, 1024 being usual.
-    #[arg(long, value_name = "N", requires = BASE)]
+    #[arg(long, value_name = "N")]
     pub cpu_shares: Option<u64>,
     /// CPUs it may run on, as 0-3,7.
-    #[arg(long, value_name = "LIST", requires = BASE)]
+    #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
     /// Processes and threads.
-    #[arg(long, value_name = "N", requires = BASE)]
+    #[arg(long, value_name = "N")]
     pub pids: Option<i64>,
-    #[arg(short, long, value_name = "NAME=VALUE", requires = BASE)]
+    #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    #[arg(long, value_name = "DIR", requires = BASE)]
+    #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    #[arg(long, value_name = "NAME", requires = BASE)]
+    #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Numbers, as 1000 or 1000:1000; of an image also names.
-    #[arg(short, long, value_name = "UID[:GID]", requires = BASE)]
+    #[arg(short, long, value_name = "UID[:GID]")]
     pub user: Option<String>,
     /// Make the root file system read-only.
-    #[arg(long, requires = BASE)]
+    #[arg(long)]
     pub read_only: bool,
-    #[arg(last = true, value_name = "COMMAND", requires = BASE)]
+    #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 

@@ -23,7 +23,7 @@ pub(super) fn made_up_id() -> String {
     format!("run-{:x}-{:x}", std::process::id(), now & 0xff_ffff_ffff)
 }
 
-/// The parser lets them pass beside a bundle, which itself excludes `--rootfs`; ignored they must not be.
+/// The parser lets them pass beside a bundle; ignored they must not be.
 ///
 /// # Errors
 /// Names each option that says something about a container without a bundle.
