@@ -26,6 +26,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
+    /// Fetch an image from its registry, and unpack it.
+    Pull(PullArgs),
     /// Take in the images of a file, and unpack them.
     ///
     /// An OCI layout as folder or tar, an archive of docker save, or a root file system as tar; each tar may be
@@ -71,12 +73,59 @@ pub(crate) struct ImportArgs {
     /// Its name; without one it has the name that the file says.
     #[arg(short, long, value_name = "REF")]
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BoundsArgs {
     /// Most bytes of all files of a layer.
     #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().bytes)]
     pub(crate) max_bytes: u64,
     /// Most entries of a layer.
     #[arg(long, value_name = "N", default_value_t = Bounds::default().entries)]
     pub(crate) max_entries: u64,
+}
+
+impl BoundsArgs {
+    pub(crate) const fn bounds(&self) -> Bounds {
+        Bounds { bytes: self.max_bytes, entries: self.max_entries }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// A name as busybox, quay.io/NAME:TAG or HOST:PORT/NAME@sha256:...
+    pub(crate) image: String,
+    /// A registry that speaks HTTP without TLS, as 127.0.0.1:5000.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) plain_http: Vec<String>,
+    /// Trust this certificate, in PEM, beside those of the system.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Vec<PathBuf>,
+    /// Ask this host before the registry.
+    #[arg(long, value_name = "REGISTRY=HOST", value_parser = mirror)]
+    pub(crate) mirror: Vec<(String, String)>,
+    /// Blobs at the same time.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) parallel: usize,
+    /// How often what fails for a moment is tried again.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) retries: u32,
+    /// Seconds without a byte after which a connection has failed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) stall: u64,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
+}
+
+fn mirror(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((registry, host)) if !registry.is_empty() && !host.is_empty() => {
+            Ok((registry.to_owned(), host.to_owned()))
+        }
+        _ => Err("is not REGISTRY=HOST".to_owned()),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

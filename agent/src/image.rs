@@ -2,26 +2,28 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use comfy_table::{Table, presets};
+use hafen_registry::{Options, Progress, pull};
 use hafen_rootfs::export::export;
 use hafen_rootfs::import::{Import, import};
 use hafen_rootfs::store::{
     Collected, Image, Named, Report, Store, StoreError, Unpacking, chain_ids,
 };
-use hafen_rootfs::unpack::Bounds;
 use hafen_spec::image::{Digest, Reference};
 use hafen_sys::file::boot_id;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::Error;
-use crate::cli::{Format, ImageCommand, ImportArgs};
+use crate::cli::{Format, ImageCommand, ImportArgs, PullArgs};
 
 pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error> {
     let store = Store::at(root.to_owned());
     match command {
+        ImageCommand::Pull(args) => fetch(&store, args)?,
         ImageCommand::Import(args) => take_in(&store, args)?,
         ImageCommand::Export { image, file } => {
             let named = store.find(image)?;
@@ -54,13 +56,48 @@ fn reference(text: &str) -> Result<Reference, Error> {
     text.parse().map_err(Error::Refused)
 }
 
+fn fetch(store: &Store, args: &PullArgs) -> Result<(), Error> {
+    let name = reference(&args.image)?;
+    let options = Options {
+        plain_http: args.plain_http.clone(),
+        authorities: args.ca.clone(),
+        mirrors: args.mirror.clone(),
+        parallel: args.parallel,
+        retries: args.retries,
+        stall: Duration::from_secs(args.stall),
+    };
+    let _guard = store.hold()?;
+    let boot = boot_id()?;
+    store.sync_layers(&boot)?;
+    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
+    let fetched = bar(&format!("pull {name}"));
+    let shown = fetched.clone();
+    let tell = Arc::new(move |progress| match progress {
+        Progress::Expect(bytes) => shown.set_length(bytes),
+        Progress::Got(bytes) => shown.inc(bytes),
+    });
+    let target = threads.block_on(pull(store, &name, &options, tell));
+    fetched.finish_and_clear();
+    let target = target?;
+    let image = store.image(&target)?;
+    let unpacked = bar(&format!("unpack {name}"));
+    let progress = |_: &Digest, bytes: u64| unpacked.inc(bytes);
+    let how = Unpacking { bounds: args.bounds.bounds(), boot_id: &boot, progress: &progress };
+    let layers = store.layers_of(&image, &how);
+    unpacked.finish_and_clear();
+    layers?;
+    println!("{name} {}", target.digest);
+    store.tag(&name, target, now())?;
+    Ok(())
+}
+
 fn take_in(store: &Store, args: &ImportArgs) -> Result<(), Error> {
     let name = args.name.as_deref().map(reference).transpose()?;
     let bar = bar(&format!("unpack {}", args.file.display()));
     let boot = boot_id()?;
     let progress = |_: &Digest, bytes: u64| bar.inc(bytes);
-    let bounds = Bounds { bytes: args.max_bytes, entries: args.max_entries };
-    let unpacking = Unpacking { bounds, boot_id: &boot, progress: &progress };
+    let unpacking = Unpacking { bounds: args.bounds.bounds(), boot_id: &boot, progress: &progress };
     let how = Import { name: name.as_ref(), now: now(), unpacking };
     let images = import(store, &args.file, &how);
     bar.finish_and_clear();

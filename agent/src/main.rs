@@ -17,6 +17,8 @@ enum Error {
     Store(#[from] hafen_rootfs::store::StoreError),
     #[error(transparent)]
     Call(#[from] hafen_sys::CallError),
+    #[error(transparent)]
+    Pull(#[from] hafen_registry::PullError),
     #[error("{0}")]
     Refused(String),
 }

@@ -87,6 +87,10 @@ const CLIENTS: &[Package] = &[
     package("golang-github-containers-common", Proof::File("/etc/containers/policy.json")),
     package("buildah", Proof::Program("buildah")),
     package("umoci", Proof::Program("umoci")),
+    package("skopeo", Proof::Program("skopeo")),
+    package("docker-registry", Proof::Program("docker-registry")),
+    package("apache2-utils", Proof::Program("htpasswd")),
+    package("openssl", Proof::Program("openssl")),
     package("containerd", Proof::Program("containerd")),
     package("docker.io", Proof::Program("dockerd")),
     // dockerd does not start without it, even when it is told to leave it alone.

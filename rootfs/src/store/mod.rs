@@ -53,9 +53,9 @@ pub struct Store {
 pub enum StoreError {
     #[error(transparent)]
     Call(#[from] CallError),
-    #[error("image {0} is not in the store {1}: take it in with \"hafen image import FILE\"")]
+    #[error("image {0} is not in the store {1}: fetch it with \"hafen image pull {0}\"")]
     NoImage(String, String),
-    #[error("{0} of {1} is not in the store: take the image in again with \"hafen image import\"")]
+    #[error("{0} of {1} is not in the store: fetch the image again with \"hafen image pull\"")]
     NoBlob(Digest, &'static str),
     #[error("{what}: {source}")]
     Document { what: String, source: Problems },

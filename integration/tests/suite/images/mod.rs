@@ -3,13 +3,15 @@
 mod crash;
 mod hostile;
 mod made;
+mod registry;
 mod run;
+mod server;
 mod store;
 
 use hafen_integration::{Case, Output, Test};
 
 pub(crate) fn trials() -> Vec<Case> {
-    [run::trials(), store::trials(), hostile::trials(), crash::trials()]
+    [run::trials(), store::trials(), registry::trials(), hostile::trials(), crash::trials()]
         .into_iter()
         .flatten()
         .collect()

@@ -121,7 +121,7 @@ fn what_is_written_stays_in_the_container(t: &Test) {
 
 fn missing_images_say_how_to_get_them(t: &Test) {
     run(t, &["--image", "no/such:image"])
-        .error_with(["docker.io/no/such:image", "hafen image import"]);
+        .error_with(["docker.io/no/such:image", "hafen image pull"]);
     assert!(!t.images().exists(), "a store was made for a look");
     run(t, &["--image", "No/Such"]).error_with(["No/Such", "no name of an image"]);
     run(t, &["--image", "x", "--rootfs", "host", "--", "true"]).error_with(["--rootfs"]);

@@ -140,6 +140,13 @@ pub fn document(bytes: &[u8], media_type: Option<&str>) -> Result<Document, Prob
     }
 }
 
+/// What a manifest or an index says that it is.
+#[must_use]
+pub fn own_media_type(bytes: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    value["mediaType"].as_str().map(str::to_owned)
+}
+
 fn manifest(value: Value) -> Result<Document, Problems> {
     let parsed: ImageManifest = typed(value, "manifest")?;
     let mut problems = Problems::default();

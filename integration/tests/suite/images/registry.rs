@@ -1,0 +1,337 @@
+//! Images from registries: Debian's, and one that is in trouble.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hafen_integration::{Case, Output, Running, Test, cases, json, wait_until};
+use nix::sys::signal::Signal;
+
+use super::made::{Tar, busybox, digest, layout};
+use super::run;
+use super::server::{Fault, Server};
+
+pub(super) fn trials() -> Vec<Case> {
+    cases![
+        a_pull_is_run(
+            Root,
+            Busybox,
+            Program("docker-registry"),
+            Program("skopeo"),
+            FileSystem("overlay")
+        ),
+        with_a_password(
+            Root,
+            Busybox,
+            Program("docker-registry"),
+            Program("skopeo"),
+            Program("htpasswd")
+        ),
+        over_tls_with_an_authority_of_its_own(
+            Root,
+            Busybox,
+            Program("docker-registry"),
+            Program("skopeo"),
+            Program("openssl")
+        ),
+        a_connection_that_breaks_is_taken_up(Root, Busybox),
+        trouble_that_passes(Root, Busybox),
+        trouble_that_stays(Root, Busybox),
+        a_connection_that_stalls(Root, Busybox),
+        a_registry_that_lies(Root, Busybox),
+        many_pulls_of_one_image_at_once(Root, Busybox),
+        mirrors_are_asked_first(Root, Busybox),
+        an_index_of_platforms(Root, Busybox),
+        a_pull_that_is_killed(Root, Busybox),
+    ]
+}
+
+/// The layers are large enough for connections to break in.
+fn image(t: &Test) -> PathBuf {
+    let noise: Vec<u8> =
+        (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let layers = [busybox(t), Tar::new().file("noise", noise).layer()];
+    layout(t, "image", &layers, &json!({ "Cmd": ["/bin/echo", "pulled"], "Env": ["PATH=/bin"] }))
+}
+
+fn pull(t: &Test, host: &str, words: &[&str]) -> Output {
+    let image = format!("{host}/me/box:1");
+    t.hafen([&["image", "pull", "--plain-http", host], words, &[&image]].concat()).output()
+}
+
+fn nothing_is_named(t: &Test) {
+    let list = t.hafen(["image", "ls", "--format", "json"]).output().ok().json();
+    assert_eq!(list, json!([]));
+    t.hafen(["image", "prune"]).output().ok();
+    let blobs = fs::read_dir(t.images().join("blobs/sha256")).expect("a folder").count();
+    assert_eq!(blobs, 0);
+}
+
+/// Debian's registry, on a port of its own.
+struct Registry {
+    host: String,
+    running: Option<Running>,
+}
+
+impl Registry {
+    fn start(t: &Test, more: &str) -> Self {
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let host = format!("127.0.0.1:{port}");
+        let config = t.dir().join("registry.yml");
+        let storage = t.dir().join("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{ level: warn }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp:\n  addr: {host}\n{more}",
+            storage.display()
+        );
+        fs::write(&config, text).expect("written");
+        let running =
+            t.program("docker-registry", ["serve", &config.display().to_string()]).spawn();
+        let up = || std::net::TcpStream::connect(&host).ok();
+        assert!(wait_until(Duration::from_secs(20), up).is_some(), "the registry does not answer");
+        Self { host, running: Some(running) }
+    }
+
+    fn push(&self, t: &Test, layout: &Path, words: &[&str]) {
+        let from = format!("oci:{}:made", layout.display());
+        let to = format!("docker://{}/me/box:1", self.host);
+        let all = ["--insecure-policy", "copy"].into_iter().chain(words.iter().copied());
+        t.program("skopeo", all.chain([from.as_str(), &to])).output().ok();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.signal(Signal::SIGKILL);
+            let _ = running.wait();
+        }
+    }
+}
+
+fn a_pull_is_run(t: &Test) {
+    let registry = Registry::start(t, "");
+    registry.push(t, &image(t), &["--dest-tls-verify=false"]);
+    let output = pull(t, &registry.host, &[]).ok();
+    let name = format!("{}/me/box:1", registry.host);
+    assert!(output.stdout.starts_with(&format!("{name} sha256:")), "{output}");
+    assert_eq!(run(t, &["--image", &name]).ok().stdout, "pulled\n");
+    t.hafen(["image", "fsck"]).output().ok();
+    // By digest, and once more: nothing new.
+    let digest = output.stdout.trim().rsplit(' ').next().expect("a digest").to_owned();
+    let by_digest = format!("{}/me/box@{digest}", registry.host);
+    t.hafen(["image", "pull", "--plain-http", &registry.host, &by_digest]).output().ok();
+    let words =
+        ["image", "pull", "--plain-http", &registry.host, &format!("{}/me/none:1", registry.host)];
+    t.hafen(words).output().error_with([registry.host.as_str(), "manifest"]);
+    // Without its name in the list of those that speak HTTP it is asked with TLS only.
+    t.hafen(["image", "pull", "--retries", "0", &name])
+        .output()
+        .error_with([registry.host.as_str()]);
+}
+
+fn with_a_password(t: &Test) {
+    let file = t.dir().join("htpasswd");
+    let line = t.program("htpasswd", ["-Bbn", "user", "secret"]).output().ok().stdout;
+    fs::write(&file, line).expect("written");
+    let auth = format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display());
+    let registry = Registry::start(t, &auth);
+    registry.push(t, &image(t), &["--dest-tls-verify=false", "--dest-creds=user:secret"]);
+    let folder = t.dir().join("docker");
+    fs::create_dir(&folder).expect("mkdir");
+    let name = format!("{}/me/box:1", registry.host);
+    let pull = |auth: &str| {
+        fs::write(folder.join("config.json"), auth).expect("written");
+        let words = ["image", "pull", "--plain-http", &registry.host, "--retries", "0", &name];
+        t.hafen(words).env("DOCKER_CONFIG", &folder).output()
+    };
+    pull("{}").error_with([registry.host.as_str()]);
+    // user:wrong
+    let entry = |secret: &str| {
+        json!({ "auths": { registry.host.as_str(): { "auth": secret } } }).to_string()
+    };
+    pull(&entry("dXNlcjp3cm9uZw==")).error_with([registry.host.as_str()]);
+    nothing_is_named(t);
+    pull(&entry("dXNlcjpzZWNyZXQ=")).ok();
+    // A helper is a program on PATH.
+    t.hafen(["image", "rm", &name]).output().ok();
+    let helper = t.dir().join("docker-credential-test");
+    fs::write(
+        &helper,
+        "#!/bin/sh\necho '{\"ServerURL\":\"x\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n",
+    )
+    .expect("written");
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let asks = json!({ "credHelpers": { registry.host.as_str(): "test" } }).to_string();
+    fs::write(folder.join("config.json"), asks).expect("written");
+    let path = format!("{}:{}", t.dir().display(), std::env::var("PATH").unwrap_or_default());
+    let words = ["image", "pull", "--plain-http", &registry.host, &name];
+    t.hafen(words).env("DOCKER_CONFIG", &folder).env("PATH", path).output().ok();
+}
+
+fn over_tls_with_an_authority_of_its_own(t: &Test) {
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca \
+        -addext basicConstraints=critical,CA:TRUE 2> /dev/null && \
+        openssl req -newkey rsa:2048 -nodes -keyout key.pem -out req.pem -subj /CN=registry 2> /dev/null && \
+        printf 'subjectAltName=IP:127.0.0.1' > ext && \
+        openssl x509 -req -in req.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem 2> /dev/null";
+    t.program("sh", ["-c", script]).output().ok();
+    let (cert, key) = (t.dir().join("cert.pem"), t.dir().join("key.pem"));
+    let tls = format!("  tls: {{ certificate: {}, key: {} }}\n", cert.display(), key.display());
+    let registry = Registry::start(t, &tls);
+    registry.push(t, &image(t), &["--dest-tls-verify=false"]);
+    let name = format!("{}/me/box:1", registry.host);
+    t.hafen(["image", "pull", "--retries", "0", &name])
+        .output()
+        .error_with([registry.host.as_str()]);
+    t.hafen(["image", "pull", "--ca", "ca.pem", &name]).output().ok();
+    t.hafen(["image", "pull", "--ca", "no.pem", &name]).output().error_with(["no.pem"]);
+}
+
+fn a_connection_that_breaks_is_taken_up(t: &Test) {
+    let server = Server::start(&image(t), |asked| {
+        if asked.path.contains("/blobs/") { Fault::ResetAfter(700_000) } else { Fault::None }
+    });
+    pull(t, &server.host, &[]).ok();
+    t.hafen(["image", "fsck"]).output().ok();
+    let ranged = server.asked().iter().filter(|a| a.ranged && a.before > 0).count();
+    assert!(ranged >= 4, "{:?}", server.asked());
+}
+
+fn trouble_that_passes(t: &Test) {
+    for code in [429, 500, 503] {
+        let server = Server::start(&image(t), move |asked| {
+            if asked.path != "/v2/" && asked.before < 2 { Fault::Status(code) } else { Fault::None }
+        });
+        pull(t, &server.host, &[]).ok();
+        t.hafen(["image", "rm", &format!("{}/me/box:1", server.host)]).output().ok();
+    }
+}
+
+fn trouble_that_stays(t: &Test) {
+    for (code, times) in [(429, 3), (404, 1), (403, 1)] {
+        let server = Server::start(&image(t), move |asked| {
+            if asked.path.contains("/manifests/") { Fault::Status(code) } else { Fault::None }
+        });
+        pull(t, &server.host, &["--retries", "2"]).error_with([server.host.as_str(), "manifest"]);
+        let asked = server.asked();
+        assert_eq!(
+            asked.iter().filter(|a| a.path.contains("/manifests/")).count(),
+            times,
+            "{code}"
+        );
+    }
+    nothing_is_named(t);
+}
+
+fn a_connection_that_stalls(t: &Test) {
+    let server = Server::start(&image(t), |asked| {
+        let first = asked.path.contains("/blobs/") && asked.before == 0;
+        if first { Fault::StallAfter(100) } else { Fault::None }
+    });
+    pull(t, &server.host, &["--stall", "1"]).ok();
+}
+
+fn a_registry_that_lies(t: &Test) {
+    let folder = image(t);
+    let server = Server::start(&folder, |asked| {
+        if asked.path.contains("/blobs/") { Fault::Lie } else { Fault::None }
+    });
+    let _ = pull(t, &server.host, &["--retries", "0"]).error_line();
+    nothing_is_named(t);
+    let manifest = digest(b"another");
+    let name = format!("{}/me/box@{manifest}", server.host);
+    super::made::put(&folder, &manifest, br#"{"schemaVersion":2,"config":{},"layers":[]}"#);
+    let words = ["image", "pull", "--plain-http", &server.host, "--retries", "0", &name];
+    let _ = t.hafen(words).output().error_line();
+    nothing_is_named(t);
+}
+
+fn many_pulls_of_one_image_at_once(t: &Test) {
+    let server = Server::start(&image(t), |_| Fault::None);
+    let name = format!("{}/me/box:1", server.host);
+    let words = ["image", "pull", "--plain-http", &server.host, &name];
+    let pulls: Vec<_> = (0..6).map(|_| t.hafen(words).spawn()).collect();
+    for pull in pulls {
+        pull.wait().ok();
+    }
+    for asked in server.asked().iter().filter(|a| a.path.contains("/blobs/")) {
+        assert_eq!(asked.before, 0, "{} was fetched twice", asked.path);
+    }
+}
+
+fn mirrors_are_asked_first(t: &Test) {
+    let server = Server::start(&image(t), |_| Fault::None);
+    // Nobody listens at port 9 of this machine, which is the registry's own then.
+    let words = |mirror: &'static str| {
+        [
+            "image".to_owned(),
+            "pull".to_owned(),
+            "--plain-http".to_owned(),
+            server.host.clone(),
+            "--retries".to_owned(),
+            "0".to_owned(),
+            "--mirror".to_owned(),
+            format!("127.0.0.1:9={}", mirror.replace("HOST", &server.host)),
+            "127.0.0.1:9/me/box:1".to_owned(),
+        ]
+    };
+    t.hafen(words("HOST")).output().ok();
+    let list = t.hafen(["image", "ls", "--format", "json"]).output().ok().json();
+    assert_eq!(list[0]["reference"], json!("127.0.0.1:9/me/box:1"));
+    t.hafen(words("127.0.0.1:10")).output().error_with(["127.0.0.1:9"]);
+    let output = t.hafen(["image", "pull", "--mirror", "nothing", "x"]).output().code(2);
+    assert!(output.stderr.contains("REGISTRY=HOST"), "{output}");
+}
+
+fn an_index_of_platforms(t: &Test) {
+    let folder = image(t);
+    let text = fs::read_to_string(folder.join("index.json")).expect("an index");
+    let mut own: hafen_integration::Value = text.parse().expect("JSON");
+    let mut own = own["manifests"][0].take();
+    own["mediaType"] = json!("application/vnd.oci.image.manifest.v1+json");
+    let ours = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    own["platform"] = json!({ "os": "linux", "architecture": ours });
+    let mut other = own.clone();
+    other["digest"] = json!(digest(b"not here"));
+    other["platform"]["architecture"] = json!("s390x");
+    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [other, own] })
+    .to_string();
+    super::made::put(&folder, &digest(index.as_bytes()), index.as_bytes());
+    let entry = json!({ "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest(index.as_bytes()), "size": index.len() });
+    fs::write(
+        folder.join("index.json"),
+        json!({ "schemaVersion": 2, "manifests": [entry] }).to_string(),
+    )
+    .expect("written");
+    let server = Server::start(&folder, |_| Fault::None);
+    let output = pull(t, &server.host, &[]).ok();
+    assert!(output.stdout.contains(&digest(index.as_bytes())), "{output}");
+    let inspected =
+        t.hafen(["image", "inspect", &format!("{}/me/box:1", server.host)]).output().ok().json();
+    assert_eq!(inspected["platform"]["architecture"], json!(ours));
+    t.hafen(["image", "fsck"]).output().ok();
+    t.hafen(["image", "prune"]).output().ok();
+}
+
+fn a_pull_that_is_killed(t: &Test) {
+    let server = Server::start(&image(t), |_| Fault::None);
+    let name = format!("{}/me/box:1", server.host);
+    let words = ["image", "pull", "--plain-http", &server.host, &name];
+    for pause in [0, 2, 5, 10, 20, 40, 80] {
+        let pull = t.hafen(words).spawn();
+        std::thread::sleep(Duration::from_millis(pause));
+        pull.signal(Signal::SIGKILL);
+        let _ = pull.wait();
+        if t.images().exists() {
+            t.hafen(["image", "fsck"]).output().ok();
+            t.hafen(["image", "prune"]).output().ok();
+        }
+    }
+    t.hafen(words).output().ok();
+    t.hafen(["image", "fsck"]).output().ok();
+}
