@@ -55,6 +55,7 @@ const FIRST_MACHINE: &[&str] = &[
     "explain",
     "faults",
     "foreign",
+    "images",
     "lifecycle",
     "limits",
     "pause",
