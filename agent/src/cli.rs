@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hafen_registry::Options;
 use hafen_rootfs::store::DEFAULT_ROOT;
 use hafen_rootfs::unpack::Bounds;
 
@@ -107,13 +108,13 @@ pub(crate) struct PullArgs {
     #[arg(long, value_name = "REGISTRY=HOST", value_parser = mirror)]
     pub(crate) mirror: Vec<(String, String)>,
     /// Blobs at the same time.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = Options::default().parallel)]
     pub(crate) parallel: usize,
     /// How often what fails for a moment is tried again.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = Options::default().retries)]
     pub(crate) retries: u32,
     /// Seconds without a byte after which a connection has failed.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = Options::default().stall.as_secs())]
     pub(crate) stall: u64,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,

@@ -69,6 +69,17 @@ impl Hash {
     }
 }
 
+/// The digest of all that can be read.
+pub(super) fn digest_of(algorithm: &str, mut from: impl Read) -> io::Result<Digest> {
+    let (mut hash, mut chunk) = (Hash::new(algorithm), vec![0; CHUNK]);
+    loop {
+        match read_some(&mut from, &mut chunk)? {
+            0 => return Ok(hash.finish()),
+            read => hash.update(&chunk[..read]),
+        }
+    }
+}
+
 impl Store {
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {

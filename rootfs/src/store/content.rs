@@ -28,10 +28,7 @@ impl Store {
     /// # Errors
     /// A document that is missing, wrong, or for other machines only.
     pub fn image(&self, target: &Blob) -> Result<Image, StoreError> {
-        let manifest = self.manifest_for(target, &Platform::own())?;
-        let Document::Manifest(parsed) = self.document(&manifest)? else {
-            return Err(StoreError::Refused(format!("{} is an index of indexes", target.digest)));
-        };
+        let (digest, parsed) = self.manifest(target)?;
         let bytes = self.read_document(&parsed.config.digest, "the configuration")?;
         let wrong = |source| StoreError::Document {
             what: format!("configuration {}", parsed.config.digest),
@@ -41,27 +38,27 @@ impl Store {
         if config.diff_ids.len() != parsed.layers.len() {
             return Err(StoreError::Refused(format!(
                 "image {}: rootfs.diff_ids of its configuration names {} layers, its manifest {}",
-                manifest.digest,
+                digest,
                 config.diff_ids.len(),
                 parsed.layers.len()
             )));
         }
-        Ok(Image { digest: manifest.digest, manifest: parsed, config })
+        Ok(Image { digest, manifest: parsed, config })
     }
 
-    /// The manifest itself, or the one of an index that is for `machine`.
-    ///
-    /// # Errors
-    /// As [`Self::image`].
-    pub fn manifest_for(&self, target: &Blob, machine: &Platform) -> Result<Blob, StoreError> {
-        match self.document(target)? {
-            Document::Manifest(_) => Ok(target.clone()),
-            Document::Index(choices) => {
-                let wrong = |source| StoreError::Document {
-                    what: format!("index {}", target.digest),
-                    source,
-                };
-                Ok(choose(&choices, machine).map_err(wrong)?.blob.clone())
+    /// The manifest itself, or the one of an index that is for this machine, and its digest.
+    fn manifest(&self, target: &Blob) -> Result<(Digest, Manifest), StoreError> {
+        let choices = match self.document(target)? {
+            Document::Manifest(manifest) => return Ok((target.digest.clone(), manifest)),
+            Document::Index(choices) => choices,
+        };
+        let wrong =
+            |source| StoreError::Document { what: format!("index {}", target.digest), source };
+        let chosen = &choose(&choices, &Platform::own()).map_err(wrong)?.blob;
+        match self.document(chosen)? {
+            Document::Manifest(manifest) => Ok((chosen.digest.clone(), manifest)),
+            Document::Index(_) => {
+                Err(StoreError::Refused(format!("{} is an index of indexes", target.digest)))
             }
         }
     }

@@ -1,14 +1,11 @@
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 
 use hafen_spec::image::Digest;
 use hafen_sys::{CallError, Context};
 
-use super::blob::Hash;
+use super::blob::digest_of;
 use super::{Named, Store, StoreError, lock};
-
-const CHUNK: usize = 1 << 20;
 
 /// Something that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,15 +81,8 @@ impl Store {
 
     fn hash_of(&self, digest: &Digest) -> Result<Digest, CallError> {
         let path = self.blob_path(digest);
-        let call = || format!("read {}", path.display());
-        let mut file = File::open(&path).call(call)?;
-        let (mut hash, mut chunk) = (Hash::new(digest.algorithm()), vec![0; CHUNK]);
-        loop {
-            match file.read(&mut chunk).call(call)? {
-                0 => return Ok(hash.finish()),
-                read => hash.update(&chunk[..read]),
-            }
-        }
+        let hash = File::open(&path).and_then(|file| digest_of(digest.algorithm(), file));
+        hash.call(|| format!("read {}", path.display()))
     }
 
     /// Are all blobs of the image for this machine here and whole?

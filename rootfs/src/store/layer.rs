@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
-use super::blob::Hash;
+use super::blob::{Hash, digest_of};
 use super::lock::{self, Maker};
 use super::{Image, Store, StoreError, chain_ids, names};
 use crate::release::remove_tree;
@@ -376,16 +376,8 @@ pub(crate) fn diff_id(
     bounds: Bounds,
 ) -> io::Result<Digest> {
     let mut tar = tar_of(packed, compression)?.take(most_of_a_tar(bounds).saturating_add(1));
-    let (mut hash, mut chunk) = (Hash::new("sha256"), vec![0; CHUNK]);
-    loop {
-        match tar.read(&mut chunk) {
-            Ok(0) if tar.limit() == 0 => return Err(too_large(most_of_a_tar(bounds))),
-            Ok(0) => return Ok(hash.finish()),
-            Ok(read) => hash.update(&chunk[..read]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
+    let digest = digest_of("sha256", &mut tar)?;
+    if tar.limit() == 0 { Err(too_large(most_of_a_tar(bounds))) } else { Ok(digest) }
 }
 
 const fn most_of_a_tar(bounds: Bounds) -> u64 {

@@ -3,7 +3,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hafen_spec::image::Digest;
-use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +25,8 @@ pub struct Use {
 }
 
 impl Store {
-    /// Where the use of a container is written down.
+    /// Where the use of a container is written down, before it exists and under the guard under which its layers were
+    /// found.
     #[must_use]
     pub fn use_path(&self, container: &Path) -> PathBuf {
         let name: String = container
@@ -36,16 +36,6 @@ impl Store {
             .map(|c| if c == '/' { '%' } else { c })
             .collect();
         self.path("uses", &format!("{name}.json"))
-    }
-
-    /// Written before the container exists, under the guard under which its layers were found.
-    ///
-    /// # Errors
-    /// Names the file.
-    pub fn record_use(&self, usage: &Use) -> Result<(), StoreError> {
-        let text = serde_json::to_vec(usage).map_err(|e| StoreError::Refused(e.to_string()))?;
-        // After a crash of the machine it means nothing.
-        Ok(replace(&self.use_path(&usage.container), &text, false)?)
     }
 
     /// Of this boot, whose container has not been released.
