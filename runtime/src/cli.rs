@@ -102,6 +102,8 @@ pub enum TextFormat {
 }
 
 #[derive(Debug, Subcommand)]
+// Only the options of the command that is called are put together: a launch notices those of all.
+#[command(defer = true)]
 pub enum Command {
     /// Make a container from a bundle; its program waits for `start`.
     Create(CreateArgs),

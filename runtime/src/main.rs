@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use hafen_oci::cli::Cli;
 use hafen_oci::{commands, log};
+use hafen_sys::heap::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap::new();
 
 /// Bad usage has the exit code of every other refusal: clients know 1 only.
 const FAILURE: u8 = 1;

@@ -3,13 +3,17 @@
 //! Until it becomes the user's program, the first process of a container has ours as its `/proc/PID/exe`. Whoever
 //! may look at it from inside could open that link, wait until we have ended and write to the file on the host
 //! (CVE-2019-5736). So the program runs from a read-only copy of its mount that nobody else has: the link
-//! then leads to a file that cannot be opened for writing.
+//! then leads to a file that cannot be opened for writing. Where the kernel lets it the running program is mapped anew
+//! from there; else it is executed once more.
+
+mod remap;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, SealFlag, fcntl};
@@ -29,7 +33,10 @@ const FIRST_FREE: i32 = 3;
 /// Tells the second run which descriptor holds its own copy.
 const COPY: &str = "HAFEN_OCI_COPY";
 
-/// Go on as the same program from a copy that cannot be written to. Returns where we do already.
+/// The copy that this run went on from, until somebody asks for it.
+static OWN: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Go on as the same program from a copy that cannot be written to. To be called before there is a second thread.
 ///
 /// The answer is the copy, if it was made for this run: to be closed while nothing waits for us, since the kernel takes
 /// a detached mount apart in a grace period of RCU. It stands above all `preserved` descriptors.
@@ -41,7 +48,7 @@ pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallEr
         return Ok(None);
     }
     if is_read_only()? {
-        return Ok(own_copy());
+        return Ok(OWN.lock().ok().and_then(|mut own| own.take()).or_else(own_copy));
     }
     let own = stat(OWN_PROGRAM).call(|| format!("stat {OWN_PROGRAM}"))?;
     if is_out_of_reach(nix::unistd::geteuid().as_raw(), own.st_uid, own.st_mode) {
@@ -52,16 +59,31 @@ pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallEr
         Err(e) if e.is(Errno::ENOSYS) || e.is(Errno::EPERM) => sealed_memory()?,
         answer => answer?,
     };
+    // Most of what a second start of the program takes is saved.
+    if remap::go_on_from(&copy).is_ok() && is_read_only()? {
+        let held = fcntl(&copy, FcntlArg::F_DUPFD_CLOEXEC(first_free(preserved)));
+        let held = held.call(|| "fcntl F_DUPFD_CLOEXEC".to_owned())?;
+        // SAFETY: the descriptor was made just now, and nothing else owns it.
+        return Ok(Some(unsafe { OwnedFd::from_raw_fd(held) }));
+    }
     execute(&copy, preserved)?;
     Ok(None)
 }
 
-/// The same before the command line is understood, so that the first run does nothing twice. Whoever needs the copy
+/// The same before the command line is understood, so that a first run does nothing twice. Whoever needs the copy
 /// still asks for it with [`run_from_read_only_copy`], which tells what is wrong.
 pub fn hasten_read_only_copy(preserved: u32) {
-    if std::env::var_os(COPY).is_none() {
-        let _ = run_from_read_only_copy(preserved);
+    if std::env::var_os(COPY).is_none()
+        && let Ok(Some(copy)) = run_from_read_only_copy(preserved)
+        && let Ok(mut own) = OWN.lock()
+    {
+        *own = Some(copy);
     }
+}
+
+/// Above the standard descriptors and those that the container keeps.
+fn first_free(preserved: u32) -> i32 {
+    i32::try_from(preserved).unwrap_or(0).saturating_add(FIRST_FREE)
 }
 
 /// The descriptor that the first run left open, if it is what it says.
@@ -125,9 +147,9 @@ fn execute(copy: &OwnedFd, preserved: u32) -> Result<(), CallError> {
     let nul = |e: std::ffi::NulError| CallError::new("execveat", e.into());
     let arguments: Result<Vec<_>, _> =
         std::env::args_os().map(|a| CString::new(a.into_vec())).collect();
-    let above = i32::try_from(preserved).unwrap_or(0).saturating_add(FIRST_FREE);
     // Without close-on-exec: it stays open in the run that starts here.
-    let held = fcntl(copy, FcntlArg::F_DUPFD(above)).call(|| "fcntl F_DUPFD".to_owned())?;
+    let above = FcntlArg::F_DUPFD(first_free(preserved));
+    let held = fcntl(copy, above).call(|| "fcntl F_DUPFD".to_owned())?;
     let environment: Result<Vec<_>, _> = std::env::vars_os()
         .filter(|(key, _)| key != COPY)
         .map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat())
