@@ -9,6 +9,8 @@ use hafen_sys::heap::Heap;
 
 #[global_allocator]
 static HEAP: Heap = Heap::new();
+/// What a launch with a profile of some hundred calls asks for until its process is born.
+const USUAL: usize = 384 << 10;
 
 /// Bad usage has the exit code of every other refusal: clients know 1 only.
 const FAILURE: u8 = 1;
@@ -18,7 +20,9 @@ fn main() -> ExitCode {
         eprintln!("hafen-oci: {unknown}");
         return ExitCode::from(FAILURE);
     }
-    commands::hasten();
+    if commands::hasten() {
+        HEAP.expect(USUAL);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => {

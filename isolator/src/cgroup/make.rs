@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use cgroups_rs::fs::blkio::BlkIoController;
@@ -56,7 +57,7 @@ pub(super) fn cgroup(
 /// kernel's to let go when the runtime dies.
 #[derive(Debug)]
 pub struct Hold {
-    _lock: Flock<OwnedFd>,
+    lock: Flock<OwnedFd>,
     _placeholder: Option<Placeholder>,
 }
 
@@ -70,13 +71,18 @@ impl Hold {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let folder = fcntl::open(path, flags, Mode::empty()).call(call)?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { _lock: lock, _placeholder: None }),
+            Ok(lock) => Ok(Self { lock, _placeholder: None }),
             Err((_, Errno::EWOULDBLOCK)) => {
                 let why = format!("{} (another launch is taking it)", call());
                 Err(CallError::errno(why, Errno::EEXIST))
             }
             Err((_, e)) => Err(e).call(|| format!("flock {}", path.display())),
         }
+    }
+
+    /// Is no process in the folder itself? A new one has no folders below it.
+    fn is_alone(&self) -> bool {
+        Folder::pids(self.lock.as_fd()).is_ok_and(|pids| pids.is_empty())
     }
 }
 
@@ -270,22 +276,39 @@ pub(super) fn legacy(controllers: &str, path: &Path) -> Result<Hold, CallError> 
     let call = || format!("make v1 cgroup {}", path.display());
     let mut result = Err(CallError::errno(call(), Errno::ENOENT));
     for _ in 0..ATTEMPTS {
-        let missing: Vec<&Path> =
-            path.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
-        let made = if controller.exists() {
+        let is_new = !needs_values(controllers) && fs::create_dir(path).is_ok();
+        let made = if is_new || controller.exists() {
             Ok(())
         } else {
-            controller.create().map_err(|e| CallError::new(call(), cause(e)))
+            make_all(controller.as_ref(), path).map_err(|e| CallError::new(call(), cause(e)))
         };
-        missing.into_iter().for_each(|folder| xattr::set(folder, MARK));
         let held = made.and_then(|()| Hold::take(path));
-        result = held.and_then(|hold| take_over_legacy(path).map(|()| hold));
+        result = held.and_then(|hold| match is_new && hold.is_alone() {
+            true => Ok(hold),
+            false => take_over_legacy(path).map(|()| hold),
+        });
         match &result {
             Err(e) if is_gone(e) => {}
             _ => break,
         }
     }
     result
+}
+
+fn make_all(controller: &dyn Controller, path: &Path) -> error::Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
+    controller.create()?;
+    missing.into_iter().for_each(|folder| xattr::set(folder, MARK));
+    Ok(())
+}
+
+fn needs_values(controllers: &str) -> bool {
+    has(controllers, "cpuset")
+}
+
+fn has(controllers: &str, name: &str) -> bool {
+    controllers.split(',').any(|c| c == name)
 }
 
 /// Move a process; the kernel takes one pid per write.
@@ -301,9 +324,9 @@ pub(super) fn enter(path: &Path, pid: i32) -> Result<(), CallError> {
 /// The view of cgroups-rs on a folder. Co-mounted controllers share one; of them only cpuset asks for more than
 /// a folder.
 fn controller(controllers: &str, path: &Path) -> Box<dyn Controller> {
-    let has = |name: &str| controllers.split(',').any(|c| c == name);
+    let has = |name: &str| has(controllers, name);
     let (path, root) = (path.to_owned(), Path::new("/").to_owned());
-    if has("cpuset") {
+    if needs_values(controllers) {
         Box::new(CpuSetController::new(path, root, false))
     } else if has("cpu") {
         Box::new(CpuController::new(path, root, false))

@@ -20,8 +20,9 @@ use crate::cli::{Cli, Command, NO_ROOT};
 use crate::{Error, activation};
 
 /// Go on from a read-only copy of our program as soon as it is likely that a command will. Nothing is lost where it is
-/// not: the words are only looked at, and what fails is told by the command.
-pub fn hasten() {
+/// not: the words are only looked at, and what fails is told by the command. The answer is whether it is.
+#[must_use]
+pub fn hasten() -> bool {
     const COMMANDS: [&str; 3] = ["create", "run", "exec"];
     const PRESERVE: &str = "--preserve-fds";
     let mut words = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok());
@@ -37,6 +38,7 @@ pub fn hasten() {
     if likely {
         shield::hasten_read_only_copy(activation::listening().saturating_add(preserved));
     }
+    likely
 }
 
 /// Do what was asked for. The answer is the exit code.

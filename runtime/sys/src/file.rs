@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -42,7 +43,12 @@ pub fn read_text(file: &Path) -> Result<String, CallError> {
 /// # Errors
 /// Names the file.
 pub fn boot_id() -> Result<String, CallError> {
-    Ok(read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known.clone());
+    }
+    let id = read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned();
+    Ok(KNOWN.get_or_init(|| id).clone())
 }
 
 /// Replace a file as a whole: readers see the old or the new content, never a part.

@@ -9,6 +9,8 @@ use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::raw::{plain, reg};
+
 /// What most launches need; memory that nobody asks for is never touched.
 const SIZE: usize = 512 << 10;
 
@@ -30,6 +32,17 @@ impl Heap {
     #[must_use]
     pub const fn new() -> Self {
         Self { block: Block(UnsafeCell::new([0; SIZE])), used: AtomicUsize::new(0) }
+    }
+
+    /// Have memory for the first `bytes` now: one call instead of a page fault for each page (MADV_POPULATE_WRITE,
+    /// Linux 5.14). Where it fails the page faults happen.
+    pub fn expect(&self, bytes: usize) {
+        const PAGE: usize = 4096;
+        let (start, length) = (self.start() as usize, bytes.min(SIZE));
+        let (from, to) = (start.next_multiple_of(PAGE), (start + length) & !(PAGE - 1));
+        let arguments = [from, to.saturating_sub(from), reg(libc::MADV_POPULATE_WRITE), 0, 0, 0];
+        // It changes no byte of the block.
+        let _ = plain(libc::SYS_madvise, arguments);
     }
 
     fn start(&self) -> *mut u8 {
