@@ -1,8 +1,10 @@
-//! `tmpcopyup`: a new tmpfs begins with what the image has at its mount point.
+//! Copies of a folder: for `tmpcopyup`, where a new tmpfs begins with what the image has at its mount point, for new
+//! volumes, and for root file systems whose owners cannot be mapped.
 //!
-//! The tmpfs is filled while nobody else can see it, so nothing in it changes meanwhile. What is copied may be
-//! anybody's: every step goes by descriptor and name, and no symlink is followed.
+//! What is copied to is seen by nobody else, so nothing in it changes meanwhile. What is copied may be anybody's: every
+//! step goes by descriptor and name, and no symlink is followed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -11,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use hafen_spec::resolved::{IdMap, IdMaps};
 use hafen_sys::file::{OpenHow, open_how, resolve};
 use hafen_sys::{CallError, Context};
 use nix::dir::Dir;
@@ -38,11 +41,18 @@ pub struct Given {
     pub gid: bool,
 }
 
-/// Copy the folder at `path` inside `root` into an empty file system. A place where no folder is gives nothing.
+/// Copy the folder at `path` inside `root` into an empty one, with the owners that `owners` gives them outside of a user
+/// namespace. A place where no folder is gives nothing.
 ///
 /// # Errors
 /// Names the call and the file.
-pub fn fill(tmpfs: &OwnedFd, root: impl AsFd, path: &str, given: Given) -> Result<(), CallError> {
+pub fn fill(
+    target: &OwnedFd,
+    root: impl AsFd,
+    path: &str,
+    given: Given,
+    owners: Option<&IdMaps>,
+) -> Result<(), CallError> {
     let how = OpenHow {
         flags: u64::from((OFlag::O_DIRECTORY | OFlag::O_RDONLY).bits().cast_unsigned()),
         mode: 0,
@@ -52,9 +62,9 @@ pub fn fill(tmpfs: &OwnedFd, root: impl AsFd, path: &str, given: Given) -> Resul
         Err(e) if e.is(Errno::ENOENT) || e.is(Errno::ENOTDIR) => return Ok(()),
         answer => answer?,
     };
-    let to = reopen(tmpfs).call(|| format!("open the tmpfs for {path}"))?;
+    let to = reopen(target).call(|| format!("open the copy of {path}"))?;
     let top = to.try_clone().call(|| "dup".to_owned())?;
-    let mut copy = Copy { top, links: BTreeMap::new(), path: PathBuf::from(path) };
+    let mut copy = Copy { top, links: BTreeMap::new(), path: PathBuf::from(path), owners };
     let stat = fstat(&from).call(|| copy.says("stat"))?;
     let own = from.try_clone().call(|| copy.says("dup"))?;
     copy.folder(from, &to, 0)?;
@@ -62,12 +72,13 @@ pub fn fill(tmpfs: &OwnedFd, root: impl AsFd, path: &str, given: Given) -> Resul
 }
 
 /// The mount's descriptor is a path only (fsmount(2)).
-fn reopen(tmpfs: &OwnedFd) -> nix::Result<OwnedFd> {
-    openat(tmpfs, ".", FOLDER, Mode::empty())
+fn reopen(target: &OwnedFd) -> nix::Result<OwnedFd> {
+    openat(target, ".", FOLDER, Mode::empty())
 }
 
-struct Copy {
+struct Copy<'a> {
     top: OwnedFd,
+    owners: Option<&'a IdMaps>,
     /// Files with more than one name, and where the first one was copied to.
     links: BTreeMap<(u64, u64), PathBuf>,
     /// Of what is being copied, as the container will see it.
@@ -84,9 +95,9 @@ struct Entry<'a> {
     place: PathBuf,
 }
 
-impl Copy {
+impl Copy<'_> {
     fn says(&self, verb: &str) -> String {
-        format!("tmpcopyup: {verb} {}", self.path.display())
+        format!("copy: {verb} {}", self.path.display())
     }
 
     fn folder(&mut self, from: OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), CallError> {
@@ -184,8 +195,19 @@ impl Copy {
         self.date(entry)
     }
 
+    /// Whom nobody is mapped to belongs to nobody there.
+    fn owner(&self, stat: &FileStat) -> (Uid, Gid) {
+        const NOBODY: u32 = 65534;
+        let map = |map: &[IdMap], id| IdMaps::outside(map, id).unwrap_or(NOBODY);
+        let (uid, gid) = match self.owners {
+            Some(owners) => (map(&owners.uids, stat.st_uid), map(&owners.gids, stat.st_gid)),
+            None => (stat.st_uid, stat.st_gid),
+        };
+        (Uid::from_raw(uid), Gid::from_raw(gid))
+    }
+
     fn own(&self, entry: &Entry<'_>) -> Result<(), CallError> {
-        let (uid, gid) = owner(&entry.stat);
+        let (uid, gid) = self.owner(&entry.stat);
         fchownat(entry.to, entry.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
             .call(|| self.says("chown the copy of"))
     }
@@ -199,11 +221,11 @@ impl Copy {
 
     /// Owner first: changing it takes set-id bits and file capabilities away.
     fn describe(&self, from: impl AsFd, to: impl AsFd, stat: &FileStat) -> Result<(), CallError> {
-        let (uid, gid) = owner(stat);
+        let (uid, gid) = self.owner(stat);
         fchown(&to, Some(uid), Some(gid)).call(|| self.says("chown the copy of"))?;
         fchmod(&to, Mode::from_bits_truncate(stat.st_mode))
             .call(|| self.says("chmod the copy of"))?;
-        copy_attributes(from.as_fd(), to.as_fd())
+        self.attributes(from.as_fd(), to.as_fd())
             .call(|| self.says("set attributes of the copy of"))?;
         let (accessed, modified) = times(stat);
         futimens(&to, &accessed, &modified).call(|| self.says("set the times of the copy of"))
@@ -217,20 +239,62 @@ impl Copy {
         stat: &FileStat,
         given: Given,
     ) -> Result<(), CallError> {
-        let (uid, gid) = owner(stat);
+        let (uid, gid) = self.owner(stat);
         fchown(to, (!given.uid).then_some(uid), (!given.gid).then_some(gid))
             .call(|| self.says("chown the copy of"))?;
         if !given.mode {
             fchmod(to, Mode::from_bits_truncate(stat.st_mode))
                 .call(|| self.says("chmod the copy of"))?;
         }
-        copy_attributes(from.as_fd(), to.as_fd())
+        self.attributes(from.as_fd(), to.as_fd())
             .call(|| self.says("set attributes of the copy of"))
     }
-}
 
-fn owner(stat: &FileStat) -> (Uid, Gid) {
-    (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
+    /// Extended attributes, but those that a tmpfs does not take (user.* before Linux 6.6).
+    fn attributes(
+        &self,
+        from: std::os::fd::BorrowedFd<'_>,
+        to: std::os::fd::BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+        let unsupported = rustix::io::Errno::OPNOTSUPP;
+        let mut names = vec![0; LARGEST_ATTRIBUTE];
+        let length = match flistxattr(from, &mut names) {
+            Err(e) if e == unsupported => return Ok(()),
+            answer => answer?,
+        };
+        let mut value = vec![0; if length > 0 { LARGEST_ATTRIBUTE } else { 0 }];
+        for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let size = fgetxattr(from, name, &mut value)?;
+            match fsetxattr(to, name, &self.shifted(name, &value[..size]), XattrFlags::empty()) {
+                Err(e) if e == unsupported => {}
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The root of the namespace has the capabilities that a file gives: version 3 of the attribute names it
+    /// (capabilities(7)).
+    fn shifted<'v>(&self, name: &[u8], value: &'v [u8]) -> Cow<'v, [u8]> {
+        const VERSION_2: u8 = 2;
+        const VERSION_3: u8 = 3;
+        const LENGTH: usize = 20;
+        let root = self.owners.and_then(|owners| IdMaps::outside(&owners.uids, 0));
+        match root {
+            Some(root)
+                if name == b"security.capability"
+                    && value.len() == LENGTH
+                    && value[3] == VERSION_2 =>
+            {
+                let mut shifted = value.to_vec();
+                shifted[3] = VERSION_3;
+                shifted.extend_from_slice(&root.to_le_bytes());
+                Cow::Owned(shifted)
+            }
+            _ => Cow::Borrowed(value),
+        }
+    }
 }
 
 fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
@@ -238,29 +302,6 @@ fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
         TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
         TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
     )
-}
-
-/// Extended attributes, but those that a tmpfs does not take (user.* before Linux 6.6).
-fn copy_attributes(
-    from: std::os::fd::BorrowedFd<'_>,
-    to: std::os::fd::BorrowedFd<'_>,
-) -> io::Result<()> {
-    use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
-    let unsupported = rustix::io::Errno::OPNOTSUPP;
-    let mut names = vec![0; LARGEST_ATTRIBUTE];
-    let length = match flistxattr(from, &mut names) {
-        Err(e) if e == unsupported => return Ok(()),
-        answer => answer?,
-    };
-    let mut value = vec![0; if length > 0 { LARGEST_ATTRIBUTE } else { 0 }];
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let size = fgetxattr(from, name, &mut value)?;
-        match fsetxattr(to, name, &value[..size], XattrFlags::empty()) {
-            Err(e) if e == unsupported => {}
-            answer => answer?,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -303,7 +344,7 @@ mod tests {
     fn attributes_links_and_times_are_kept() {
         let place = example();
         let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
-        fill(&tmpfs, folder(&place.path().join("image")), "/data", Given::default()).unwrap();
+        fill(&tmpfs, folder(&place.path().join("image")), "/data", Given::default(), None).unwrap();
         let (file, same) = (read(&tmpfs, "deep/deeper/file"), read(&tmpfs, "deep/same"));
         let was = fs::metadata(place.path().join("image/data/deep/same")).unwrap();
         let is = file.metadata().unwrap();
@@ -324,7 +365,7 @@ mod tests {
         let inner = place.path().join("image");
         symlink("../data", inner.join("out")).unwrap();
         let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
-        fill(&tmpfs, folder(&inner), "/out", Given::default()).unwrap();
+        fill(&tmpfs, folder(&inner), "/out", Given::default(), None).unwrap();
         // The root's own `data`.
         assert!(fstatat(&tmpfs, "deep", AtFlags::empty()).is_ok());
         assert!(fstatat(&tmpfs, "secret", AtFlags::empty()).is_err());
@@ -336,7 +377,8 @@ mod tests {
         let place = example();
         let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &[], 0).unwrap();
         for path in ["/missing", "/data/deep/same"] {
-            fill(&tmpfs, folder(&place.path().join("image")), path, Given::default()).unwrap();
+            fill(&tmpfs, folder(&place.path().join("image")), path, Given::default(), None)
+                .unwrap();
         }
         assert!(fstatat(&tmpfs, "deep", AtFlags::empty()).is_err());
     }

@@ -150,7 +150,8 @@ fn map_owners(tree: &OwnedFd, id_map: &MountIdMap) -> Result<(), CallError> {
 }
 
 /// As `/proc/PID/uid_map` takes them.
-fn lines(map: &[IdMap]) -> String {
+#[must_use]
+pub fn lines(map: &[IdMap]) -> String {
     map.iter().map(|line| format!("{} {} {}\n", line.inside, line.outside, line.size)).collect()
 }
 

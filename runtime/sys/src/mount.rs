@@ -14,7 +14,9 @@ pub const OPEN_TREE_CLONE: u32 = 1;
 pub const AT_RECURSIVE: u32 = 0x8000;
 pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
 pub(crate) const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
-/// MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+/// MOVE_MOUNT_F_EMPTY_PATH
+pub(crate) const MOVE_FROM_DESCRIPTOR: u32 = 0x04;
+/// The same and MOVE_MOUNT_T_EMPTY_PATH.
 pub(crate) const MOVE_BETWEEN_DESCRIPTORS: u32 = 0x04 | 0x40;
 pub(crate) const FSOPEN_CLOEXEC: u32 = 1;
 pub(crate) const FSMOUNT_CLOEXEC: u32 = 1;
@@ -127,6 +129,22 @@ fn words(log: Option<OwnedFd>) -> String {
     // The severity stands before it: "e tmpfs: ...".
     let text = text.trim().get(2..).unwrap_or_default();
     if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+/// Put a mount without a place at `path` (move_mount(2), Linux 5.2).
+///
+/// # Errors
+/// Names the path.
+pub fn attach(tree: impl AsFd, path: &Path) -> Result<(), CallError> {
+    let call = || format!("move_mount to {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).call(call)?;
+    let from = raw::reg(tree.as_fd().as_raw_fd());
+    let (here, flags) = (raw::reg(libc::AT_FDCWD), MOVE_FROM_DESCRIPTOR as usize);
+    // SAFETY: both names are C strings that outlive the call.
+    let moved = unsafe {
+        raw::call(libc::SYS_move_mount, [from, raw::at(c""), here, raw::at(&name), flags, 0])
+    };
+    moved.map(drop).map_err(Errno::from_raw).call(call)
 }
 
 /// Change attributes and propagation of the mount that a descriptor stands for.
