@@ -76,6 +76,7 @@ fn fetch(store: &Store, args: &PullArgs) -> Result<(), Error> {
     let tell = Arc::new(move |progress| match progress {
         Progress::Expect(bytes) => shown.set_length(bytes),
         Progress::Got(bytes) => shown.inc(bytes),
+        Progress::Lost(bytes) => shown.dec(bytes),
     });
     let target = threads.block_on(pull(store, &name, &options, tell));
     fetched.finish_and_clear();

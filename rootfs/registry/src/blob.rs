@@ -1,9 +1,9 @@
-use std::io::{self, Read};
+use std::io;
 use std::pin::pin;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use hafen_rootfs::store::Expected;
+use hafen_rootfs::store::{Part, StoreError};
 use hafen_spec::image::Blob;
 use oci_client::client::BlobResponse;
 use oci_client::manifest::OciDescriptor;
@@ -15,31 +15,55 @@ use crate::{Progress, PullError, Source};
 /// Chunks on their way from the network to the disk.
 const CHUNKS_WAITING: usize = 16;
 
-/// Fetch a blob, unless somebody else has meanwhile.
+/// Fetch a blob, unless somebody else has meanwhile. What is left of an earlier time may be torn, since nobody brought it
+/// to the disk: then it is fetched once more from the beginning.
 pub(crate) async fn fetch(source: &Source, blob: &Blob) -> Result<(), PullError> {
-    let (store, digest) = (source.store.clone(), blob.digest.clone());
-    let lock = tokio::task::spawn_blocking(move || store.fetching(&digest)).await;
-    let lock = lock.map_err(|e| ended(&e))?.map_err(hafen_rootfs::store::StoreError::from)?;
-    let Some(_fetching) = lock else {
-        (source.tell)(Progress::Got(blob.size));
-        return Ok(());
-    };
-    let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
-    let (store, wanted) = (source.store.clone(), blob.clone());
-    let writer = tokio::task::spawn_blocking(move || {
-        let chunks = Chunks { receiver, chunk: Bytes::new() };
-        store.put(chunks, Some(Expected::from(&wanted)), &format!("blob {}", wanted.digest))
-    });
-    let sent = send(source, blob, &sender).await;
-    if let Err(e) = &sent {
-        // The writer must not take the end of the stream for the end of the blob.
-        let _ = sender.send(Err(io::Error::other(e.to_string()))).await;
+    let Some(part) = begin(source, blob).await? else { return Ok(()) };
+    let kept = part.size();
+    match go_on(source, blob, part).await {
+        Err(PullError::Store(StoreError::Digest { .. })) if kept > 0 => {}
+        answer => return answer,
     }
+    (source.tell)(Progress::Lost(blob.size));
+    match begin(source, blob).await? {
+        Some(part) => go_on(source, blob, part).await,
+        None => Ok(()),
+    }
+}
+
+/// `None`: it is there.
+async fn begin(source: &Source, blob: &Blob) -> Result<Option<Part>, PullError> {
+    let (store, wanted) = (source.store.clone(), blob.clone());
+    let part = blocking(move || store.part(&wanted)).await?;
+    (source.tell)(Progress::Got(part.as_ref().map_or(blob.size, Part::size)));
+    Ok(part)
+}
+
+async fn go_on(source: &Source, blob: &Blob, part: Part) -> Result<(), PullError> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+    let at = part.size();
+    let writer = tokio::task::spawn_blocking(move || write(part, receiver));
+    // A range behind the end would be refused.
+    let sent = if at < blob.size { send(source, blob, at, &sender).await } else { Ok(()) };
     drop(sender);
-    let written = writer.await.map_err(|e| ended(&e))?;
+    let part = writer.await.map_err(|e| ended(&e))??;
     sent?;
-    written?;
+    blocking(move || part.finish()).await?;
     Ok(())
+}
+
+/// All that comes, in a thread of the store.
+fn write(mut part: Part, mut chunks: mpsc::Receiver<Bytes>) -> Result<Part, StoreError> {
+    while let Some(chunk) = chunks.blocking_recv() {
+        part.add(&chunk)?;
+    }
+    Ok(part)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, PullError> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|e| ended(&e))??)
 }
 
 fn ended(error: &tokio::task::JoinError) -> PullError {
@@ -50,9 +74,10 @@ fn ended(error: &tokio::task::JoinError) -> PullError {
 async fn send(
     source: &Source,
     blob: &Blob,
-    to: &mpsc::Sender<io::Result<Bytes>>,
+    mut at: u64,
+    to: &mpsc::Sender<Bytes>,
 ) -> Result<(), PullError> {
-    let (mut at, mut tried) = (0, 0);
+    let mut tried = 0;
     loop {
         let before = at;
         match send_from(source, blob, &mut at, to).await {
@@ -73,7 +98,7 @@ async fn send_from(
     source: &Source,
     blob: &Blob,
     at: &mut u64,
-    to: &mpsc::Sender<io::Result<Bytes>>,
+    to: &mpsc::Sender<Bytes>,
 ) -> Result<(), oci_client::errors::OciDistributionError> {
     let layer = OciDescriptor {
         media_type: blob.media_type.clone(),
@@ -99,7 +124,7 @@ async fn send_from(
         }
         *at += chunk.len() as u64;
         (source.tell)(Progress::Got(chunk.len() as u64));
-        if to.send(Ok(chunk)).await.is_err() {
+        if to.send(chunk).await.is_err() {
             // The writer has given up, and says why.
             return Ok(());
         }
@@ -108,24 +133,4 @@ async fn send_from(
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     Ok(())
-}
-
-/// The other end, in a thread of the store.
-struct Chunks {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
-    chunk: Bytes,
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.blocking_recv() {
-                None => return Ok(0),
-                Some(chunk) => self.chunk = chunk?,
-            }
-        }
-        let length = buffer.len().min(self.chunk.len());
-        buffer[..length].copy_from_slice(&self.chunk.split_to(length));
-        Ok(length)
-    }
 }

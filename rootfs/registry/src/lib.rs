@@ -2,7 +2,7 @@
 //!
 //! The library speaks the protocol; this decides what is fetched, from where, how often it is tried again, and that
 //! nothing enters the store that is not what was asked for. Blobs stream through a thread that hashes and writes them;
-//! a connection that breaks is taken up again where it ended.
+//! a connection that breaks is taken up again where it ended, by another process as well.
 
 mod auth;
 mod blob;
@@ -56,8 +56,10 @@ impl Default for Options {
 pub enum Progress {
     /// So many bytes will come.
     Expect(u64),
-    /// So many have come.
+    /// So many have come, or were here already.
     Got(u64),
+    /// So many were not what they should be, and come again.
+    Lost(u64),
 }
 
 pub type Tell = Arc<dyn Fn(Progress) + Send + Sync>;

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::lock::{self, Maker};
 use super::{Store, StoreError};
 
-const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 1 << 20;
 /// Manifests and configurations are read into memory; 4 MiB is what registries must take at least (distribution-spec).
 const LARGEST_DOCUMENT: u64 = 4 << 20;
 
@@ -197,7 +197,11 @@ impl Store {
     }
 }
 
-fn check(stored: &Stored, expected: Option<Expected<'_>>, what: &str) -> Result<(), StoreError> {
+pub(super) fn check(
+    stored: &Stored,
+    expected: Option<Expected<'_>>,
+    what: &str,
+) -> Result<(), StoreError> {
     let Some(Expected { digest, size }) = expected else { return Ok(()) };
     let what = what.to_owned();
     match size {
@@ -211,7 +215,7 @@ fn check(stored: &Stored, expected: Option<Expected<'_>>, what: &str) -> Result<
     }
 }
 
-fn read_some(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_some(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     loop {
         match from.read(chunk) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

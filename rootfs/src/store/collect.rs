@@ -4,7 +4,7 @@ use hafen_spec::image::Digest;
 use hafen_sys::CallError;
 
 use super::content::chain_ids;
-use super::{Store, StoreError, lock, names};
+use super::{Store, StoreError, forget, lock, names};
 use crate::release::remove_tree;
 
 /// What there is, and what refers to what.
@@ -105,6 +105,8 @@ impl Store {
 
     /// Nobody makes anything: the lock is held alone.
     fn empty_workshop(&self) -> Result<(), CallError> {
+        let parts = self.root.join("partial");
+        names(&parts)?.iter().try_for_each(|name| forget(&parts.join(name)))?;
         let folder = self.root.join("tmp");
         names(&folder)?.iter().try_for_each(|name| remove_tree(&folder.join(name)))
     }

@@ -6,6 +6,7 @@
 //! | `refs/NAME.json` | which manifest or index a name means | replaced as a whole, with fsync |
 //! | `layers/sha256-HEX/` | an unpacked layer by its chain id, and what is known of it | in `tmp`, then renamed |
 //! | `uses/KEY.json` | the layers that a container stands on | before the container |
+//! | `partial/sha256-HEX` | what has come of a blob from a registry | appended, without fsync; then named as a blob |
 //! | `tmp/` | what is being made | removed by whoever collects |
 //! | `lock` | shared for all who add or read, exclusive for who removes | |
 //!
@@ -17,6 +18,7 @@ mod content;
 mod fsck;
 pub(crate) mod layer;
 mod lock;
+mod part;
 mod reference;
 mod usage;
 
@@ -37,6 +39,7 @@ pub use content::{Image, chain_ids};
 pub use fsck::{Fault, Report};
 pub use layer::{LayerRecord, Unpacking};
 pub use lock::Guard;
+pub use part::Part;
 pub use reference::Named;
 pub use usage::{Use, forget};
 
@@ -88,11 +91,15 @@ impl Store {
     /// Names the folder or the file.
     pub fn hold(&self) -> Result<Guard, CallError> {
         for folder in FOLDERS {
-            let path = self.root.join(folder);
-            let make = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            make.call(|| format!("mkdir {}", path.display()))?;
+            self.make_folder(folder)?;
         }
         lock::shared(&self.root)
+    }
+
+    fn make_folder(&self, name: &str) -> Result<(), CallError> {
+        let path = self.root.join(name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.call(|| format!("mkdir {}", path.display()))
     }
 
     fn path(&self, folder: &str, name: &str) -> PathBuf {

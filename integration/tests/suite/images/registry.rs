@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::made::{Tar, busybox, digest, layout};
 use super::run;
-use super::server::{Fault, Server};
+use super::server::{Asked, Fault, Server};
 
 pub(super) fn trials() -> Vec<Case> {
     cases![
@@ -45,6 +45,9 @@ pub(super) fn trials() -> Vec<Case> {
         mirrors_are_asked_first(Root, Busybox),
         an_index_of_platforms(Root, Busybox),
         a_pull_that_is_killed(Root, Busybox),
+        what_a_killed_pull_has_is_kept(Root, Busybox, FileSystem("overlay")),
+        a_kept_part_that_is_torn(Root, Busybox),
+        a_kept_part_without_ranges(Root, Busybox),
     ]
 }
 
@@ -196,7 +199,7 @@ fn a_connection_that_breaks_is_taken_up(t: &Test) {
     });
     pull(t, &server.host, &[]).ok();
     t.hafen(["image", "fsck"]).output().ok();
-    let ranged = server.asked().iter().filter(|a| a.ranged && a.before > 0).count();
+    let ranged = server.asked().iter().filter(|a| a.from.is_some() && a.before > 0).count();
     assert!(ranged >= 4, "{:?}", server.asked());
 }
 
@@ -334,4 +337,87 @@ fn a_pull_that_is_killed(t: &Test) {
     }
     t.hafen(words).output().ok();
     t.hafen(["image", "fsck"]).output().ok();
+}
+
+const KEPT: usize = 2_000_000;
+
+/// What is left of the large blob when a pull is killed that got 2 MB of it, and the server, which goes on now.
+fn killed_in_the_middle(
+    t: &Test,
+    then: impl Fn(&Asked) -> Fault + Send + Sync + 'static,
+) -> (Server, PathBuf) {
+    let layout = image(t);
+    let server = Server::start(&layout, move |asked| match asked.path.contains("/blobs/") {
+        true if asked.before == 0 => Fault::StallAfter(KEPT),
+        true => then(asked),
+        false => Fault::None,
+    });
+    let name = format!("{}/me/box:1", server.host);
+    let words = ["image", "pull", "--plain-http", &server.host, &name];
+    let pull = t.hafen(words).spawn();
+    let partial = t.images().join("partial");
+    let kept = wait_until(Duration::from_secs(20), || {
+        let parts = fs::read_dir(&partial).ok()?.map(|e| e.expect("an entry").path());
+        parts.into_iter().find(|p| p.metadata().is_ok_and(|m| m.len() == KEPT as u64))
+    });
+    pull.signal(Signal::SIGKILL);
+    let _ = pull.wait();
+    nothing_is_listed(t);
+    (server, kept.expect("a part of the large blob"))
+}
+
+fn nothing_is_listed(t: &Test) {
+    let list = t.hafen(["image", "ls", "--format", "json"]).output().ok().json();
+    assert_eq!(list, json!([]));
+}
+
+/// From which bytes on the blob of a part was asked for.
+fn asked_from(server: &Server, part: &Path) -> Vec<Option<usize>> {
+    let hex = part.file_name().expect("a name").to_string_lossy().replace("sha256-", "");
+    let all = server.asked().into_iter().filter(|a| a.path.contains(&hex));
+    all.map(|asked| asked.from).collect()
+}
+
+fn is_pulled(t: &Test, server: &Server) {
+    pull(t, &server.host, &[]).ok();
+    t.hafen(["image", "fsck"]).output().ok();
+    let left = fs::read_dir(t.images().join("partial")).expect("a folder").count();
+    assert_eq!(left, 0);
+}
+
+fn what_a_killed_pull_has_is_kept(t: &Test) {
+    let (server, part) = killed_in_the_middle(t, |_| Fault::None);
+    is_pulled(t, &server);
+    assert_eq!(asked_from(&server, &part), [Some(0), Some(KEPT)]);
+    let name = format!("{}/me/box:1", server.host);
+    assert_eq!(run(t, &["--image", &name]).ok().stdout, "pulled\n");
+}
+
+fn a_kept_part_that_is_torn(t: &Test) {
+    let (server, part) = killed_in_the_middle(t, |_| Fault::None);
+    let torn = fs::OpenOptions::new().write(true).open(&part).expect("the part");
+    std::os::unix::fs::FileExt::write_all_at(&torn, &[0; 4096], 4096).expect("written");
+    is_pulled(t, &server);
+    assert_eq!(asked_from(&server, &part), [Some(0), Some(KEPT), Some(0)]);
+    // Longer than the whole.
+    let name = format!("{}/me/box:1", server.host);
+    t.hafen(["image", "rm", &name]).output().ok();
+    fs::write(&part, [0; 5_000_000]).expect("written");
+    is_pulled(t, &server);
+    assert_eq!(asked_from(&server, &part).last(), Some(&Some(0)));
+    // A part that is torn, and a registry that lies.
+    let (server, part) = killed_again(t, &name);
+    fs::write(&part, [0; 4096]).expect("written");
+    pull(t, &server.host, &["--retries", "0"]).error_with(["has the digest"]);
+}
+
+fn killed_again(t: &Test, name: &str) -> (Server, PathBuf) {
+    t.hafen(["image", "rm", name]).output().ok();
+    killed_in_the_middle(t, |_| Fault::Lie)
+}
+
+fn a_kept_part_without_ranges(t: &Test) {
+    let (server, part) = killed_in_the_middle(t, |_| Fault::Whole);
+    is_pulled(t, &server);
+    assert_eq!(asked_from(&server, &part), [Some(0), Some(KEPT)]);
 }

@@ -21,13 +21,15 @@ pub(super) enum Fault {
     StallAfter(usize),
     /// As many bytes, but others.
     Lie,
+    /// Everything, whatever part was asked for.
+    Whole,
 }
 
-/// One request: path, whether only a part was asked for, and how often this path has been asked for before.
+/// One request: path, from which byte on, and how often this path has been asked for before.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) path: String,
-    pub(super) ranged: bool,
+    pub(super) from: Option<usize>,
     pub(super) before: usize,
 }
 
@@ -82,7 +84,7 @@ fn serve(
         let asked = {
             let mut all = all.lock().ok()?;
             let before = all.iter().filter(|a| a.path == path).count();
-            all.push(Asked { path, ranged: start.is_some(), before });
+            all.push(Asked { path, from: start, before });
             all.last()?.clone()
         };
         answer(stream, layout, &asked, start, script(&asked))?;
@@ -118,6 +120,7 @@ fn answer(
         return stream.write_all(head.as_bytes()).ok();
     };
     let whole = fs::read(file).ok()?;
+    let start = start.filter(|_| fault != Fault::Whole);
     let mut body = whole.get(start.unwrap_or(0)..)?.to_vec();
     if fault == Fault::Lie {
         body.iter_mut().for_each(|byte| *byte ^= 1);
