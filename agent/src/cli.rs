@@ -53,6 +53,10 @@ pub(crate) enum ImageCommand {
         #[arg(value_name = "NAME")]
         name: String,
     },
+    /// Keep an image: its name cannot be taken away, and nobody collects what it leads to.
+    Pin { image: String },
+    /// Take a pin away.
+    Unpin { image: String },
     /// Take names away, and what only they led to.
     Rm {
         #[arg(required = true, value_name = "IMAGE")]

@@ -38,6 +38,8 @@ pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error
             let named = store.find(image)?;
             store.tag(&reference(name)?, named.target, now())?;
         }
+        ImageCommand::Pin { image } => pin(&store, image, true)?,
+        ImageCommand::Unpin { image } => pin(&store, image, false)?,
         ImageCommand::Rm { names } => remove(&store, names)?,
         ImageCommand::Prune => {
             let collected = store.collect(&boot_id()?, true)?;
@@ -54,6 +56,14 @@ fn now() -> String {
 
 fn reference(text: &str) -> Result<Reference, Error> {
     text.parse().map_err(Error::Refused)
+}
+
+fn pin(store: &Store, image: &str, pinned: bool) -> Result<(), Error> {
+    let _guard = store.hold()?;
+    let name = reference(&store.find(image)?.reference)?;
+    store.pin(&name, pinned)?;
+    println!("{} {name}", if pinned { "pinned" } else { "unpinned" });
+    Ok(())
 }
 
 fn fetch(store: &Store, args: &PullArgs) -> Result<(), Error> {
@@ -129,6 +139,7 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
                     "reference": named.reference,
                     "digest": named.target.digest,
                     "updated": named.updated,
+                    "pinned": named.pinned,
                     "size": size,
                     "problem": image.err().map(|e| say(&e)),
                 })
@@ -140,9 +151,10 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_header(["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "UPDATED"]);
+        .set_header(["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "PINNED", "UPDATED"]);
     for named in named {
         let short = named.target.digest.short().to_owned();
+        let pinned = if named.pinned { "yes" } else { "" }.to_owned();
         let row = match store.image(&named.target) {
             Ok(image) => [
                 named.reference,
@@ -150,11 +162,18 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
                 image.config.platform.to_string(),
                 image.manifest.layers.len().to_string(),
                 size(image.size()),
+                pinned,
                 named.updated,
             ],
-            Err(e) => {
-                [named.reference, short, say(&e), String::new(), String::new(), named.updated]
-            }
+            Err(e) => [
+                named.reference,
+                short,
+                say(&e),
+                String::new(),
+                String::new(),
+                pinned,
+                named.updated,
+            ],
         };
         table.add_row(row);
     }
@@ -190,6 +209,7 @@ fn describe(store: &Store, named: &Named) -> Result<Value, Error> {
         "reference": named.reference,
         "target": named.target,
         "updated": named.updated,
+        "pinned": named.pinned,
         "digest": image.digest,
         "platform": config.platform,
         "created": config.created,
@@ -208,7 +228,9 @@ fn describe(store: &Store, named: &Named) -> Result<Value, Error> {
 fn remove(store: &Store, images: &[String]) -> Result<(), Error> {
     let mut found = Vec::new();
     for image in images {
-        found.push(reference(&store.find(image)?.reference)?);
+        let named = store.find(image)?;
+        named.may_go()?;
+        found.push(reference(&named.reference)?);
     }
     {
         let _guard = store.hold()?;

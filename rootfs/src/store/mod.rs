@@ -60,6 +60,8 @@ pub enum StoreError {
     NoImage(String, String),
     #[error("{0} of {1} is not in the store: fetch the image again with \"hafen image pull\"")]
     NoBlob(Digest, &'static str),
+    #[error("{0} is pinned: take its pin away with \"hafen image unpin {0}\"")]
+    Pinned(String),
     #[error("{what}: {source}")]
     Document { what: String, source: Problems },
     #[error("{what} has the digest {found}, and not {wanted}")]

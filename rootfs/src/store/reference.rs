@@ -6,7 +6,8 @@ use hafen_sys::file::{replace, sync_folder};
 use hafen_sys::{CallError, Context};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, names};
+use super::blob::Hash;
+use super::{Store, StoreError, lock, names};
 
 /// What a name means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,17 +19,20 @@ pub struct Named {
     pub target: Blob,
     /// RFC 3339.
     pub updated: String,
+    /// The name stays, and with it what it leads to.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 const SUFFIX: &str = ".json";
 
 /// `%` is in no reference.
-fn file_name(reference: &Reference) -> String {
+fn file_name(reference: &impl ToString) -> String {
     reference.to_string().replace('/', "%") + SUFFIX
 }
 
 impl Store {
-    /// Give a manifest a name, or another manifest a name that there is.
+    /// Give a manifest a name, or another manifest a name that there is; a pin is the name's own and stays.
     ///
     /// # Errors
     /// Names the file; the name means what it meant then.
@@ -38,17 +42,46 @@ impl Store {
         target: Blob,
         updated: String,
     ) -> Result<(), StoreError> {
-        let named = Named { reference: reference.to_string(), target, updated };
-        let text = serde_json::to_vec_pretty(&named)
-            .map_err(|e| StoreError::Refused(format!("{reference}: {e}")))?;
-        Ok(replace(&self.path("refs", &file_name(reference)), &text, true)?)
+        let _naming = self.naming(reference)?;
+        // What is torn is replaced, and says nothing of a pin.
+        let before = self.read_named(&file_name(reference)).ok().flatten();
+        let pinned = before.is_some_and(|named| named.pinned);
+        self.write_named(&Named { reference: reference.to_string(), target, updated, pinned })
+    }
+
+    /// Pin a name, or take its pin away.
+    ///
+    /// # Errors
+    /// [`StoreError::NoImage`]; names the file.
+    pub fn pin(&self, reference: &Reference, pinned: bool) -> Result<(), StoreError> {
+        let _naming = self.naming(reference)?;
+        let named = self.read_named(&file_name(reference))?;
+        self.write_named(&Named { pinned, ..named.ok_or_else(|| self.no_image(reference))? })
+    }
+
+    /// Nobody else writes this name.
+    fn naming(&self, reference: &Reference) -> Result<impl Sized + use<>, CallError> {
+        let mut hash = Hash::new("sha256");
+        hash.update(reference.to_string().as_bytes());
+        lock::maker(&self.root, &hash.finish())
+    }
+
+    fn write_named(&self, named: &Named) -> Result<(), StoreError> {
+        let name = &named.reference;
+        let text = serde_json::to_vec_pretty(named)
+            .map_err(|e| StoreError::Refused(format!("{name}: {e}")))?;
+        Ok(replace(&self.path("refs", &file_name(name)), &text, true)?)
     }
 
     /// `false`: there was no such name.
     ///
     /// # Errors
-    /// Names the file.
-    pub fn untag(&self, reference: &Reference) -> Result<bool, CallError> {
+    /// Names the file; a name that is pinned.
+    pub fn untag(&self, reference: &Reference) -> Result<bool, StoreError> {
+        let _naming = self.naming(reference)?;
+        if let Some(named) = self.read_named(&file_name(reference))? {
+            named.may_go()?;
+        }
         let path = self.path("refs", &file_name(reference));
         match fs::remove_file(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -128,5 +161,46 @@ impl Named {
     #[must_use]
     pub fn digest(&self) -> &Digest {
         &self.target.digest
+    }
+
+    /// # Errors
+    /// It is pinned.
+    pub fn may_go(&self) -> Result<(), StoreError> {
+        match self.pinned {
+            true => Err(StoreError::Pinned(self.reference.clone())),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_the_names_own() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::at(folder.path().to_owned());
+        let _guard = store.hold().expect("a store");
+        let name: Reference = "box:1".parse().expect("a name");
+        let target =
+            |n| Blob { media_type: String::new(), digest: Digest::sha256([n; 32]), size: 1 };
+        assert!(matches!(store.pin(&name, true), Err(StoreError::NoImage(..))));
+        store.tag(&name, target(1), String::new()).expect("named");
+        store.pin(&name, true).expect("pinned");
+        assert!(store.untag(&name).expect_err("pinned").to_string().contains("hafen image unpin"));
+        store.tag(&name, target(2), String::new()).expect("named");
+        assert!(store.named(&name).expect("a name").pinned);
+        store.pin(&name, false).expect("not pinned");
+        assert!(store.untag(&name).expect("gone"));
+    }
+
+    #[test]
+    fn records_from_before_pins_are_read() {
+        let text = r#"{"reference":"x/y:1","target":{"mediaType":"m","digest":"DIGEST","size":1},"updated":"u"}"#;
+        let digest = Digest::sha256([1; 32]).to_string();
+        let named: Named =
+            serde_json::from_str(&text.replace("DIGEST", &digest)).expect("a record");
+        assert!(!named.pinned);
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn trials() -> Vec<Case> {
         layers_are_shared(Root, Busybox),
         many_imports_of_one_image_at_once(Root, Busybox),
         names_are_given_and_taken(Root, Busybox),
+        a_pinned_name_is_kept(Root, Busybox),
         what_is_in_use_stays(Root, Busybox, FileSystem("overlay")),
         what_is_in_use_by_a_dead_runtime_stays(Root, Busybox, FileSystem("overlay")),
         an_export_is_read_by_others(Root, Busybox, Program("umoci")),
@@ -137,6 +138,29 @@ fn names_are_given_and_taken(t: &Test) {
     t.hafen(["image", "rm", NAME]).output().error_with([NAME]);
     t.hafen(["image", "tag", NAME, "x"]).output().error_with([NAME]);
     t.hafen(["image", "inspect", "No Name"]).output().error_with(["No Name"]);
+}
+
+fn a_pinned_name_is_kept(t: &Test) {
+    import(t, &small(t, "box")).ok();
+    t.hafen(["image", "tag", NAME, "quay.io/other:1"]).output().ok();
+    let output = t.hafen(["image", "pin", NAME]).output().ok();
+    assert_eq!(output.stdout, format!("pinned {NAME}\n"));
+    t.hafen(["image", "pin", "no/such:1"]).output().error_with(["no/such:1"]);
+    let words = ["image", "rm", "quay.io/other:1", NAME];
+    t.hafen(words).output().error_with([NAME, "hafen image unpin"]);
+    assert_eq!(listed(t), [NAME, "quay.io/other:1"], "one of the names was taken");
+    // Taken in once more it is pinned still.
+    import(t, &t.dir().join("box")).ok();
+    let list = t.hafen(["image", "ls", "--format", "json"]).output().ok().json();
+    assert_eq!((&list[0]["pinned"], &list[1]["pinned"]), (&json!(true), &json!(false)));
+    let table = t.hafen(["image", "ls"]).output().ok().stdout;
+    assert_eq!(table.matches(" yes ").count(), 1, "{table}");
+    let inspected = t.hafen(["image", "inspect", NAME]).output().ok().json();
+    assert_eq!(inspected["pinned"], json!(true));
+    t.hafen(["image", "prune"]).output().ok();
+    t.hafen(["image", "unpin", NAME]).output().ok();
+    t.hafen(["image", "rm", NAME, "quay.io/other:1"]).output().ok();
+    assert_eq!(entries(t, "blobs/sha256"), Vec::<String>::new());
 }
 
 fn what_is_in_use_stays(t: &Test) {
