@@ -1,10 +1,11 @@
 //! What a person may type.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use hafen_registry::Options;
-use hafen_rootfs::store::DEFAULT_ROOT;
+use hafen_rootfs::store::{DEFAULT_ROOT, Policy, Watermarks};
 use hafen_rootfs::unpack::Bounds;
 
 /// A container node without Docker.
@@ -63,13 +64,43 @@ pub(crate) enum ImageCommand {
         names: Vec<String>,
     },
     /// Remove what neither a name nor a container leads to.
-    Prune,
+    ///
+    /// With watermarks only where the disk is full, and then images, too: those first that nobody has used for longest.
+    Prune(PruneArgs),
     /// Read everything in the store, and say what is not as it must be.
     Fsck {
         /// Remove what is wrong, so that it can be taken in again.
         #[arg(long)]
         repair: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Remove something only where so much of the file system is used.
+    #[arg(long, value_name = "PERCENT", requires = "low", value_parser = value_parser!(u8).range(..=100))]
+    pub(crate) high: Option<u8>,
+    /// Remove names that are neither pinned nor in use until less than this is used.
+    #[arg(long, value_name = "PERCENT", requires = "high", value_parser = value_parser!(u8).range(..=100))]
+    pub(crate) low: Option<u8>,
+    /// Keep what has changed or was used since, as 90s, 12h or 7days.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub(crate) min_age: Duration,
+    /// Only say what would go.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+impl PruneArgs {
+    pub(crate) fn policy(&self) -> Result<Policy, String> {
+        let marks = self.high.zip(self.low).map(|(high, low)| Watermarks { high, low });
+        match marks {
+            Some(Watermarks { high, low }) if low > high => {
+                Err(format!("--low {low} is more than --high {high}"))
+            }
+            watermarks => Ok(Policy { watermarks, min_age: self.min_age }),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -10,15 +10,16 @@ use hafen_registry::{Options, Progress, pull};
 use hafen_rootfs::export::export;
 use hafen_rootfs::import::{Import, import};
 use hafen_rootfs::store::{
-    Collected, Image, Named, Report, Store, StoreError, Unpacking, chain_ids,
+    Collected, Collecting, Garbage, Image, Named, Policy, Report, Store, StoreError, Unpacking,
+    chain_ids,
 };
 use hafen_spec::image::{Digest, Reference};
 use hafen_sys::file::boot_id;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::Error;
-use crate::cli::{Format, ImageCommand, ImportArgs, PullArgs};
+use crate::cli::{Format, ImageCommand, ImportArgs, PruneArgs, PullArgs};
+use crate::{Error, chain};
 
 pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error> {
     let store = Store::at(root.to_owned());
@@ -40,18 +41,19 @@ pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error
         }
         ImageCommand::Pin { image } => pin(&store, image, true)?,
         ImageCommand::Unpin { image } => pin(&store, image, false)?,
-        ImageCommand::Rm { names } => remove(&store, names)?,
-        ImageCommand::Prune => {
-            let collected = store.collect(&boot_id()?, true)?;
-            println!("{}", told(&collected.unwrap_or_default()));
-        }
+        ImageCommand::Rm { names } => return remove(&store, names),
+        ImageCommand::Prune(args) => return prune(&store, args),
         ImageCommand::Fsck { repair } => return check(&store, *repair),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+    time(SystemTime::now())
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn reference(text: &str) -> Result<Reference, Error> {
@@ -210,6 +212,7 @@ fn describe(store: &Store, named: &Named) -> Result<Value, Error> {
         "target": named.target,
         "updated": named.updated,
         "pinned": named.pinned,
+        "lastUse": time(store.last_use(named)?),
         "digest": image.digest,
         "platform": config.platform,
         "created": config.created,
@@ -225,7 +228,7 @@ fn describe(store: &Store, named: &Named) -> Result<Value, Error> {
 }
 
 /// Every name, or none of them.
-fn remove(store: &Store, images: &[String]) -> Result<(), Error> {
+fn remove(store: &Store, images: &[String]) -> Result<ExitCode, Error> {
     let mut found = Vec::new();
     for image in images {
         let named = store.find(image)?;
@@ -239,23 +242,54 @@ fn remove(store: &Store, images: &[String]) -> Result<(), Error> {
             println!("untagged {reference}");
         }
     }
-    match store.collect(&boot_id()?, false)? {
-        Some(collected) => println!("{}", told(&collected)),
-        None => println!(
+    let boot = boot_id()?;
+    let Some(collected) = store.collect(&collecting(Policy::default(), &boot))? else {
+        println!(
             "somebody is at work in the store: \"hafen image prune\" removes the content later"
-        ),
+        );
+        return Ok(ExitCode::SUCCESS);
+    };
+    println!("removed {}", told(&collected));
+    Ok(complain(&collected))
+}
+
+fn collecting(policy: Policy, boot_id: &str) -> Collecting<'_> {
+    Collecting { policy, now: SystemTime::now(), boot_id, wait: false, dry: false }
+}
+
+fn prune(store: &Store, args: &PruneArgs) -> Result<ExitCode, Error> {
+    let boot = boot_id()?;
+    let policy = args.policy().map_err(Error::Refused)?;
+    let how = Collecting { dry: args.dry_run, ..collecting(policy, &boot) };
+    let collected = match store.collect(&how)? {
+        Some(collected) => collected,
+        None => {
+            eprintln!("somebody is at work in the store: waiting for them");
+            let how = Collecting { wait: true, now: SystemTime::now(), ..how };
+            store.collect(&how)?.unwrap_or_default()
+        }
+    };
+    let (untagged, removed) =
+        if args.dry_run { ("would untag", "would remove") } else { ("untagged", "removed") };
+    collected.names.iter().for_each(|name| println!("{untagged} {name}"));
+    println!("{removed} {}", told(&collected));
+    Ok(complain(&collected))
+}
+
+fn complain(collected: &Collected) -> ExitCode {
+    for error in &collected.failed {
+        eprintln!("hafen: {}", chain(error));
     }
-    Ok(())
+    if collected.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn told(collected: &Collected) -> String {
-    let garbage = &collected.garbage;
-    format!(
-        "removed {} blobs and {} layers, {}",
-        garbage.blobs.len(),
-        garbage.layers.len(),
-        size(collected.bytes)
-    )
+    let Garbage { blobs, layers, parts } = &collected.garbage;
+    let parts = match parts.len() {
+        0 => String::new(),
+        n => format!(" and {n} parts of blobs"),
+    };
+    format!("{} blobs and {} layers{parts}, {}", blobs.len(), layers.len(), size(collected.bytes))
 }
 
 fn check(store: &Store, repair: bool) -> Result<ExitCode, Error> {

@@ -3,7 +3,6 @@
 mod cli;
 mod image;
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 /// An error and its causes on one line.
-fn chain(error: &Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -31,6 +31,7 @@ use std::time::SystemTime;
 use hafen_isolator::cgroup::{self, Hold};
 use hafen_isolator::{network, resctrl};
 use hafen_rootfs::source;
+use hafen_rootfs::store::taken;
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
 use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script, terminal_words};
@@ -301,7 +302,10 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<Option<Hold>, CallEr
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
     match step {
         HostStep::MakeScratch { path, layers } => make_scratch(path, layers).map(|()| None),
-        HostStep::UseImage { path, text } => replace(path, text.as_bytes(), false).map(|()| None),
+        HostStep::UseImage { path, text, name } => {
+            replace(path, text.as_bytes(), false)?;
+            taken(name).map(|()| None)
+        }
         HostStep::IdMaps(_)
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_isolator::seccomp::Filter;
 use hafen_isolator::{cgroup, resctrl, systemd};
-use hafen_rootfs::store::{Guard, Image, Store, Use, chain_ids};
+use hafen_rootfs::store::{Guard, Image, Named, Store, Use, chain_ids};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, HostStep, Plan};
@@ -83,7 +83,7 @@ pub(crate) struct Bundle {
 #[derive(Debug)]
 pub(crate) struct ImageBase {
     pub(crate) store: Store,
-    pub(crate) name: String,
+    pub(crate) named: Named,
     pub(crate) image: Image,
     /// Topmost first; not empty.
     pub(crate) layers: Vec<PathBuf>,
@@ -109,13 +109,14 @@ impl ImageBase {
         let usage = Use {
             boot_id: boot_id()?,
             container: container.to_owned(),
-            image: self.name.clone(),
+            image: self.named.reference.clone(),
             layers: chain_ids(&self.image.config.diff_ids),
             digest: self.image.digest.clone(),
         };
         let path = self.store.use_path(container);
         let text = serde_json::to_string(&usage).map_err(|e| Error::Refused(e.to_string()))?;
-        Ok((Claim::ImageUse { path: path.clone() }, HostStep::UseImage { path, text }))
+        let name = self.store.named_path(&self.named);
+        Ok((Claim::ImageUse { path: path.clone() }, HostStep::UseImage { path, text, name }))
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -13,7 +14,7 @@ use nix::unistd::linkat;
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::lock::{self, Maker};
-use super::{Store, StoreError};
+use super::{Store, StoreError, names};
 
 pub(super) const CHUNK: usize = 1 << 20;
 /// Manifests and configurations are read into memory; 4 MiB is what registries must take at least (distribution-spec).
@@ -186,6 +187,15 @@ impl Store {
         let found = Stored { digest: hash.finish(), size: bytes.len() as u64 };
         check(&found, Some(Expected { digest, size: None }), what)?;
         Ok(bytes)
+    }
+
+    pub(super) fn blobs(&self) -> Result<BTreeSet<Digest>, CallError> {
+        let mut blobs = BTreeSet::new();
+        for algorithm in ["sha256", "sha512"] {
+            let names = names(&self.root.join("blobs").join(algorithm))?;
+            blobs.extend(names.iter().filter_map(|hex| format!("{algorithm}:{hex}").parse().ok()));
+        }
+        Ok(blobs)
     }
 
     pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), CallError> {

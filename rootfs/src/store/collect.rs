@@ -1,135 +1,159 @@
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
 
 use hafen_spec::image::Digest;
-use hafen_sys::CallError;
+use hafen_sys::{CallError, Context};
+use nix::sys::statvfs::statvfs;
 
 use super::content::chain_ids;
-use super::{Store, StoreError, forget, lock, names};
+use super::due::{Contents, Disk, Due, Garbage, Item, Policy, Reached, Root, bytes, due};
+use super::{Named, Store, StoreError, Use, forget, lock, names};
 use crate::release::remove_tree;
 
-/// What there is, and what refers to what.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Contents {
-    pub blobs: BTreeSet<Digest>,
-    /// By chain id.
-    pub layers: BTreeSet<Digest>,
-    /// What each name leads to: blobs and chain ids.
-    pub named: Vec<Reached>,
-    /// The same for each container.
-    pub used: Vec<Reached>,
+/// How somebody collects.
+#[derive(Debug, Clone, Copy)]
+pub struct Collecting<'a> {
+    pub policy: Policy,
+    pub now: SystemTime,
+    pub boot_id: &'a str,
+    /// Until nobody else is at work.
+    pub wait: bool,
+    /// Only look.
+    pub dry: bool,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reached {
-    pub blobs: Vec<Digest>,
-    pub layers: Vec<Digest>,
-}
-
-/// What nothing refers to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Garbage {
-    pub blobs: Vec<Digest>,
-    pub layers: Vec<Digest>,
-}
-
-/// What was removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What was removed, or would be.
+#[derive(Debug, Default)]
 pub struct Collected {
+    pub names: Vec<String>,
     pub garbage: Garbage,
     pub bytes: u64,
-}
-
-/// What may go: everything that neither a name nor a container leads to. Pure.
-#[must_use]
-pub fn garbage(contents: &Contents) -> Garbage {
-    let roots = || contents.named.iter().chain(&contents.used);
-    let blobs: BTreeSet<&Digest> = roots().flat_map(|r| &r.blobs).collect();
-    let layers: BTreeSet<&Digest> = roots().flat_map(|r| &r.layers).collect();
-    Garbage {
-        blobs: contents.blobs.iter().filter(|d| !blobs.contains(d)).cloned().collect(),
-        layers: contents.layers.iter().filter(|d| !layers.contains(d)).cloned().collect(),
-    }
+    /// What stays because it could not be removed, as where something is mounted in it.
+    pub failed: Vec<CallError>,
 }
 
 impl Store {
-    /// Remove what nothing refers to, and what was left half-made. Waits until nobody else is at work; `None` with
-    /// `wait` false where somebody is.
+    /// Remove what is due, and what was left half-made. `None` without `wait` where somebody is at work.
     ///
     /// # Errors
-    /// A name that leads to nothing: then nothing is removed. Names what could not be removed.
-    pub fn collect(&self, boot_id: &str, wait: bool) -> Result<Option<Collected>, StoreError> {
+    /// A name that leads to nothing: then nothing is removed. A name that could not be removed.
+    pub fn collect(&self, how: &Collecting<'_>) -> Result<Option<Collected>, StoreError> {
         drop(self.hold()?);
-        let guard = match wait {
+        let guard = match how.wait {
             true => Some(lock::exclusive(&self.root)?),
             false => lock::try_exclusive(&self.root)?,
         };
         let Some(_guard) = guard else { return Ok(None) };
-        let garbage = garbage(&self.contents(boot_id)?);
-        let mut bytes = 0;
-        for digest in &garbage.layers {
-            bytes += self.layer_record(digest)?.map_or(0, |record| record.bytes);
-            self.remove_layer(digest)?;
+        let contents = self.contents(how.boot_id)?;
+        let due = due(&contents, self.disk()?, &how.policy, how.now);
+        if how.dry {
+            let Due { names, garbage, bytes } = due;
+            return Ok(Some(Collected { names, garbage, bytes, failed: Vec::new() }));
         }
-        for digest in &garbage.blobs {
-            bytes += std::fs::metadata(self.blob_path(digest)).map_or(0, |m| m.len());
-            self.remove_blob(digest)?;
+        Ok(Some(self.remove(&contents, due)?))
+    }
+
+    /// Names first: what they lead to is nobody's then. Of the rest one that cannot be removed does not keep the others.
+    fn remove(&self, contents: &Contents, due: Due) -> Result<Collected, StoreError> {
+        for name in &due.names {
+            self.remove_name(name)?;
         }
-        self.empty_workshop()?;
-        Ok(Some(Collected { garbage, bytes }))
+        let mut failed = self.empty_workshop()?;
+        let mut garbage = due.garbage;
+        garbage.layers.retain(|digest| done(self.remove_layer(digest), &mut failed));
+        garbage.blobs.retain(|digest| done(self.remove_blob(digest), &mut failed));
+        garbage.parts.retain(|digest| done(forget(&self.part_path(digest)), &mut failed));
+        let bytes = bytes(contents, &garbage);
+        Ok(Collected { names: due.names, garbage, bytes, failed })
     }
 
     /// # Errors
     /// A name whose documents are missing or wrong.
     pub fn contents(&self, boot_id: &str) -> Result<Contents, StoreError> {
-        let mut contents =
-            Contents { blobs: self.blobs()?, layers: self.layers()?, ..Contents::default() };
-        for named in self.all_named()? {
-            let blobs = self.reachable(&named.target)?;
-            let layers = self.image(&named.target).map(|image| chain_ids(&image.config.diff_ids));
-            contents.named.push(Reached { blobs, layers: layers.unwrap_or_default() });
-        }
-        for usage in self.uses(boot_id)? {
-            contents.used.push(Reached { blobs: Vec::new(), layers: usage.layers });
-        }
-        Ok(contents)
+        let uses = self.uses(boot_id)?;
+        let named = self.all_named()?;
+        let named: Result<Vec<Root>, StoreError> =
+            named.iter().map(|named| self.root_of(named, &uses)).collect();
+        let used = uses.into_iter().map(|u| Reached { blobs: Vec::new(), layers: u.layers });
+        Ok(Contents {
+            blobs: self.items(self.blobs()?, |digest| self.blob_path(digest))?,
+            layers: self.layer_items()?,
+            parts: self.items(self.parts()?, |digest| self.part_path(digest))?,
+            named: named?,
+            used: used.collect(),
+        })
     }
 
-    pub(super) fn blobs(&self) -> Result<BTreeSet<Digest>, CallError> {
-        let mut blobs = BTreeSet::new();
-        for algorithm in ["sha256", "sha512"] {
-            let names = names(&self.root.join("blobs").join(algorithm))?;
-            blobs.extend(names.iter().filter_map(|hex| format!("{algorithm}:{hex}").parse().ok()));
+    fn root_of(&self, named: &Named, uses: &[Use]) -> Result<Root, StoreError> {
+        let blobs = self.reachable(&named.target)?;
+        let image = self.image(&named.target).ok();
+        let layers = image.as_ref().map(|image| chain_ids(&image.config.diff_ids));
+        let is_used = |usage: &Use| blobs.contains(&usage.digest);
+        Ok(Root {
+            name: named.reference.clone(),
+            last_use: self.last_use(named)?,
+            pinned: named.pinned,
+            used: uses.iter().any(is_used),
+            reached: Reached { blobs, layers: layers.unwrap_or_default() },
+        })
+    }
+
+    fn items<P: AsRef<Path>>(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+        path: impl Fn(&Digest) -> P,
+    ) -> Result<BTreeMap<Digest, Item>, CallError> {
+        let mut items = BTreeMap::new();
+        for digest in digests {
+            let path = path(&digest);
+            let item = stat(path.as_ref())?.map(|(m, changed)| Item { bytes: m.len(), changed });
+            items.extend(item.map(|item| (digest, item)));
         }
-        Ok(blobs)
+        Ok(items)
+    }
+
+    fn layer_items(&self) -> Result<BTreeMap<Digest, Item>, StoreError> {
+        let mut items = BTreeMap::new();
+        for digest in self.layers()? {
+            let bytes = self.layer_record(&digest)?.map_or(0, |record| record.bytes);
+            let (folder, record) = (self.layer_folder(&digest), self.record_path(&digest));
+            let known = stat(&record)?.map_or_else(|| stat(&folder), |known| Ok(Some(known)))?;
+            items.extend(known.map(|(_, changed)| (digest, Item { bytes, changed })));
+        }
+        Ok(items)
+    }
+
+    /// As df(1) counts: what only root may still take is no room.
+    fn disk(&self) -> Result<Disk, CallError> {
+        let stat = statvfs(&self.root).call(|| format!("statvfs {}", self.root.display()))?;
+        let used = stat.blocks().saturating_sub(stat.blocks_free());
+        let total = used.saturating_add(stat.blocks_available());
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+        Ok(Disk { total: bytes(total), used: bytes(used) })
     }
 
     /// Nobody makes anything: the lock is held alone.
-    fn empty_workshop(&self) -> Result<(), CallError> {
-        let parts = self.root.join("partial");
-        names(&parts)?.iter().try_for_each(|name| forget(&parts.join(name)))?;
+    fn empty_workshop(&self) -> Result<Vec<CallError>, CallError> {
         let folder = self.root.join("tmp");
-        names(&folder)?.iter().try_for_each(|name| remove_tree(&folder.join(name)))
+        let mut failed = Vec::new();
+        for name in names(&folder)? {
+            done(remove_tree(&folder.join(name)), &mut failed);
+        }
+        Ok(failed)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn done(answer: Result<(), CallError>, failed: &mut Vec<CallError>) -> bool {
+    answer.map_err(|e| failed.push(e)).is_ok()
+}
 
-    fn digest(n: u8) -> Digest {
-        Digest::sha256([n; 32])
-    }
-
-    #[test]
-    fn what_is_named_or_used_stays() {
-        let contents = Contents {
-            blobs: (1..6).map(digest).collect(),
-            layers: (10..14).map(digest).collect(),
-            named: vec![Reached { blobs: vec![digest(1), digest(2)], layers: vec![digest(10)] }],
-            used: vec![Reached { blobs: vec![digest(3)], layers: vec![digest(11), digest(10)] }],
-        };
-        let garbage = garbage(&contents);
-        assert_eq!(garbage.blobs, [digest(4), digest(5)]);
-        assert_eq!(garbage.layers, [digest(12), digest(13)]);
+fn stat(path: &Path) -> Result<Option<(Metadata, SystemTime)>, CallError> {
+    let stat = fs::symlink_metadata(path).and_then(|stat| stat.modified().map(|time| (stat, time)));
+    match stat {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some).call(|| format!("stat {}", path.display())),
     }
 }

@@ -119,14 +119,18 @@ impl Store {
         self.layer_folder(chain).join(TREE)
     }
 
-    fn layer_folder(&self, chain: &Digest) -> PathBuf {
+    pub(super) fn record_path(&self, chain: &Digest) -> PathBuf {
+        self.layer_folder(chain).join(RECORD)
+    }
+
+    pub(super) fn layer_folder(&self, chain: &Digest) -> PathBuf {
         self.path("layers", &format!("{}-{}", chain.algorithm(), chain.hex()))
     }
 
     /// # Errors
     /// Names the file.
     pub fn layer_record(&self, chain: &Digest) -> Result<Option<LayerRecord>, StoreError> {
-        let path = self.layer_folder(chain).join(RECORD);
+        let path = self.record_path(chain);
         match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             // A torn record is none: the machine ended before it was on the disk.

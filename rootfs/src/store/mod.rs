@@ -15,6 +15,7 @@
 mod blob;
 mod collect;
 mod content;
+mod due;
 mod fsck;
 pub(crate) mod layer;
 mod lock;
@@ -34,14 +35,17 @@ use hafen_sys::{CallError, Context};
 use crate::unpack::UnpackError;
 
 pub use blob::{Expected, Stored};
-pub use collect::{Collected, Contents, Garbage, garbage};
+pub use collect::{Collected, Collecting};
 pub use content::{Image, chain_ids};
+pub use due::{
+    Contents, Disk, Due, Garbage, Item, Policy, Reached, Root, Watermarks, due, garbage,
+};
 pub use fsck::{Fault, Report};
 pub use layer::{LayerRecord, Unpacking};
 pub use lock::Guard;
 pub use part::Part;
 pub use reference::Named;
-pub use usage::{Use, forget};
+pub use usage::{Use, forget, taken};
 
 /// Where the store of this machine is.
 pub const DEFAULT_ROOT: &str = "/var/lib/hafen/images";

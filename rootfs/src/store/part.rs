@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,7 +10,7 @@ use hafen_sys::{CallError, Context};
 
 use super::blob::{CHUNK, Expected, Hash, Stored, check, read_some};
 use super::lock::Maker;
-use super::{Store, StoreError, lock};
+use super::{Store, StoreError, lock, names};
 
 /// A blob on its way. What has come of it stays when its process ends, and the next one goes on from there; only one
 /// has it at a time.
@@ -58,7 +59,13 @@ impl Store {
         Ok(Some(Part { path, place, file, hash, size, wanted, _maker: maker }))
     }
 
-    fn part_path(&self, digest: &Digest) -> PathBuf {
+    /// What is left of blobs, by those who fetched them.
+    pub(super) fn parts(&self) -> Result<BTreeSet<Digest>, CallError> {
+        let names = names(&self.root.join("partial"))?;
+        Ok(names.iter().filter_map(|name| name.replacen('-', ":", 1).parse().ok()).collect())
+    }
+
+    pub(super) fn part_path(&self, digest: &Digest) -> PathBuf {
         self.path("partial", &format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 }
@@ -145,7 +152,6 @@ impl Part {
 mod tests {
     use std::fs;
 
-    use super::super::names;
     use super::*;
 
     const TEXT: &[u8] = b"what a registry has";

@@ -1,5 +1,7 @@
 use std::fs;
 use std::io;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use hafen_spec::image::{Blob, Digest, Reference};
 use hafen_sys::file::{replace, sync_folder};
@@ -57,6 +59,29 @@ impl Store {
         let _naming = self.naming(reference)?;
         let named = self.read_named(&file_name(reference))?;
         self.write_named(&Named { pinned, ..named.ok_or_else(|| self.no_image(reference))? })
+    }
+
+    /// When a name got its meaning, its pin or lost that, or when a container took it: whoever launches one changes the
+    /// time of the record.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn last_use(&self, named: &Named) -> Result<SystemTime, CallError> {
+        let path = self.named_path(named);
+        fs::metadata(&path).and_then(|m| m.modified()).call(|| format!("stat {}", path.display()))
+    }
+
+    /// Where it is written down what a name means.
+    #[must_use]
+    pub fn named_path(&self, named: &Named) -> PathBuf {
+        self.path("refs", &file_name(&named.reference))
+    }
+
+    /// Whoever collects takes a name away, holding the store alone.
+    pub(super) fn remove_name(&self, name: &str) -> Result<(), CallError> {
+        let path = self.path("refs", &file_name(&name));
+        fs::remove_file(&path).call(|| format!("unlink {}", path.display()))?;
+        sync_folder(&self.root.join("refs"))
     }
 
     /// Nobody else writes this name.

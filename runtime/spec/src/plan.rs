@@ -123,6 +123,8 @@ pub enum HostStep {
     UseImage {
         path: PathBuf,
         text: String,
+        /// The record of the image's name, whose time says when it was last used.
+        name: PathBuf,
     },
     Resctrl(Resctrl),
     /// Give the process an attribute.

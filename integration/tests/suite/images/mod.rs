@@ -1,5 +1,6 @@
 //! Images: taken in from files, unpacked, run, and removed again.
 
+mod collect;
 mod crash;
 mod hostile;
 mod made;
@@ -11,10 +12,17 @@ mod store;
 use hafen_integration::{Case, Output, Test};
 
 pub(crate) fn trials() -> Vec<Case> {
-    [run::trials(), store::trials(), registry::trials(), hostile::trials(), crash::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        run::trials(),
+        store::trials(),
+        registry::trials(),
+        hostile::trials(),
+        crash::trials(),
+        collect::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// `hafen-oci run` with the test's store.

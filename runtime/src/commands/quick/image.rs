@@ -37,7 +37,7 @@ pub(super) fn find(root: &Path, text: &str) -> Result<ImageBase, Error> {
     if layers.is_empty() {
         return Err(Error::Refused(format!("--image: {} has no layers", named.reference)));
     }
-    Ok(ImageBase { store, name: named.reference, image, layers, guard })
+    Ok(ImageBase { store, named, image, layers, guard })
 }
 
 /// What runs: the image's own words, changed by those of the caller.
