@@ -68,11 +68,7 @@ pub(crate) enum ImageCommand {
     /// With watermarks only where the disk is full, and then images, too: those first that nobody has used for longest.
     Prune(PruneArgs),
     /// Read everything in the store, and say what is not as it must be.
-    Fsck {
-        /// Remove what is wrong, so that it can be taken in again.
-        #[arg(long)]
-        repair: bool,
-    },
+    Fsck(FsckArgs),
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +129,29 @@ impl BoundsArgs {
 pub(crate) struct PullArgs {
     /// A name as busybox, quay.io/NAME:TAG or HOST:PORT/NAME@sha256:...
     pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Remove what is wrong, so that it can be taken in again.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Fetch from their registries the images that are not complete, and unpack again the layers that are not whole.
+    #[arg(long, requires = "repair")]
+    pub(crate) fetch: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsArgs,
+}
+
+/// How registries are asked.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryArgs {
     /// A registry that speaks HTTP without TLS, as 127.0.0.1:5000.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) plain_http: Vec<String>,
@@ -151,8 +170,19 @@ pub(crate) struct PullArgs {
     /// Seconds without a byte after which a connection has failed.
     #[arg(long, value_name = "SECONDS", default_value_t = Options::default().stall.as_secs())]
     pub(crate) stall: u64,
-    #[command(flatten)]
-    pub(crate) bounds: BoundsArgs,
+}
+
+impl RegistryArgs {
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            plain_http: self.plain_http.clone(),
+            authorities: self.ca.clone(),
+            mirrors: self.mirror.clone(),
+            parallel: self.parallel,
+            retries: self.retries,
+            stall: Duration::from_secs(self.stall),
+        }
+    }
 }
 
 fn mirror(text: &str) -> Result<(String, String), String> {

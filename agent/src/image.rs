@@ -3,23 +3,23 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use comfy_table::{Table, presets};
-use hafen_registry::{Options, Progress, pull};
+use hafen_registry::{Progress, pull};
 use hafen_rootfs::export::export;
 use hafen_rootfs::import::{Import, import};
 use hafen_rootfs::store::{
-    Collected, Collecting, Garbage, Image, Named, Policy, Report, Store, StoreError, Unpacking,
-    chain_ids,
+    Collected, Collecting, Garbage, Image, Named, Policy, Store, StoreError, Unpacking, chain_ids,
 };
-use hafen_spec::image::{Digest, Reference};
+use hafen_rootfs::unpack::Bounds;
+use hafen_spec::image::{Blob, Digest, Reference};
 use hafen_sys::file::boot_id;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::cli::{Format, ImageCommand, ImportArgs, PruneArgs, PullArgs};
-use crate::{Error, chain};
+use crate::cli::{Format, ImageCommand, ImportArgs, PruneArgs, PullArgs, RegistryArgs};
+use crate::{Error, chain, fsck};
 
 pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error> {
     let store = Store::at(root.to_owned());
@@ -43,7 +43,7 @@ pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error
         ImageCommand::Unpin { image } => pin(&store, image, false)?,
         ImageCommand::Rm { names } => return remove(&store, names),
         ImageCommand::Prune(args) => return prune(&store, args),
-        ImageCommand::Fsck { repair } => return check(&store, *repair),
+        ImageCommand::Fsck(args) => return fsck::check(&store, args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -56,7 +56,7 @@ fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-fn reference(text: &str) -> Result<Reference, Error> {
+pub(crate) fn reference(text: &str) -> Result<Reference, Error> {
     text.parse().map_err(Error::Refused)
 }
 
@@ -70,38 +70,48 @@ fn pin(store: &Store, image: &str, pinned: bool) -> Result<(), Error> {
 
 fn fetch(store: &Store, args: &PullArgs) -> Result<(), Error> {
     let name = reference(&args.image)?;
-    let options = Options {
-        plain_http: args.plain_http.clone(),
-        authorities: args.ca.clone(),
-        mirrors: args.mirror.clone(),
-        parallel: args.parallel,
-        retries: args.retries,
-        stall: Duration::from_secs(args.stall),
-    };
     let _guard = store.hold()?;
     let boot = boot_id()?;
     store.sync_layers(&boot)?;
+    let target = pull_target(store, &name, &args.registry)?;
+    unpack(store, &target, &name.to_string(), args.bounds.bounds(), &boot)?;
+    println!("{name} {}", target.digest);
+    store.tag(&name, target, now())?;
+    Ok(())
+}
+
+pub(crate) fn pull_target(
+    store: &Store,
+    name: &Reference,
+    args: &RegistryArgs,
+) -> Result<Blob, Error> {
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
-    let fetched = bar(&format!("pull {name}"));
-    let shown = fetched.clone();
+    let bar = bar(&format!("pull {name}"));
+    let shown = bar.clone();
     let tell = Arc::new(move |progress| match progress {
         Progress::Expect(bytes) => shown.set_length(bytes),
         Progress::Got(bytes) => shown.inc(bytes),
         Progress::Lost(bytes) => shown.dec(bytes),
     });
-    let target = threads.block_on(pull(store, &name, &options, tell));
-    fetched.finish_and_clear();
-    let target = target?;
-    let image = store.image(&target)?;
-    let unpacked = bar(&format!("unpack {name}"));
-    let progress = |_: &Digest, bytes: u64| unpacked.inc(bytes);
-    let how = Unpacking { bounds: args.bounds.bounds(), boot_id: &boot, progress: &progress };
-    let layers = store.layers_of(&image, &how);
-    unpacked.finish_and_clear();
+    let target = threads.block_on(pull(store, name, &args.options(), tell));
+    bar.finish_and_clear();
+    Ok(target?)
+}
+
+pub(crate) fn unpack(
+    store: &Store,
+    target: &Blob,
+    name: &str,
+    bounds: Bounds,
+    boot_id: &str,
+) -> Result<(), Error> {
+    let image = store.image(target)?;
+    let bar = bar(&format!("unpack {name}"));
+    let progress = |_: &Digest, bytes: u64| bar.inc(bytes);
+    let layers = store.layers_of(&image, &Unpacking { bounds, boot_id, progress: &progress });
+    bar.finish_and_clear();
     layers?;
-    println!("{name} {}", target.digest);
-    store.tag(&name, target, now())?;
     Ok(())
 }
 
@@ -290,16 +300,4 @@ fn told(collected: &Collected) -> String {
         n => format!(" and {n} parts of blobs"),
     };
     format!("{} blobs and {} layers{parts}, {}", blobs.len(), layers.len(), size(collected.bytes))
-}
-
-fn check(store: &Store, repair: bool) -> Result<ExitCode, Error> {
-    let Report { blobs, layers, names, faults, incomplete } = store.check(&boot_id()?, repair)?;
-    for fault in &faults {
-        println!("{fault}");
-    }
-    for named in &incomplete {
-        println!("{}: take it in again with \"hafen image import\"", named.reference);
-    }
-    println!("{blobs} blobs, {layers} layers, {names} names: {} faults", faults.len());
-    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,6 +1,7 @@
 //! `hafen`: what a person does with a node.
 
 mod cli;
+mod fsck;
 mod image;
 
 use std::process::ExitCode;

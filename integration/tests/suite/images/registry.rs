@@ -10,8 +10,9 @@ use hafen_integration::{Case, Output, Running, Test, cases, json, wait_until};
 use nix::sys::signal::Signal;
 
 use super::made::{Tar, busybox, digest, layout};
-use super::run;
 use super::server::{Asked, Fault, Server};
+use super::store::largest;
+use super::{import, run};
 
 pub(super) fn trials() -> Vec<Case> {
     cases![
@@ -36,6 +37,14 @@ pub(super) fn trials() -> Vec<Case> {
             Program("skopeo"),
             Program("openssl")
         ),
+        what_is_wrong_is_fetched_again(
+            Root,
+            Busybox,
+            Program("docker-registry"),
+            Program("skopeo"),
+            FileSystem("overlay")
+        ),
+        what_came_from_a_file_cannot_be_fetched(Root, Busybox),
         a_connection_that_breaks_is_taken_up(Root, Busybox),
         trouble_that_passes(Root, Busybox),
         trouble_that_stays(Root, Busybox),
@@ -191,6 +200,77 @@ fn over_tls_with_an_authority_of_its_own(t: &Test) {
         .error_with([registry.host.as_str()]);
     t.hafen(["image", "pull", "--ca", "ca.pem", &name]).output().ok();
     t.hafen(["image", "pull", "--ca", "no.pem", &name]).output().error_with(["no.pem"]);
+}
+
+/// Other bytes, but as many.
+fn spoil(file: &Path) {
+    let mut bytes = fs::read(file).expect("a blob");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(file, bytes).expect("written");
+}
+
+fn what_is_wrong_is_fetched_again(t: &Test) {
+    let registry = Registry::start(t, "");
+    registry.push(t, &image(t), &["--dest-tls-verify=false"]);
+    let name = format!("{}/me/box:1", registry.host);
+    let output = pull(t, &registry.host, &[]).ok();
+    let manifest = output.stdout.trim().rsplit(':').next().expect("a digest").to_owned();
+    // The name means another image now.
+    let other = layout(t, "other", &[busybox(t)], &json!({}));
+    registry.push(t, &other, &["--dest-tls-verify=false"]);
+    let blobs = t.images().join("blobs/sha256");
+    let spoil_all = || {
+        spoil(&largest(&blobs));
+        let layers = fs::read_dir(t.images().join("layers")).expect("layers");
+        let layer = layers.map(|e| e.expect("an entry").path()).next().expect("a layer");
+        fs::remove_file(layer.join("layer.json")).expect("removed");
+    };
+    spoil_all();
+    let output = t.hafen(["image", "fsck"]).output().code(1);
+    for text in ["its content is another one", "not whole", &name] {
+        assert!(output.stdout.contains(text), "{text}: {output}");
+    }
+    let repair = ["image", "fsck", "--repair", "--fetch", "--plain-http", &registry.host];
+    let output = t.hafen(repair).output().ok();
+    assert!(output.stdout.contains(&format!("{name}: fetched again")), "{output}");
+    assert!(output.stdout.ends_with("1 names: 0 faults\n"), "{output}");
+    assert_eq!(run(t, &["--image", &name]).ok().stdout, "pulled\n");
+    // Documents as well.
+    spoil(&blobs.join(&manifest));
+    t.hafen(repair).output().ok();
+    t.hafen(["image", "fsck"]).output().ok();
+    assert_eq!(run(t, &["--image", &name]).ok().stdout, "pulled\n");
+    let inspected = t.hafen(["image", "inspect", &name]).output().ok().json();
+    assert_eq!(inspected["digest"], json!(format!("sha256:{manifest}")));
+    // Nobody there who has it: said, and exit code 1; later it works.
+    spoil_all();
+    let gone = ["image", "fsck", "--repair", "--fetch", "--retries", "0"];
+    let output = t.hafen(gone).output().code(1);
+    assert!(output.stdout.contains("take it in again"), "{output}");
+    assert!(output.stderr.contains(&registry.host), "{output}");
+    t.hafen(repair).output().ok();
+    assert_eq!(run(t, &["--image", &name]).ok().stdout, "pulled\n");
+}
+
+fn what_came_from_a_file_cannot_be_fetched(t: &Test) {
+    let _ = t.hafen(["image", "fsck", "--fetch"]).output().code(2);
+    let layout = image(t);
+    import(t, &layout).ok();
+    let repair = ["image", "fsck", "--repair", "--fetch", "--retries", "0"];
+    t.hafen(repair).output().ok();
+    spoil(&largest(&t.images().join("blobs/sha256")));
+    let output = t.hafen(repair).output().code(1);
+    let told = "localhost/image:made: take it in again with \"hafen image import\"";
+    assert!(output.stdout.contains(told), "{output}");
+    // A layer that is not whole has its blob here.
+    import(t, &layout).ok();
+    let layers = fs::read_dir(t.images().join("layers")).expect("layers");
+    for layer in layers.map(|e| e.expect("an entry").path()) {
+        fs::remove_file(layer.join("layer.json")).expect("removed");
+    }
+    let output = t.hafen(repair).output().ok();
+    assert!(output.stdout.contains("2 layers, 1 names: 0 faults"), "{output}");
 }
 
 fn a_connection_that_breaks_is_taken_up(t: &Test) {

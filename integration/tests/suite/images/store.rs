@@ -253,7 +253,7 @@ fn serde_json_of(path: &Path) -> Value {
     fs::read_to_string(path).expect("a record").parse().expect("JSON")
 }
 
-fn largest(folder: &Path) -> PathBuf {
+pub(super) fn largest(folder: &Path) -> PathBuf {
     let blobs = fs::read_dir(folder).expect("blobs").map(|e| e.expect("an entry").path());
     blobs.max_by_key(|path| path.metadata().expect("stat").len()).expect("a blob")
 }
