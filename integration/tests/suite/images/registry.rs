@@ -172,7 +172,8 @@ fn with_a_password(t: &Test) {
     let helper = t.dir().join("docker-credential-test");
     fs::write(
         &helper,
-        "#!/bin/sh\necho '{\"ServerURL\":\"x\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n",
+        // One that ends before it has read the host's name would break the pipe that it comes through.
+        "#!/bin/sh\nread host\necho '{\"ServerURL\":\"x\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n",
     )
     .expect("written");
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("chmod");
