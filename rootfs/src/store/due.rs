@@ -88,10 +88,10 @@ pub struct Due {
 }
 
 impl Disk {
-    /// Is less than this part of it used, when so many bytes have gone?
+    /// Is less than this part of it used, when so many bytes have gone? A file system that does not say is never full.
     fn is_below(self, percent: u8, freed: u64) -> bool {
         let left = u128::from(self.used.saturating_sub(freed));
-        left * 100 < u128::from(self.total) * u128::from(percent)
+        self.total == 0 || left * 100 < u128::from(self.total) * u128::from(percent)
     }
 }
 
@@ -269,6 +269,13 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_without_a_size_is_not_full() {
+        let contents = named(vec![root("a", 1, &[1])], 1..3);
+        let disk = Disk { total: 0, used: 0 };
+        assert_eq!(due(&contents, disk, &policy(1, 0, 0), at(9)), Due::default());
+    }
+
+    #[test]
     fn garbage_goes_before_names() {
         let contents = named(vec![root("a", 1, &[1])], 1..4);
         let due = due(&contents, FULL, &policy(90, 71, 0), at(9));
@@ -335,6 +342,7 @@ mod tests {
                 (root.pinned, root.used) = (random(4) == 0, random(4) == 0);
                 contents.named.push(root);
             }
+            contents.used.push(reached(&[random(12) as u8], &[]));
             let low = random(101) as u8;
             let (policy, disk) = (policy(low, low, 3), Disk { total: 150, used: 120 });
             let due = due(&contents, disk, &policy, at(10));
@@ -346,8 +354,8 @@ mod tests {
         let (gone, left): (Vec<&Root>, Vec<&Root>) =
             contents.named.iter().partition(|root| due.names.contains(&root.name));
         assert_eq!(gone.len(), due.names.len());
-        for root in &left {
-            assert!(root.reached.blobs.iter().all(|blob| !due.garbage.blobs.contains(blob)));
+        for reached in left.iter().map(|root| &root.reached).chain(&contents.used) {
+            assert!(reached.blobs.iter().all(|blob| !due.garbage.blobs.contains(blob)));
         }
         for root in &gone {
             assert!(!root.pinned && !root.used && root.last_use <= at(7), "{root:?}");

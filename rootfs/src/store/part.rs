@@ -106,7 +106,7 @@ impl Part {
     pub fn add(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let added = self.try_add(bytes);
         if added.is_err() {
-            self.discard()?;
+            self.discard();
         }
         added
     }
@@ -130,7 +130,7 @@ impl Part {
         let hash = std::mem::replace(&mut self.hash, Hash::new(self.wanted.digest.algorithm()));
         let stored = Stored { digest: hash.finish(), size: self.size };
         if let Err(e) = check(&stored, Some(Expected::from(&self.wanted)), &self.what()) {
-            self.discard()?;
+            self.discard();
             return Err(e);
         }
         self.file.sync_data().call(|| format!("fsync {}", self.path.display()))?;
@@ -139,8 +139,9 @@ impl Part {
         Ok(stored)
     }
 
-    fn discard(&self) -> Result<(), CallError> {
-        fs::remove_file(&self.path).call(|| format!("unlink {}", self.path.display()))
+    /// The first failure is the one to tell; what stays is found out by its digest.
+    fn discard(&self) {
+        let _ = fs::remove_file(&self.path);
     }
 
     fn what(&self) -> String {

@@ -28,11 +28,11 @@ pub(super) fn trials() -> Vec<Case> {
 }
 
 /// A tmpfs, for as long as the test runs.
-struct Mounted(PathBuf);
+pub(super) struct Mounted(PathBuf);
 
 impl Mounted {
     /// By the call: mount(8) would leave a folder in /run.
-    fn new(place: &Path, size: &str) -> Self {
+    pub(super) fn new(place: &Path, size: &str) -> Self {
         fs::create_dir_all(place).expect("mkdir");
         let size = format!("size={size}");
         mount(Some("none"), place, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))

@@ -4,10 +4,11 @@ use std::fs;
 use std::time::Duration;
 
 use hafen_integration::{Case, Test, cases, json};
-use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 
+use super::collect::Mounted;
 use super::made::{Tar, busybox, layout};
+use super::server::{Fault, Server};
 use super::store::await_entry;
 use super::{import, run};
 
@@ -15,6 +16,8 @@ pub(super) fn trials() -> Vec<Case> {
     cases![
         an_import_that_is_killed(Root, Busybox, FileSystem("overlay")),
         a_prune_that_is_killed(Root, Busybox),
+        a_collection_that_is_killed(Root, Busybox),
+        a_pull_onto_a_full_disk(Root, Busybox, FileSystem("tmpfs")),
         a_full_disk(Root, Busybox, FileSystem("tmpfs"), FileSystem("overlay")),
     ]
 }
@@ -75,15 +78,48 @@ fn a_prune_that_is_killed(t: &Test) {
     }
 }
 
+/// It takes names away, too.
+fn a_collection_that_is_killed(t: &Test) {
+    let folder = many_files(t);
+    for pause in [0, 1, 2, 4, 8, 16, 32] {
+        import(t, &folder).ok();
+        t.hafen(["image", "tag", NAME, "quay.io/other:1"]).output().ok();
+        let prune = t.hafen(["image", "prune", "--high", "0", "--low", "0"]).spawn();
+        std::thread::sleep(Duration::from_millis(pause));
+        prune.signal(Signal::SIGKILL);
+        let _ = prune.wait();
+        works(t);
+    }
+    t.hafen(["image", "prune", "--high", "0", "--low", "0"]).output().ok();
+    assert_eq!(fs::read_dir(t.images().join("layers")).expect("a folder").count(), 0);
+}
+
+/// What does not fit takes no room when it is known not to.
+fn a_pull_onto_a_full_disk(t: &Test) {
+    let layers = [Tar::new().file("noise", vec![7; 3_000_000]).layer()];
+    let folder = layout(t, "large", &layers, &json!({}));
+    let server = Server::start(&folder, |_| Fault::None);
+    let name = format!("{}/me/large:1", server.host);
+    let pull = || t.hafen(["image", "pull", "--plain-http", &server.host, &name]).output();
+    {
+        let _store = Mounted::new(&t.images(), "2m");
+        pull().error_with(["No space left on device"]);
+        // The configuration may be on its way still.
+        let left = fs::read_dir(t.images().join("partial")).expect("a folder");
+        let left: u64 = left.map(|e| e.expect("an entry").metadata().expect("stat").len()).sum();
+        assert!(left < 4096, "{left} bytes");
+        works(t);
+    }
+    let _store = Mounted::new(&t.images(), "20m");
+    pull().ok();
+    works(t);
+}
+
 fn a_full_disk(t: &Test) {
     let folder = many_files(t);
-    fs::create_dir(t.images()).expect("mkdir");
     let mut fitted = false;
     for size in ["300k", "1m", "3m", "6m", "60m"] {
-        // mount(8) would leave a folder in /run.
-        let (flags, size) = (MsFlags::empty(), format!("size={size}"));
-        mount(Some("none"), &t.images(), Some("tmpfs"), flags, Some(size.as_str()))
-            .expect("a tmpfs");
+        let _store = Mounted::new(&t.images(), size);
         let output = import(t, &folder);
         fitted = output.exit == Some(0);
         if !fitted {
@@ -92,7 +128,6 @@ fn a_full_disk(t: &Test) {
             t.hafen(["image", "prune"]).output().ok();
             assert_eq!(fs::read_dir(t.images().join("layers")).expect("a folder").count(), 0);
         }
-        umount(&t.images()).expect("unmounted");
     }
     assert!(fitted, "60 MB are enough");
 }
