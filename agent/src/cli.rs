@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use hafen_registry::Options;
 use hafen_rootfs::store::{DEFAULT_ROOT, Policy, Watermarks};
 use hafen_rootfs::unpack::Bounds;
+use hafen_rootfs::volumes;
 
 /// A container node without Docker.
 #[derive(Debug, Parser)]
@@ -15,6 +16,9 @@ pub(crate) struct Cli {
     /// Folder of the image store.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT, global = true)]
     pub(crate) images: PathBuf,
+    /// Folder of the named volumes.
+    #[arg(long, value_name = "DIR", default_value = volumes::DEFAULT_ROOT, global = true)]
+    pub(crate) volumes: PathBuf,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -24,6 +28,29 @@ pub(crate) enum Command {
     /// Images: take in, look at, remove.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Named volumes: make, look at, remove. `hafen-oci run --volume NAME:DESTINATION` makes them as well.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make an empty volume.
+    Create { name: String },
+    /// List volumes.
+    Ls {
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        format: Format,
+    },
+    /// Print all that is known of a volume, as JSON.
+    Inspect { name: String },
+    /// Remove volumes with all that is in them; not those that a container uses.
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove all volumes that no container uses.
+    Prune,
 }
 
 #[derive(Debug, Subcommand)]

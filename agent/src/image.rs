@@ -48,7 +48,7 @@ pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error
     Ok(ExitCode::SUCCESS)
 }
 
-fn now() -> String {
+pub(crate) fn now() -> String {
     time(SystemTime::now())
 }
 
@@ -189,9 +189,13 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
         };
         table.add_row(row);
     }
-    // Without the blank that stands for a border.
-    table.lines().for_each(|line| println!("{}", line.trim()));
+    print(&table);
     Ok(())
+}
+
+/// Without the blank that stands for a border.
+pub(crate) fn print(table: &Table) {
+    table.lines().for_each(|line| println!("{}", line.trim()));
 }
 
 fn say(error: &StoreError) -> String {

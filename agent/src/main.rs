@@ -3,6 +3,7 @@
 mod cli;
 mod fsck;
 mod image;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -16,6 +17,8 @@ enum Error {
     #[error(transparent)]
     Store(#[from] hafen_rootfs::store::StoreError),
     #[error(transparent)]
+    Volume(#[from] hafen_rootfs::volumes::VolumeError),
+    #[error(transparent)]
     Call(#[from] hafen_sys::CallError),
     #[error(transparent)]
     Pull(#[from] hafen_registry::PullError),
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Command::Image(command) => image::run(&cli.images, command),
+        Command::Volume(command) => volume::run(&cli.volumes, command),
     };
     match done {
         Ok(code) => code,

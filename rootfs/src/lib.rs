@@ -16,5 +16,6 @@ mod share;
 pub mod source;
 pub mod store;
 pub mod unpack;
+pub mod volumes;
 
 pub use share::{CgroupView, Share, share};

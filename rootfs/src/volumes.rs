@@ -22,7 +22,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::release::remove_tree;
-use crate::store::{Guard, forget, lock, names, use_name};
+use crate::store::{Guard, forget, key, lock, names};
 
 /// Where the volumes of this machine are.
 pub const DEFAULT_ROOT: &str = "/var/lib/hafen/volumes";
@@ -69,7 +69,9 @@ pub enum VolumeError {
     Unknown(String),
     #[error("volume {name:?} is in use by {container}")]
     Used { name: String, container: String },
-    #[error("{0:?} is no name of a volume: letters, digits, '_', '.' and '-', at most 128, the first a letter or a digit")]
+    #[error(
+        "{0:?} is no name of a volume: letters, digits, '_', '.' and '-', at most 128, the first a letter or a digit"
+    )]
     Name(String),
 }
 
@@ -109,7 +111,7 @@ impl Volumes {
     /// Where the use by a container is written down, under the guard under which its volumes were found.
     #[must_use]
     pub fn use_path(&self, container: &Path) -> PathBuf {
-        self.root.join("uses").join(use_name(container))
+        self.root.join("uses").join(format!("{}.json", key(container)))
     }
 
     /// Make what is missing, and hold it: no volume is removed while the guard lives.
@@ -211,7 +213,12 @@ impl Volumes {
             .call(|| format!("read {}", path.display()))?;
         let used_by =
             uses.iter().filter(|u| u.volumes.contains(&name)).map(|u| u.container.clone());
-        Ok(Volume { created: about.created, path: self.data(&name), used_by: used_by.collect(), name })
+        Ok(Volume {
+            created: about.created,
+            path: self.data(&name),
+            used_by: used_by.collect(),
+            name,
+        })
     }
 
     /// Of this boot; those of an earlier one are forgotten.
@@ -265,7 +272,8 @@ impl Volumes {
         if let Some(container) = volume.used_by.first() {
             return Err(VolumeError::Used { name, container: container.display().to_string() });
         }
-        let (place, away) = (self.named(&name), self.root.join("tmp").join(format!("{name}.removed")));
+        let (place, away) =
+            (self.named(&name), self.root.join("tmp").join(format!("{name}.removed")));
         remove_tree(&away)?;
         fs::rename(&place, &away).call(|| format!("rename {}", place.display()))?;
         sync_folder(&self.root.join("named"))?;

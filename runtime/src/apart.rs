@@ -51,7 +51,10 @@ pub(crate) fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
             attach(&with_owners(layer, &namespace)?, &place)?;
             names.push(place);
         }
-        overlay(&names, &staging, Some(parts.scratch))
+        if takes_layers_one_by_one() {
+            return one_by_one(&names, Some(parts.scratch));
+        }
+        by_name(&names, &staging, ",upperdir=../upper,workdir=../work")
     })
 }
 
@@ -74,10 +77,11 @@ pub(crate) fn copied(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
 pub(crate) fn merged(layers: &[PathBuf], scratch: &Path) -> Result<OwnedFd, CallError> {
     match layers {
         [only] => folder(only),
+        _ if takes_layers_one_by_one() => one_by_one(layers, None),
         _ => elsewhere(|| {
             let staging = scratch.join("merged");
             on_tmpfs(&staging)?;
-            overlay(layers, &staging, None)
+            by_name(layers, &staging, "")
         }),
     }
 }
@@ -88,7 +92,10 @@ pub(crate) fn merged(layers: &[PathBuf], scratch: &Path) -> Result<OwnedFd, Call
 /// The kernel's answer, or why it is not asked.
 pub(crate) fn takes_owners(layer: &Path, owners: &IdMaps) -> Result<(), CallError> {
     if !overlay_takes_mapped_layers() {
-        return Err(CallError::errno("overlayfs on mapped layers (Linux 5.19)", nix::errno::Errno::ENOSYS));
+        return Err(CallError::errno(
+            "overlayfs on mapped layers (Linux 5.19)",
+            nix::errno::Errno::ENOSYS,
+        ));
     }
     with_owners(layer, &namespace(owners)?).map(drop)
 }
@@ -116,23 +123,18 @@ fn with_owners(layer: &Path, namespace: &OwnedFd) -> Result<OwnedFd, CallError> 
     Ok(tree)
 }
 
-/// The kernel takes layers one by one (Linux 6.8), or all in one text of a page: then they have short names in `staging`.
-fn overlay(
-    layers: &[PathBuf],
-    staging: &Path,
-    scratch: Option<&Path>,
-) -> Result<OwnedFd, CallError> {
-    let own: Vec<(&str, PathBuf)> = scratch
-        .map(|scratch| ["upper", "work"].map(|name| (name, scratch.join(name))))
-        .into_iter()
-        .flatten()
-        .collect();
-    if takes_layers_one_by_one() {
-        let layers = layers.iter().map(|layer| ("lowerdir+", layer.clone()));
-        let own = own.into_iter().map(|(name, path)| (if name == "upper" { "upperdir" } else { "workdir" }, path));
-        let options: Result<Vec<_>, CallError> = layers.chain(own).map(option).collect();
-        return new_file_system(c"overlay", c"overlay", &options?, 0);
-    }
+/// Since Linux 6.8.
+fn one_by_one(layers: &[PathBuf], scratch: Option<&Path>) -> Result<OwnedFd, CallError> {
+    let own = |name| scratch.map(|scratch| scratch.join(name));
+    let own = [("upperdir", own("upper")), ("workdir", own("work"))];
+    let own = own.into_iter().filter_map(|(key, path)| Some((key, path?)));
+    let layers = layers.iter().map(|layer| ("lowerdir+", layer.clone()));
+    let options: Result<Vec<_>, CallError> = layers.chain(own).map(option).collect();
+    new_file_system(c"overlay", c"overlay", &options?, 0)
+}
+
+/// All in one text of a page: each layer has a short name in `staging`.
+fn by_name(layers: &[PathBuf], staging: &Path, own: &str) -> Result<OwnedFd, CallError> {
     for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| !layer.starts_with(staging)) {
         let link = staging.join(i.to_string());
         std::os::unix::fs::symlink(layer, &link).call(|| format!("symlink {}", link.display()))?;
@@ -141,8 +143,7 @@ fn overlay(
     make(&root)?;
     std::env::set_current_dir(staging).call(|| format!("chdir {}", staging.display()))?;
     let names: Vec<String> = (0..layers.len()).map(|i| i.to_string()).collect();
-    let upper = if own.is_empty() { "" } else { ",upperdir=../upper,workdir=../work" };
-    let data = format!("lowerdir={}{upper}", names.join(":"));
+    let data = format!("lowerdir={}{own}", names.join(":"));
     mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
         .call(|| format!("mount an overlay of {} layers", layers.len()))?;
     clone_tree(&root, false, true)
@@ -200,7 +201,9 @@ impl WayBack {
     fn go(self) -> Result<(), CallError> {
         setns(&self.namespace, CloneFlags::CLONE_NEWNS)
             .call(|| "go back to the own mount namespace".to_owned())?;
-        fchdir(&self.root).and_then(|()| chroot(".")).call(|| "chroot to the own root".to_owned())?;
+        fchdir(&self.root)
+            .and_then(|()| chroot("."))
+            .call(|| "chroot to the own root".to_owned())?;
         fchdir(&self.here).call(|| "go back to the working directory".to_owned())
     }
 }

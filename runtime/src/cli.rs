@@ -252,6 +252,16 @@ pub struct QuickArgs {
     /// Make the root file system read-only.
     #[arg(long)]
     pub read_only: bool,
+    /// Show a folder or file of the host, or a named volume, which is made if it is missing. OPTIONs as `mounts` of a
+    /// bundle has them: ro, nosuid, ...
+    #[arg(short, long, value_name = "PATH|NAME:DESTINATION[:OPTION,...]")]
+    pub volume: Vec<String>,
+    /// An empty file system in memory. OPTIONs are size=64m, mode=1777, noexec, ...
+    #[arg(long, value_name = "DESTINATION[:OPTION,...]")]
+    pub tmpfs: Vec<String>,
+    /// Folder of the named volumes.
+    #[arg(long, value_name = "DIR", requires = BASE, default_value = hafen_rootfs::volumes::DEFAULT_ROOT)]
+    pub volumes: PathBuf,
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }

@@ -2,8 +2,8 @@
 //!
 //! | file | written | holds |
 //! |---|---|---|
-//! | `config.json` | before the plan | the specification as it was read, for processes that join later |
 //! | `plan.json` | before the first effect | identity, bundle, every claim |
+//! | `config.json` | while the process does its part | the specification as it was read, for processes that join later |
 //! | `state.json` | after the process exists, before it may go on | pid with start time |
 //! | `start`, `report` | by `create` | fifos between the waiting process and `start` |
 //!
@@ -258,7 +258,7 @@ impl Entry {
         self.path.join(name)
     }
 
-    /// Save the specification. Nobody reads it before there is a plan.
+    /// Save the specification. Nobody reads it before there is a process.
     ///
     /// # Errors
     /// Names the file.

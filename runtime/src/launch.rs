@@ -8,7 +8,7 @@
 //!   open root, bind sources, namespaces
 //!   clone3 ------------------------------------->  born in its cgroup and namespaces
 //!   steps beside: device program, v1 cgroups       mounts, devices, sysctl, masks, pivot_root
-//!   save pid and start time
+//!   save specification, pid and start time
 //!   "g" -------------- go pipe ----------------->  AwaitGo; end of file here: exit       (2)
 //!                                                  cgroup namespace, rlimits, ids, capabilities
 //!                                                  close descriptors, find the program
@@ -53,7 +53,7 @@ use crate::notify::Notify;
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, listener, notify, privilege, release, sources};
+use crate::{Error, listener, notify, privilege, release, sources, volumes};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(crate) fn launch(
     fault::point();
     let entry = Entry::claim(root, &prepared.resolved.id)?;
     fault::point();
-    let record = match record(prepared).and_then(|r| save(&entry, prepared, &r).map(|()| r)) {
+    let record = match record(prepared).and_then(|r| entry.save_plan(&r).map(|()| r)) {
         Ok(record) => record,
         // Nothing but the folder exists, and it holds no plan.
         Err(first) => return Err(release::after_failure(entry, None, first)),
@@ -111,11 +111,6 @@ pub(crate) fn launch(
             Err(release::after_failure(entry, Some(&begun), first))
         }
     }
-}
-
-fn save(entry: &Entry, prepared: &Prepared, record: &Record) -> Result<(), Error> {
-    entry.save_config(&prepared.config)?;
-    entry.save_plan(record)
 }
 
 fn record(prepared: &Prepared) -> Result<Record, Error> {
@@ -200,6 +195,7 @@ fn accompany(
     }
     // It is in all of its cgroups, where everybody sees it.
     drop(holds);
+    own.entry.save_config(&prepared.config)?;
     let identity = Identity::of(process.pid)?;
     let creating = !prepared.resolved.hooks.none_before_root();
     own.entry.save_process(Identity { creating, ..identity })?;
@@ -302,10 +298,12 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<Option<Hold>, CallEr
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
     match step {
         HostStep::MakeScratch { path, layers } => make_scratch(path, layers).map(|()| None),
-        HostStep::UseImage { path, text, name } => {
+        HostStep::WriteUse { path, text, touched } => {
             replace(path, text.as_bytes(), false)?;
-            taken(name).map(|()| None)
+            touched.as_deref().map_or(Ok(()), taken).map(|()| None)
         }
+        HostStep::MakeVolume { root, name, seed } => volumes::make(root, name, seed).map(|()| None),
+        HostStep::SeedFolder { path, seed } => volumes::seed(path, seed).map(|()| None),
         HostStep::IdMaps(_)
         | HostStep::CheckIdMaps(_)
         | HostStep::OomScoreAdj { .. }

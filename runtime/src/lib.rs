@@ -10,6 +10,7 @@
 //! clean-up path, for failures, ends and crashes alike.
 
 mod activation;
+mod apart;
 pub mod cli;
 pub mod commands;
 mod encode;
@@ -35,5 +36,6 @@ mod sources;
 mod state;
 mod supervise;
 mod terminal;
+mod volumes;
 
 pub use error::Error;

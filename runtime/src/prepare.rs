@@ -20,6 +20,7 @@ use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
 
 use crate::filters::{self, Compiled};
+use crate::volumes::VolumeBase;
 use crate::{Error, activation, facts, notify, plan, rootless};
 use hafen_sys::file::boot_id;
 
@@ -34,8 +35,8 @@ pub(crate) struct Prepared {
     pub(crate) config: Vec<u8>,
     /// The root file system, seen and opened.
     pub(crate) root: Option<OwnedFd>,
-    /// Until the use of its layers is written down, nobody removes them.
-    pub(crate) store: Option<Guard>,
+    /// Until the use of its layers and volumes is written down, nobody removes them.
+    pub(crate) stores: Vec<Guard>,
 }
 
 impl Prepared {
@@ -77,6 +78,7 @@ pub(crate) struct Bundle {
     pub(crate) bytes: Vec<u8>,
     /// The image that it was made from.
     pub(crate) image: Option<ImageBase>,
+    pub(crate) volumes: Option<VolumeBase>,
 }
 
 /// An image as the root file system of a container.
@@ -116,7 +118,10 @@ impl ImageBase {
         let path = self.store.use_path(container);
         let text = serde_json::to_string(&usage).map_err(|e| Error::Refused(e.to_string()))?;
         let name = self.store.named_path(&self.named);
-        Ok((Claim::ImageUse { path: path.clone() }, HostStep::UseImage { path, text, name }))
+        Ok((
+            Claim::Use { path: path.clone() },
+            HostStep::WriteUse { path, text, touched: Some(name) },
+        ))
     }
 }
 
@@ -137,7 +142,7 @@ pub(crate) fn read_bundle(bundle: &Path, file: &Path) -> Result<Bundle, Error> {
     let mut warnings = Vec::new();
     let wrong = |source| Error::Bundle { path: path.clone(), source };
     let spec = parse::parse_noting(&bytes, &mut warnings).map_err(wrong)?;
-    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes, image: None })
+    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes, image: None, volumes: None })
 }
 
 const NOT_ROOT: &str =
@@ -150,7 +155,7 @@ const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machi
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
-    let Bundle { file, warnings, spec, bytes, image, .. } = bundle;
+    let Bundle { file, warnings, spec, bytes, image, volumes, .. } = bundle;
     if request.options.systemd_cgroup && !systemd::is_running() {
         return Err(Error::Refused(NO_SYSTEMD.to_owned()));
     }
@@ -184,8 +189,14 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     }
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
     let scratch = request.state.join("scratch");
+    if let Some(volumes) = &volumes {
+        volumes.add_mounts(&mut resolved, &scratch);
+    }
     let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
     let mut rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
+    if let Some(volumes) = &volumes {
+        volumes.add_steps(&mut rootfs, &resolved, &scratch, &request.state)?;
+    }
     if let Some(image) = &image {
         let (claim, step) = image.usage(&request.state)?;
         rootfs.claims.insert(0, claim);
@@ -200,8 +211,9 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     let instructions = compiled.as_ref().map(|c| c.filter.len());
     let plan = plan::order(&resolved, cgroup, rootfs, instructions, request.waits);
     let facts = if resolved.in_user_namespace() { facts.in_user_namespace() } else { facts };
-    let store = image.map(|image| image.guard);
-    Ok(Prepared { resolved, facts, plan, compiled, root, config: bytes, store })
+    let stores = image.map(|image| image.guard).into_iter().chain(volumes.and_then(|v| v.guard));
+    let stores = stores.collect();
+    Ok(Prepared { resolved, facts, plan, compiled, root, config: bytes, stores })
 }
 
 /// With the cgroup's path as it is written (tests only).

@@ -61,7 +61,7 @@ fn give_back(claim: &Claim) -> Result<(), CallError> {
     match claim {
         Claim::Scratch { path } => remove_tree(path),
         Claim::Resctrl { path } => resctrl::release(path),
-        Claim::ImageUse { path } => store::forget(path),
+        Claim::Use { path } => store::forget(path),
         _ => cgroup::release(claim),
     }
 }

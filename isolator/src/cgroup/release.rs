@@ -43,7 +43,7 @@ pub fn release(claim: &Claim) -> Result<(), CallError> {
             remove(path, end_legacy)?;
             (path, parents)
         }
-        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => {
+        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => {
             return Err(CallError::errno(format!("release {claim} as a cgroup"), Errno::EINVAL));
         }
     };

@@ -178,7 +178,7 @@ pub fn stats(claims: &[Claim]) -> Stats {
             Claim::LegacyCgroup { controller, path, .. } => {
                 look(path, |f| controller.split(',').for_each(|c| stats.legacy(c, f)));
             }
-            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => {}
+            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => {}
         }
     }
     stats

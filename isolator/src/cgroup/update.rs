@@ -56,7 +56,7 @@ pub fn held(claims: &[Claim]) -> Held {
         match claim {
             Claim::Cgroup { path, .. } => held_unified(path, &mut held),
             Claim::LegacyCgroup { path, .. } => held_legacy(path, &mut held),
-            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => {}
+            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => {}
         }
     }
     held
@@ -158,7 +158,7 @@ fn check_usage(limits: &Limits, claims: &[Claim]) -> Result<(), Problems> {
     let files = claims.iter().filter_map(|claim| match claim {
         Claim::Cgroup { path, .. } => Some(path.join("memory.current")),
         Claim::LegacyCgroup { path, .. } => Some(path.join("memory.usage_in_bytes")),
-        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => None,
+        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => None,
     });
     match files.filter_map(|file| count(&file)).find(|usage| *usage > limit) {
         Some(usage) => Err(problem(

@@ -42,7 +42,7 @@ pub fn observe(claims: &[Claim]) -> Usage {
             Claim::LegacyCgroup { controller, path, .. } => {
                 open(path, |f| controller.split(',').for_each(|c| usage.legacy(c, f)));
             }
-            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => {}
+            Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => {}
         }
     }
     usage

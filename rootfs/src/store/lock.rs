@@ -35,11 +35,11 @@ fn flock(root: &Path, kind: FlockArg) -> Result<Guard, CallError> {
     lock.map(Guard).map_err(|(_, e)| CallError::errno(format!("flock {}/lock", root.display()), e))
 }
 
-pub(super) fn shared(root: &Path) -> Result<Guard, CallError> {
+pub(crate) fn shared(root: &Path) -> Result<Guard, CallError> {
     flock(root, FlockArg::LockShared)
 }
 
-pub(super) fn exclusive(root: &Path) -> Result<Guard, CallError> {
+pub(crate) fn exclusive(root: &Path) -> Result<Guard, CallError> {
     flock(root, FlockArg::LockExclusive)
 }
 

@@ -18,7 +18,7 @@ mod content;
 mod due;
 mod fsck;
 pub(crate) mod layer;
-mod lock;
+pub(crate) mod lock;
 mod part;
 mod reference;
 mod usage;
@@ -45,6 +45,7 @@ pub use layer::{LayerRecord, Unpacking};
 pub use lock::Guard;
 pub use part::Part;
 pub use reference::Named;
+pub(crate) use usage::key;
 pub use usage::{Use, forget, taken};
 
 /// Where the store of this machine is.
@@ -118,7 +119,7 @@ impl Store {
 }
 
 /// Names in a folder; a folder that is not there has none.
-fn names(folder: &Path) -> Result<Vec<String>, CallError> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, CallError> {
     let call = || format!("read folder {}", folder.display());
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -33,13 +33,7 @@ impl Store {
     /// found.
     #[must_use]
     pub fn use_path(&self, container: &Path) -> PathBuf {
-        let name: String = container
-            .to_string_lossy()
-            .trim_start_matches('/')
-            .chars()
-            .map(|c| if c == '/' { '%' } else { c })
-            .collect();
-        self.path("uses", &format!("{name}.json"))
+        self.path("uses", &format!("{}.json", key(container)))
     }
 
     /// Of this boot, whose container has not been released.
@@ -75,6 +69,16 @@ pub fn taken(name: &Path) -> Result<(), CallError> {
         Err(Errno::ENOENT) => Ok(()),
         answer => answer.call(|| format!("utimensat {}", name.display())),
     }
+}
+
+/// The name of a container in the store.
+pub(crate) fn key(container: &Path) -> String {
+    container
+        .to_string_lossy()
+        .trim_start_matches('/')
+        .chars()
+        .map(|c| if c == '/' { '%' } else { c })
+        .collect()
 }
 
 /// What a container's end takes away; it may be gone already.

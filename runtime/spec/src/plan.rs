@@ -45,8 +45,8 @@ pub enum Claim {
     Scratch { path: PathBuf },
     /// A group of the resctrl file system. Released by removing it, after the processes are gone.
     Resctrl { path: PathBuf },
-    /// The note in an image store that layers of it are in use. Released by removing the file.
-    ImageUse { path: PathBuf },
+    /// The note in a store that layers of an image, or volumes, are in use. Released by removing the file.
+    Use { path: PathBuf },
 }
 
 impl Claim {
@@ -57,7 +57,7 @@ impl Claim {
             | Self::LegacyCgroup { path, .. }
             | Self::Scratch { path }
             | Self::Resctrl { path }
-            | Self::ImageUse { path } => path,
+            | Self::Use { path } => path,
         }
     }
 }
@@ -73,7 +73,7 @@ impl fmt::Display for Claim {
                 write!(f, "v1 cgroup {} ({controller})", path.display())
             }
             Self::Scratch { path } => write!(f, "scratch folder {}", path.display()),
-            Self::ImageUse { path } => write!(f, "use of image layers {}", path.display()),
+            Self::Use { path } => write!(f, "use written down in {}", path.display()),
             Self::Resctrl { path } => write!(f, "resctrl group {}", path.display()),
         }
     }
@@ -119,12 +119,24 @@ pub enum HostStep {
         /// Given short names in it, for kernels that take all layers of an overlay in one text of a page.
         layers: Vec<PathBuf>,
     },
-    /// Write down that layers of an image are in use.
-    UseImage {
+    /// Write down that layers of an image, or volumes, are in use.
+    WriteUse {
         path: PathBuf,
         text: String,
         /// The record of the image's name, whose time says when it was last used.
-        name: PathBuf,
+        touched: Option<PathBuf>,
+    },
+    /// Make a named volume where there is none, with what the root file system has at its place.
+    MakeVolume {
+        /// The folder of all volumes.
+        root: PathBuf,
+        name: String,
+        seed: Seed,
+    },
+    /// Make a folder that goes with the container, with what the root file system has at its place.
+    SeedFolder {
+        path: PathBuf,
+        seed: Seed,
     },
     Resctrl(Resctrl),
     /// Give the process an attribute.
@@ -214,7 +226,7 @@ impl HostStep {
             | Self::MakeScope { path, .. }
             | Self::MakeLegacyCgroup { path, .. }
             | Self::MakeScratch { path, .. }
-            | Self::UseImage { path, .. } => Some(path),
+            | Self::WriteUse { path, .. } => Some(path),
             Self::Resctrl(step) => step.makes(),
             _ => None,
         }
@@ -266,7 +278,11 @@ impl fmt::Display for HostStep {
                     n => write!(f, ", and with links to {n} layers"),
                 }
             }
-            Self::UseImage { path, .. } => write!(f, "write down the use in {}", path.display()),
+            Self::WriteUse { path, .. } => write!(f, "write down the use in {}", path.display()),
+            Self::MakeVolume { root, name, seed } => {
+                write!(f, "make volume {name} in {} with {seed}, if it is missing", root.display())
+            }
+            Self::SeedFolder { path, seed } => write!(f, "make {} with {seed}", path.display()),
             Self::Enter { cgroup } => {
                 write!(f, "write the pid to {}/cgroup.procs", cgroup.display())
             }
@@ -290,6 +306,24 @@ impl fmt::Display for HostStep {
                 )
             }
         }
+    }
+}
+
+/// The first content of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seed {
+    /// Of the root file system, topmost first.
+    pub layers: Vec<PathBuf>,
+    /// A folder of the container's, where they can be put together.
+    pub scratch: PathBuf,
+    /// The place in the container.
+    pub inside: String,
+}
+
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what the image has at {}", self.inside)
     }
 }
 

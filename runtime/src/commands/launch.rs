@@ -42,7 +42,7 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let mut console = console(&prepared, &args.launch, args.detach)?;
     let theirs = console.as_mut().and_then(Console::give);
     let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
-    drop(prepared.store.take());
+    prepared.stores.clear();
     let mut running = after_start(announce(&args.launch, running)?)?;
     if args.detach {
         if let Some(notify) = running.notify {

@@ -1,6 +1,7 @@
 //! A container without a bundle: the default specification, changed by a few options.
 
 mod image;
+mod volumes;
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,6 +41,8 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--hostname", args.hostname.is_some()),
         ("--user", args.user.is_some()),
         ("--read-only", args.read_only),
+        ("--volume", !args.volume.is_empty()),
+        ("--tmpfs", !args.tmpfs.is_empty()),
         ("COMMAND", !args.command.is_empty()),
     ];
     let mut problems = Problems::default();
@@ -72,6 +75,8 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
         Some(base) => image::process(base, args, &mut value, &mut problems)?,
         None => process(args, &mut value["process"], &mut problems),
     }
+    let of_image = base.as_ref().map_or(&[][..], |base| &base.image.config.defaults.volumes);
+    let volumes = Some(volumes::add(args, of_image, &mut value["mounts"], &mut problems)?);
     if let Some(hostname) = &args.hostname {
         value["hostname"] = json!(hostname);
     }
@@ -79,7 +84,8 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
     let spec = parse::parse(&bytes).map_err(Error::Options)?;
     let path = PathBuf::from(NO_BUNDLE);
-    Ok(Bundle { file: path.join(CONFIG), path, warnings: Vec::new(), spec, bytes, image: base })
+    let file = path.join(CONFIG);
+    Ok(Bundle { file, path, warnings: Vec::new(), spec, bytes, image: base, volumes })
 }
 
 fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {

@@ -8,6 +8,7 @@ mod registry;
 mod run;
 mod server;
 mod store;
+mod volumes;
 
 use hafen_integration::{Case, Output, Test};
 
@@ -19,6 +20,7 @@ pub(crate) fn trials() -> Vec<Case> {
         hostile::trials(),
         crash::trials(),
         collect::trials(),
+        volumes::trials(),
     ]
     .into_iter()
     .flatten()

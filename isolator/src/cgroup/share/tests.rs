@@ -50,7 +50,7 @@ fn text(share: &Share) -> String {
 fn parents(claim: &Claim) -> &[PathBuf] {
     match claim {
         Claim::Cgroup { parents, .. } | Claim::LegacyCgroup { parents, .. } => parents,
-        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::ImageUse { .. } => &[],
+        Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => &[],
     }
 }
 
