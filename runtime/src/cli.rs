@@ -259,6 +259,12 @@ pub struct QuickArgs {
     /// An empty file system in memory. OPTIONs are size=64m, mode=1777, noexec, ...
     #[arg(long, value_name = "DESTINATION[:OPTION,...]")]
     pub tmpfs: Vec<String>,
+    /// Run in a user namespace with these user ids.
+    #[arg(long, value_name = "INSIDE:OUTSIDE:SIZE")]
+    pub uidmap: Vec<String>,
+    /// Its group ids, where they are others.
+    #[arg(long, value_name = "INSIDE:OUTSIDE:SIZE", requires = "uidmap")]
+    pub gidmap: Vec<String>,
     /// Folder of the named volumes.
     #[arg(long, value_name = "DIR", requires = BASE, default_value = hafen_rootfs::volumes::DEFAULT_ROOT)]
     pub volumes: PathBuf,
