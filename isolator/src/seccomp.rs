@@ -55,13 +55,24 @@ const MOST_ERRNO: u32 = 4094;
 /// SECCOMP_RET_ACTION_FULL
 const ACTION_MASK: u32 = 0xffff_0000;
 const INSTRUCTION: usize = 8;
+/// SECCOMP_RET_ERRNO
+const RETURN_ERRNO: u32 = 0x0005_0000;
+const X32_BIT: u32 = 0x4000_0000;
+// Classic BPF (linux/bpf_common.h) on `struct seccomp_data`: number, architecture.
+const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
+const EQUAL: u16 = 0x15;
+const ABOVE: u16 = 0x25;
+const SET: u16 = 0x45;
+const AND: u16 = 0x54;
+const RETURN: u16 = 0x06;
 /// SCMP_FLTATR_CTL_OPTIMIZE (seccomp_attr_set(3), libseccomp 2.5).
 const LIST: u32 = 1;
 const TREE: u32 = 2;
 /// libseccomp makes a wrong tree of nothing (its issue 370, in 2.5.3 and before).
 const WORTH_A_TREE: usize = 16;
 /// Raised when the same profile comes out of this module otherwise than before.
-const COMPILER: u32 = 1;
+const COMPILER: u32 = 2;
 
 /// Everything that decides the instructions of a profile: of two profiles with the same recipe they are the same.
 /// The kernel decides nothing, it only has to know the actions. `None`: it cannot be told.
@@ -134,6 +145,7 @@ fn build_as(
         add_rule(&mut filter, rule).map_err(|e| note(&format!("syscalls[{i}]"), &e)).ok()?;
     }
     let mut instructions = newer_calls(profile);
+    instructions.extend(nameless_calls(profile));
     let rules = export(&filter, instructions.len());
     instructions.extend(rules.map_err(|e| problems.add("linux.seccomp", e)).ok()?);
     Some(instructions)
@@ -157,15 +169,6 @@ const AUDIT_ARCHES: [(ScmpArch, u32); 8] = [
 fn newer_calls(profile: &LinuxSeccomp) -> Vec<Instruction> {
     use LinuxSeccompAction as A;
     const ENOSYS: u32 = 38;
-    const RETURN_ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
-    const X32_BIT: u32 = 0x4000_0000;
-    // Classic BPF (linux/bpf_common.h) on `struct seccomp_data`: number, architecture.
-    const LOAD: u16 = 0x20;
-    const JUMP: u16 = 0x05;
-    const EQUAL: u16 = 0x15;
-    const ABOVE: u16 = 0x25;
-    const SET: u16 = 0x45;
-    const RETURN: u16 = 0x06;
     let denies = matches!(
         profile.default_action(),
         A::ScmpActErrno
@@ -198,6 +201,31 @@ fn newer_calls(profile: &LinuxSeccomp) -> Vec<Instruction> {
         ]);
     }
     program
+}
+
+/// Calls that libseccomp may be too old to name, by the number that they have on every architecture.
+const RECENT: [(&str, u32); 1] = [("file_setattr", 469)];
+
+/// Plain refusals of such calls: a name that nobody knows would be no rule.
+fn nameless_calls(profile: &LinuxSeccomp) -> Vec<Instruction> {
+    let refusals = profile.syscalls().iter().flatten().filter(|rule| {
+        rule.action() == LinuxSeccompAction::ScmpActErrno
+            && rule.args().iter().flatten().count() == 0
+    });
+    let refused =
+        refusals.flat_map(|rule| rule.names().iter().map(|name| (name, rule.errno_ret())));
+    let known = |name: &str| ScmpSyscall::from_name(name).is_ok();
+    let recent = |name: &str| RECENT.iter().find(|(n, _)| *n == name && !known(name));
+    refused.filter_map(|(name, errno)| Some(refusal(recent(name)?.1, errno))).flatten().collect()
+}
+
+fn refusal(call: u32, errno: Option<u32>) -> [Instruction; 4] {
+    [
+        (LOAD, 0, 0, 0),
+        (AND, 0, 0, !X32_BIT),
+        (EQUAL, 0, 1, call),
+        (RETURN, 0, 0, RETURN_ERRNO | errno.unwrap_or(DEFAULT_ERRNO)),
+    ]
 }
 
 /// This machine's own, and those that the profile names.
@@ -478,6 +506,25 @@ mod tests {
         }
         assert_eq!(at, program.len(), "it leads to the first of the rules");
         None
+    }
+
+    #[test]
+    fn a_recent_call_is_refused_by_its_number() {
+        const EPERM: Option<u32> = Some(0x0005_0001);
+        let program = refusal(469, None);
+        for (_, arch) in &AUDIT_ARCHES {
+            assert_eq!(verdict(&program, *arch, 469), EPERM);
+            assert_eq!(verdict(&program, *arch, X32_BIT | 469), EPERM);
+            assert_eq!(verdict(&program, *arch, 468), None);
+        }
+        let rule = |action: &str| {
+            let rule = json!({ "names": ["file_setattr", "read"], "action": action });
+            profile(json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] }))
+        };
+        let named = ScmpSyscall::from_name("file_setattr").is_ok();
+        let program = nameless_calls(&rule("SCMP_ACT_ERRNO"));
+        assert_eq!(program.len(), if named { 0 } else { 4 });
+        assert_eq!(nameless_calls(&rule("SCMP_ACT_LOG")), []);
     }
 
     #[test]
