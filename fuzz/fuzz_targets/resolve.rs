@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hafen_rootfs::CgroupView;
+use hafen_rootfs::{CgroupView, Scratch};
 use hafen_spec::HostFacts;
 use hafen_spec::facts::CgroupLayout;
 use hafen_spec::parse::parse;
+use hafen_spec::plan::Tmpfs;
 use hafen_spec::resolve::{Options, resolve};
 use libfuzzer_sys::fuzz_target;
 
@@ -51,7 +52,9 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let view =
         CgroupView { tree: PathBuf::from("/tree"), hybrid: host.has_tree, ..CgroupView::default() };
-    let _ = hafen_rootfs::share(&resolved, &view, Path::new("/scratch"), host.user, facts.rootless);
+    let tmpfs = host.user.then(Tmpfs::default);
+    let scratch = Scratch { path: PathBuf::from("/scratch"), tmpfs, ..Scratch::default() };
+    let _ = hafen_rootfs::share(&resolved, &view, &scratch, facts.rootless);
 });
 
 fn facts(host: &Host) -> HostFacts {

@@ -1,7 +1,10 @@
 //! What a case needs of the machine. Decided before it runs: a lack is shown, never passed over.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 
 use crate::{Program, cgroup, program};
 
@@ -39,6 +42,8 @@ pub enum Need {
     File(&'static str),
     /// A file system type that the kernel has or can load.
     FileSystem(&'static str),
+    /// A file system, `ext4` or `xfs`, that can be made, mounted, and bound what a project takes.
+    ProjectQuota(&'static str),
     /// At least this kernel (major, minor).
     Kernel(u32, u32),
     /// At least this many processors.
@@ -101,6 +106,7 @@ impl Need {
             Self::Weaken => can_be_weakened(),
             Self::File(path) => Path::new(path).exists(),
             Self::FileSystem(name) => has_file_system(name),
+            Self::ProjectQuota(name) => has_project_quota(name),
             Self::Kernel(major, minor) => kernel().is_some_and(|found| found >= (major, minor)),
             Self::Cpus(count) => {
                 std::thread::available_parallelism().is_ok_and(|n| n.get() >= count)
@@ -145,6 +151,7 @@ impl Need {
                     | Self::Reference
                     | Self::Weaken
                     | Self::FileSystem(_)
+                    | Self::ProjectQuota(_)
                     | Self::Cpus(..=2)
                     | Self::Capability(_)
                     | Self::UserNamespaces
@@ -182,6 +189,7 @@ impl fmt::Display for Need {
             Self::Weaken => f.write_str("hafen-oci with the feature weaken"),
             Self::File(path) => write!(f, "file {path}"),
             Self::FileSystem(name) => write!(f, "file system {name}"),
+            Self::ProjectQuota(name) => write!(f, "project quotas of {name} (kernel, mkfs.{name})"),
             Self::Kernel(major, minor) => write!(f, "Linux {major}.{minor}"),
             Self::Cpus(count) => write!(f, "{count} processors"),
             Self::Capability(name) => f.write_str(name),
@@ -213,6 +221,23 @@ fn has_file_system(name: &str) -> bool {
         .args(["-n", "-q", name])
         .status()
         .is_ok_and(|s| s.success())
+}
+
+/// Only a mount tells. Its namespace takes it along, and the loop device with it.
+fn has_project_quota(name: &str) -> bool {
+    const SCRIPT: &str = "mkdir \"$1\" && cd \"$1\" && mkdir to && truncate -s 320M disk || exit 1
+        case $0 in ext4) set -- -O project,quota -E quotatype=prjquota ;; *) set -- ;; esac
+        mkfs.$0 -q \"$@\" disk && unshare -m mount -n -t $0 -o loop,prjquota disk to";
+    static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry(name.to_owned()).or_insert_with(|| {
+        let folder = std::env::temp_dir().join(format!("hafen-suite-quota.{}", std::process::id()));
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", SCRIPT, name]).arg(&folder).stderr(Stdio::null());
+        let done = shell.status().is_ok_and(|status| status.success());
+        let _ = std::fs::remove_dir_all(&folder);
+        done
+    })
 }
 
 fn kernel() -> Option<(u32, u32)> {

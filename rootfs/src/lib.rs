@@ -12,10 +12,11 @@ pub mod export;
 pub mod import;
 pub mod layers;
 pub mod release;
+pub mod scratch;
 mod share;
 pub mod source;
 pub mod store;
 pub mod unpack;
 pub mod volumes;
 
-pub use share::{CgroupView, Share, share};
+pub use share::{CgroupView, Scratch, Share, share};

@@ -23,6 +23,16 @@ const PARENT: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC).union(OFlag::O_
 /// # Errors
 /// Names the first entry that could not be removed.
 pub fn remove_tree(path: &Path) -> Result<(), CallError> {
+    let Some(folder) = open_folder(path)? else { return Ok(()) };
+    empty(folder, path)?;
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        answer => answer.call(|| format!("rmdir {}", path.display())),
+    }
+}
+
+/// A folder that is no mount point; `None` where there is none.
+pub(crate) fn open_folder(path: &Path) -> Result<Option<OwnedFd>, CallError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(CallError::errno(format!("remove {}", path.display()), Errno::EINVAL));
     };
@@ -30,12 +40,8 @@ pub fn remove_tree(path: &Path) -> Result<(), CallError> {
         .call(|| format!("open {}", parent.display()))
         .and_then(|parent| enter(&parent, Path::new(name), path));
     match opened {
-        Err(e) if e.is(Errno::ENOENT) => return Ok(()),
-        answer => empty(answer?, path)?,
-    }
-    match std::fs::remove_dir(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        answer => answer.call(|| format!("rmdir {}", path.display())),
+        Err(e) if e.is(Errno::ENOENT) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 

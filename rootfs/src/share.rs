@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use hafen_spec::plan::{ChildStep, Claim, HostStep};
+use hafen_spec::plan::{ChildStep, Claim, HostStep, Tmpfs};
 use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{Attrs, Mount, MountKind, Namespace, Resolved, SourceLink};
 
@@ -27,34 +27,24 @@ pub struct CgroupView {
     pub hybrid: bool,
 }
 
+/// Where the upper layer of an overlay lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scratch {
+    pub path: PathBuf,
+    /// On the path's own file system: what it may take.
+    pub limit: Option<u64>,
+    /// In memory instead.
+    pub tmpfs: Option<Tmpfs>,
+}
+
 /// The root file system and everything in it, in the order of the bundle. Pure.
 ///
-/// `scratch` is the folder for the upper layer of an overlay, `scratch_inside` says that it lies inside the lower layer.
 /// `rootless`: the runtime is in a user namespace itself.
 #[must_use]
-pub fn share(
-    resolved: &Resolved,
-    cgroup: &CgroupView,
-    scratch: &Path,
-    scratch_inside: bool,
-    rootless: bool,
-) -> Share {
+pub fn share(resolved: &Resolved, cgroup: &CgroupView, scratch: &Scratch, rootless: bool) -> Share {
     let mut share = Share::default();
     if resolved.root.overlay {
-        share.claims.push(Claim::Scratch { path: scratch.to_owned() });
-        let root = &resolved.root;
-        let several = !root.below.is_empty();
-        let all = std::iter::once(&root.path).chain(&root.below).filter(|_| several);
-        share.before.push(HostStep::MakeScratch {
-            path: scratch.to_owned(),
-            layers: all.cloned().collect(),
-        });
-        share.child.push(ChildStep::RootOverlay {
-            lower: root.path.clone(),
-            below: root.below.clone(),
-            scratch: scratch.to_owned(),
-            tmpfs: scratch_inside,
-        });
+        overlay(&mut share, resolved, scratch);
     } else {
         share.child.push(ChildStep::RootBind {
             path: resolved.root.path.clone(),
@@ -75,6 +65,24 @@ pub fn share(
     }
     share.child.extend(devices::steps(resolved));
     share
+}
+
+fn overlay(share: &mut Share, resolved: &Resolved, scratch: &Scratch) {
+    let (root, path) = (&resolved.root, &scratch.path);
+    let several = !root.below.is_empty();
+    let layers = std::iter::once(&root.path).chain(&root.below).filter(|_| several).cloned();
+    share.claims.push(Claim::Scratch { path: path.clone() });
+    share.before.push(HostStep::MakeScratch { path: path.clone() });
+    // What is made in the folder belongs to its project only if that is there before.
+    let limit = scratch.limit.map(|bytes| HostStep::LimitScratch { path: path.clone(), bytes });
+    share.before.extend(limit);
+    share.before.push(HostStep::FillScratch { path: path.clone(), layers: layers.collect() });
+    share.child.push(ChildStep::RootOverlay {
+        lower: root.path.clone(),
+        below: root.below.clone(),
+        scratch: path.clone(),
+        tmpfs: scratch.tmpfs,
+    });
 }
 
 /// A read-only `/dev` of the container's own becomes so when its devices and its terminal are in it.

@@ -1,9 +1,12 @@
 //! What a person or client may type. Only what was typed: everything else is found out later.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hafen_rootfs::store::DEFAULT_ROOT;
+use hafen_rootfs::store::{DEFAULT_ROOT, Store};
+use hafen_sys::{CallError, Context};
+
+use crate::upper::Upper;
 
 /// Run containers from OCI bundles, with limits that hold.
 #[derive(Debug, Parser)]
@@ -216,9 +219,9 @@ pub struct QuickArgs {
     /// Image of the store, by name or by the beginning of its digest. It says what runs, unless a command is given.
     #[arg(long, value_name = "REF", group = BASE)]
     pub image: Option<String>,
-    /// Folder of the image store.
-    #[arg(long, value_name = "DIR", requires = "image", default_value = DEFAULT_ROOT)]
-    pub images: PathBuf,
+    /// Folder of the image store, which --upper disk uses as well [default: /var/lib/hafen/images].
+    #[arg(long, value_name = "DIR", requires = BASE)]
+    pub images: Option<PathBuf>,
     /// Run this in place of the image's entrypoint; "" for none.
     #[arg(long, value_name = "PROGRAM", requires = "image")]
     pub entrypoint: Option<String>,
@@ -268,8 +271,24 @@ pub struct QuickArgs {
     /// Folder of the named volumes.
     #[arg(long, value_name = "DIR", requires = BASE, default_value = hafen_rootfs::volumes::DEFAULT_ROOT)]
     pub volumes: PathBuf,
+    /// What is written goes to a tmpfs, which counts as memory, or to the file system of the image store, up to SIZE (as
+    /// tmpfs:64M) if that is given.
+    #[arg(long, value_name = "tmpfs|disk[:SIZE]")]
+    pub upper: Option<Upper>,
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+impl QuickArgs {
+    /// The image store.
+    ///
+    /// # Errors
+    /// The working directory is gone.
+    pub(crate) fn store(&self) -> Result<Store, CallError> {
+        let root = self.images.as_deref().unwrap_or(Path::new(DEFAULT_ROOT));
+        let root = std::path::absolute(root).call(|| format!("--images {}", root.display()))?;
+        Ok(Store::at(root))
+    }
 }
 
 #[derive(Debug, Args)]

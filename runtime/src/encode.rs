@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use hafen_isolator::seccomp::Filter;
 use hafen_rootfs::source::{self, Source};
 use hafen_spec::HostFacts;
-use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep};
+use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep, Tmpfs};
 use hafen_spec::resolve::attr;
 use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, Namespace, Process, TimeOffset};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
@@ -33,6 +33,9 @@ const TARGET: Slot = Slot(2);
 const EMPTY: Slot = Slot(3);
 
 const MS_REC: u64 = libc::MS_REC;
+
+/// Options of an overlay, and names in the scratch folder.
+type OwnLayer = [(&'static str, &'static str); 2];
 
 /// What the steps refer to, opened by the parent.
 #[derive(Debug, Default)]
@@ -424,11 +427,13 @@ impl<'a> Encoder<'a> {
                 });
             }
             ChildStep::RootBind { path, over_root } => self.root_bind(path, *over_root)?,
-            ChildStep::RootOverlay { lower, below, scratch, tmpfs } if below.is_empty() => {
-                self.root_overlay(lower, scratch, *tmpfs)?;
-            }
-            ChildStep::RootOverlay { lower, below, scratch, .. } => {
-                self.root_layers(lower, below, scratch)?;
+            ChildStep::RootOverlay { lower, below, scratch, tmpfs } => {
+                let own = self.own_layer(scratch, *tmpfs)?;
+                if below.is_empty() {
+                    self.root_overlay(lower, scratch, &own)?;
+                } else {
+                    self.root_layers(lower, below, scratch, &own)?;
+                }
             }
             ChildStep::Mount(mount) => self.mount(mount)?,
             ChildStep::BindDevice(device) => self.mount(&Mount::of_device(device))?,
@@ -477,31 +482,32 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
+    /// The names of upper and work folder in the scratch folder. A tmpfs is mounted over what would be the upper layer,
+    /// and holds both; whatever the process writes counts as its memory.
+    fn own_layer(&mut self, scratch: &Path, tmpfs: Option<Tmpfs>) -> io::Result<OwnLayer> {
+        let Some(tmpfs) = tmpfs else { return Ok([("upperdir", "upper"), ("workdir", "work")]) };
+        let own = [("upperdir", "upper/upper"), ("workdir", "upper/work")];
+        let size = tmpfs.size.map(|size| format!(",size={size}")).unwrap_or_default();
+        self.ops.push(Op::MountPath {
+            source: Some(c("tmpfs")?),
+            target: c_path(&scratch.join("upper"))?,
+            fstype: Some(c("tmpfs")?),
+            flags: 0,
+            data: Some(c(&format!("mode=700{size}"))?),
+        });
+        for (_, name) in own {
+            self.ops.push(Op::MakeFolderPath { path: c_path(&scratch.join(name))?, mode: 0o755 });
+        }
+        Ok(own)
+    }
+
     /// Mounted over the scratch folder's `merged`, in the container's own mount namespace only.
-    fn root_overlay(&mut self, lower: &Path, scratch: &Path, tmpfs: bool) -> io::Result<()> {
+    fn root_overlay(&mut self, lower: &Path, scratch: &Path, own: &OwnLayer) -> io::Result<()> {
         /// fsconfig(2) takes no longer string.
         const LONGEST_PARAMETER: usize = 255;
-        if tmpfs {
-            let target = c_path(scratch)?;
-            let (fstype, data) = (Some(c("tmpfs")?), Some(c("mode=700")?));
-            self.ops.push(Op::MountPath {
-                source: Some(c("tmpfs")?),
-                target,
-                fstype,
-                flags: 0,
-                data,
-            });
-            for name in ["upper", "work", "merged"] {
-                self.ops
-                    .push(Op::MakeFolderPath { path: c_path(&scratch.join(name))?, mode: 0o755 });
-            }
-        }
         let merged = c_path(&scratch.join("merged"))?;
-        let layers = [
-            ("lowerdir", escape(lower)),
-            ("upperdir", escape(&scratch.join("upper"))),
-            ("workdir", escape(&scratch.join("work"))),
-        ];
+        let own = own.map(|(key, name)| (key, escape(&scratch.join(name))));
+        let layers: Vec<_> = std::iter::once(("lowerdir", escape(lower))).chain(own).collect();
         let short = layers.iter().all(|(_, value)| value.len() <= LONGEST_PARAMETER);
         if short && mount_calls(self.facts) == MountCalls::New {
             let options = layers.iter().map(|(key, value)| Ok((c(key)?, Some(c(value)?))));
@@ -533,12 +539,17 @@ impl<'a> Encoder<'a> {
 
     /// Layers of an image. The kernel takes them one by one; before it could, all in one text of a page, for which each
     /// has a short name in the scratch folder.
-    fn root_layers(&mut self, lower: &Path, below: &[PathBuf], scratch: &Path) -> io::Result<()> {
+    fn root_layers(
+        &mut self,
+        lower: &Path,
+        below: &[PathBuf],
+        scratch: &Path,
+        own: &OwnLayer,
+    ) -> io::Result<()> {
         let merged = c_path(&scratch.join("merged"))?;
         if mount_calls(self.facts) == MountCalls::New && takes_layers_one_by_one() {
             let layers = std::iter::once(lower).chain(below.iter().map(PathBuf::as_path));
             let layers = layers.map(|layer| Ok((c("lowerdir+")?, Some(c_path(layer)?))));
-            let own = [("upperdir", "upper"), ("workdir", "work")];
             let own = own.map(|(key, name)| Ok((c(key)?, Some(c_path(&scratch.join(name))?))));
             self.ops.push(Op::NewMount {
                 fstype: c("overlay")?,
@@ -551,7 +562,8 @@ impl<'a> Encoder<'a> {
             self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
         } else {
             let names: Vec<String> = (0..=below.len()).map(|i| i.to_string()).collect();
-            let data = format!("lowerdir={},upperdir=upper,workdir=work", names.join(":"));
+            let [upper, work] = own.map(|(key, name)| format!("{key}={name}"));
+            let data = format!("lowerdir={},{upper},{work}", names.join(":"));
             self.ops.push(Op::Chdir { path: c_path(scratch)?, lenient: false });
             self.ops.push(Op::MountPath {
                 source: Some(c("overlay")?),

@@ -24,14 +24,13 @@
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hafen_isolator::cgroup::{self, Hold};
 use hafen_isolator::{network, resctrl};
-use hafen_rootfs::source;
 use hafen_rootfs::store::taken;
+use hafen_rootfs::{scratch, source};
 use hafen_spec::plan::{ChildStep, HostStep};
 use hafen_spec::resolved::{Hooks, Mount, MountKind, Namespace};
 use hafen_sys::child::{IN_PROCFS, MountCalls, Report, Script, terminal_words};
@@ -297,7 +296,9 @@ fn make(step: &HostStep, made: &mut Vec<PathBuf>) -> Result<Option<Hold>, CallEr
 
 fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError> {
     match step {
-        HostStep::MakeScratch { path, layers } => make_scratch(path, layers).map(|()| None),
+        HostStep::MakeScratch { path } => scratch::make(path).map(|()| None),
+        HostStep::LimitScratch { path, bytes } => scratch::limit(path, *bytes).map(|()| None),
+        HostStep::FillScratch { path, layers } => scratch::fill(path, layers).map(|()| None),
         HostStep::WriteUse { path, text, touched } => {
             replace(path, text.as_bytes(), false)?;
             touched.as_deref().map_or(Ok(()), taken).map(|()| None)
@@ -317,17 +318,6 @@ fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError>
         }
         _ => cgroup::perform(step, pid),
     }
-}
-
-fn make_scratch(path: &Path, layers: &[PathBuf]) -> Result<(), CallError> {
-    for folder in [path.to_owned(), path.join("upper"), path.join("work"), path.join("merged")] {
-        std::fs::create_dir(&folder).call(|| format!("mkdir {}", folder.display()))?;
-    }
-    for (i, layer) in layers.iter().enumerate() {
-        let link = path.join(i.to_string());
-        symlink(layer, &link).call(|| format!("symlink {}", link.display()))?;
-    }
-    Ok(())
 }
 
 fn open_sources(own: &mut Own<'_>, prepared: &Prepared, waits: bool) -> Result<Sources, Error> {

@@ -32,10 +32,12 @@ mod privilege;
 mod process;
 mod release;
 mod rootless;
+mod size;
 mod sources;
 mod state;
 mod supervise;
 mod terminal;
+mod upper;
 mod volumes;
 
 pub use error::Error;

@@ -16,10 +16,10 @@ use hafen_spec::resolved::{Namespace, Process};
 use hafen_spec::{HostFacts, Problems, Resolved, parse};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
-use nix::sys::stat::stat;
 use oci_spec::runtime::Spec;
 
 use crate::filters::{self, Compiled};
+use crate::upper::Place;
 use crate::volumes::VolumeBase;
 use crate::{Error, activation, facts, notify, plan, rootless};
 use hafen_sys::file::boot_id;
@@ -78,6 +78,8 @@ pub(crate) struct Bundle {
     pub(crate) bytes: Vec<u8>,
     /// The image that it was made from.
     pub(crate) image: Option<ImageBase>,
+    /// Where the changes of a container go that stands on an overlay.
+    pub(crate) place: Option<Place>,
     pub(crate) volumes: Option<VolumeBase>,
 }
 
@@ -142,7 +144,16 @@ pub(crate) fn read_bundle(bundle: &Path, file: &Path) -> Result<Bundle, Error> {
     let mut warnings = Vec::new();
     let wrong = |source| Error::Bundle { path: path.clone(), source };
     let spec = parse::parse_noting(&bytes, &mut warnings).map_err(wrong)?;
-    Ok(Bundle { path: bundle, file: path, warnings, spec, bytes, image: None, volumes: None })
+    Ok(Bundle {
+        path: bundle,
+        file: path,
+        warnings,
+        spec,
+        bytes,
+        image: None,
+        place: None,
+        volumes: None,
+    })
 }
 
 const NOT_ROOT: &str =
@@ -155,7 +166,7 @@ const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machi
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
-    let Bundle { file, warnings, spec, bytes, image, volumes, .. } = bundle;
+    let Bundle { file, warnings, spec, bytes, image, place, volumes, .. } = bundle;
     if request.options.systemd_cgroup && !systemd::is_running() {
         return Err(Error::Refused(NO_SYSTEMD.to_owned()));
     }
@@ -188,12 +199,12 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
         resctrl::add(&mut cgroup, rdt, resctrl::mount_point().as_deref()).map_err(wrong)?;
     }
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
-    let scratch = request.state.join("scratch");
+    let scratch = place.map(|place| place.scratch(&request.state, &resolved.root.path));
+    let scratch = scratch.transpose()?.unwrap_or_default();
     if let Some(volumes) = &volumes {
         volumes.add_mounts(&mut resolved, &scratch);
     }
-    let inside = resolved.root.overlay && lies_inside(&scratch, &resolved.root.path)?;
-    let mut rootfs = hafen_rootfs::share(&resolved, &view, &scratch, inside, facts.rootless);
+    let mut rootfs = hafen_rootfs::share(&resolved, &view, &scratch, facts.rootless);
     if let Some(volumes) = &volumes {
         volumes.add_steps(&mut rootfs, &resolved, &scratch, &request.state)?;
     }
@@ -268,15 +279,4 @@ fn cgroup_view(facts: &HostFacts, resolved: &Resolved, claims: &[Claim]) -> Cgro
     });
     let hybrid = USUAL.iter().any(|c| facts.cgroup.home(c) == Home::Legacy);
     CgroupView { tree, legacy: legacy.collect(), hybrid }
-}
-
-/// An overlay refuses an upper layer below its lower one on the same file system (ELOOP).
-fn lies_inside(scratch: &Path, lower: &Path) -> Result<bool, CallError> {
-    if !scratch.starts_with(lower) {
-        return Ok(false);
-    }
-    let existing = scratch.ancestors().find(|a| a.exists()).unwrap_or(lower);
-    let device =
-        |path: &Path| stat(path).map(|s| s.st_dev).call(|| format!("stat {}", path.display()));
-    Ok(device(existing)? == device(lower)?)
 }

@@ -1,8 +1,7 @@
 //! The one way in which a container goes: claims in reverse, then its folder.
 
 use hafen_isolator::{cgroup, resctrl};
-use hafen_rootfs::release::remove_tree;
-use hafen_rootfs::store;
+use hafen_rootfs::{scratch, store};
 use hafen_spec::plan::Claim;
 use hafen_sys::CallError;
 use hafen_sys::file::boot_id;
@@ -59,7 +58,7 @@ fn run_poststop(record: &Record) -> Result<(), Error> {
 
 fn give_back(claim: &Claim) -> Result<(), CallError> {
     match claim {
-        Claim::Scratch { path } => remove_tree(path),
+        Claim::Scratch { path } => scratch::remove(path),
         Claim::Resctrl { path } => resctrl::release(path),
         Claim::Use { path } => store::forget(path),
         _ => cgroup::release(claim),

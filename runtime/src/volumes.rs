@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use hafen_rootfs::Share;
 use hafen_rootfs::copy_up::{self, Given};
 use hafen_rootfs::store::Guard;
 use hafen_rootfs::volumes::{VolumeError, VolumeUse, Volumes};
+use hafen_rootfs::{Scratch, Share};
 use hafen_spec::plan::{Claim, HostStep, Seed};
 use hafen_spec::resolved::{Mount, Resolved};
 use hafen_sys::file::boot_id;
@@ -38,9 +38,16 @@ pub(crate) struct Filled {
 
 impl VolumeBase {
     /// Folders for the places of the image, as mounts. They go with the scratch folder.
-    pub(crate) fn add_mounts(&self, resolved: &mut Resolved, scratch: &Path) {
-        let all = self.anonymous.iter().enumerate();
-        resolved.mounts.extend(all.map(|(i, place)| Mount::of(own_folder(scratch, i), place)));
+    pub(crate) fn add_mounts(&self, resolved: &mut Resolved, scratch: &Scratch) {
+        let all = self.apart(scratch).enumerate();
+        resolved
+            .mounts
+            .extend(all.map(|(i, place)| Mount::of(own_folder(&scratch.path, i), place)));
+    }
+
+    /// What is written in memory anyway needs no folder.
+    fn apart(&self, scratch: &Scratch) -> impl Iterator<Item = &String> {
+        self.anonymous.iter().filter(|_| scratch.tmpfs.is_none())
     }
 
     /// Steps that make what the mounts show, after those that make the scratch folder.
@@ -48,13 +55,13 @@ impl VolumeBase {
         &self,
         share: &mut Share,
         resolved: &Resolved,
-        scratch: &Path,
+        scratch: &Scratch,
         container: &Path,
     ) -> Result<(), Error> {
         let root = &resolved.root;
         let seed = |inside: &String| Seed {
             layers: std::iter::once(&root.path).chain(&root.below).cloned().collect(),
-            scratch: scratch.to_owned(),
+            scratch: scratch.path.clone(),
             inside: inside.clone(),
         };
         let named = self.named.iter().map(|volume| HostStep::MakeVolume {
@@ -62,8 +69,8 @@ impl VolumeBase {
             name: volume.name.clone(),
             seed: seed(&volume.destination),
         });
-        let own = self.anonymous.iter().enumerate().map(|(i, place)| HostStep::SeedFolder {
-            path: own_folder(scratch, i),
+        let own = self.apart(scratch).enumerate().map(|(i, place)| HostStep::SeedFolder {
+            path: own_folder(&scratch.path, i),
             seed: seed(place),
         });
         share.before.extend(named.chain(own));

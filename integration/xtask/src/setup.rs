@@ -79,7 +79,8 @@ const UP: &[Package] = &[
 const BENCH: &[Package] =
     &[package("crun", Proof::Program("crun")), package("runc", Proof::Program("runc"))];
 
-/// The clients that run containers through a runtime, and what they need of their recommended packages.
+/// The clients that run containers through a runtime, and what they need of their recommended packages; other programs of
+/// the tests.
 const CLIENTS: &[Package] = &[
     package("podman", Proof::Program("podman")),
     package("conmon", Proof::Program("conmon")),
@@ -96,6 +97,9 @@ const CLIENTS: &[Package] = &[
     // dockerd does not start without it, even when it is told to leave it alone.
     package("iptables", Proof::Program("iptables")),
     package("uidmap", Proof::Program("newuidmap")),
+    // File systems whose quotas bound what a container writes.
+    package("e2fsprogs", Proof::Program("mkfs.ext4")),
+    package("xfsprogs", Proof::Program("mkfs.xfs")),
     // With it dockerd loads its profile where the kernel has AppArmor, as in the virtual machine.
     package("apparmor", Proof::Program("apparmor_parser")),
 ];

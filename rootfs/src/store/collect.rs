@@ -53,15 +53,21 @@ impl Store {
             let Due { names, garbage, bytes } = due;
             return Ok(Some(Collected { names, garbage, bytes, failed: Vec::new() }));
         }
-        Ok(Some(self.remove(&contents, due)?))
+        Ok(Some(self.remove(&contents, due, how.boot_id)?))
     }
 
     /// Names first: what they lead to is nobody's then. Of the rest one that cannot be removed does not keep the others.
-    fn remove(&self, contents: &Contents, due: Due) -> Result<Collected, StoreError> {
+    fn remove(
+        &self,
+        contents: &Contents,
+        due: Due,
+        boot_id: &str,
+    ) -> Result<Collected, StoreError> {
         for name in &due.names {
             self.remove_name(name)?;
         }
         let mut failed = self.empty_workshop()?;
+        done(self.remove_old_uppers(boot_id), &mut failed);
         let mut garbage = due.garbage;
         garbage.layers.retain(|digest| done(self.remove_layer(digest), &mut failed));
         garbage.blobs.retain(|digest| done(self.remove_blob(digest), &mut failed));

@@ -7,6 +7,7 @@
 //! | `layers/sha256-HEX/` | an unpacked layer by its chain id, and what is known of it | in `tmp`, then renamed |
 //! | `uses/KEY.json` | the layers that a container stands on | before the container |
 //! | `partial/sha256-HEX` | what has come of a blob from a registry | appended, without fsync; then named as a blob |
+//! | `upper/BOOT/KEY/` | what a container with `--upper disk` writes | with the container |
 //! | `tmp/` | what is being made | removed by whoever collects |
 //! | `lock` | shared for all who add or read, exclusive for who removes | |
 //!
@@ -21,6 +22,7 @@ pub(crate) mod layer;
 pub(crate) mod lock;
 mod part;
 mod reference;
+mod upper;
 mod usage;
 
 use std::fs::{self, DirBuilder};

@@ -41,7 +41,8 @@ pub enum Claim {
     /// after the processes are gone.
     #[serde(rename_all = "camelCase")]
     LegacyCgroup { controller: String, path: PathBuf, parents: Vec<PathBuf> },
-    /// Upper layer and work folder of an overlay. Released by removing the tree, never through a mount point.
+    /// Upper layer and work folder of an overlay. Released by taking its limit away, and removing the tree, never through a
+    /// mount point.
     Scratch { path: PathBuf },
     /// A group of the resctrl file system. Released by removing it, after the processes are gone.
     Resctrl { path: PathBuf },
@@ -114,7 +115,17 @@ pub enum HostStep {
         cgroup: PathBuf,
         rules: Vec<DeviceRule>,
     },
+    /// Make the folder for an upper layer, and those above it.
     MakeScratch {
+        path: PathBuf,
+    },
+    /// Make the files in a folder a project of their own, and bound what they take together.
+    LimitScratch {
+        path: PathBuf,
+        bytes: u64,
+    },
+    /// Make what an overlay needs in it.
+    FillScratch {
         path: PathBuf,
         /// Given short names in it, for kernels that take all layers of an overlay in one text of a page.
         layers: Vec<PathBuf>,
@@ -225,7 +236,7 @@ impl HostStep {
             Self::MakeCgroup { path, .. }
             | Self::MakeScope { path, .. }
             | Self::MakeLegacyCgroup { path, .. }
-            | Self::MakeScratch { path, .. }
+            | Self::MakeScratch { path }
             | Self::WriteUse { path, .. } => Some(path),
             Self::Resctrl(step) => step.makes(),
             _ => None,
@@ -271,8 +282,12 @@ impl fmt::Display for HostStep {
             Self::MoveInterface { device, .. } => {
                 write!(f, "move interface {} into the container as {}", device.host, device.inside)
             }
-            Self::MakeScratch { path, layers } => {
-                write!(f, "make folder {} with upper and work", path.display())?;
+            Self::MakeScratch { path } => write!(f, "make folder {}", path.display()),
+            Self::LimitScratch { path, bytes } => {
+                write!(f, "limit {} to {bytes} bytes (project quota)", path.display())
+            }
+            Self::FillScratch { path, layers } => {
+                write!(f, "make upper and work in {}", path.display())?;
                 match layers.len() {
                     0 => Ok(()),
                     n => write!(f, ", and with links to {n} layers"),
@@ -409,8 +424,8 @@ pub enum ChildStep {
         lower: PathBuf,
         below: Vec<PathBuf>,
         scratch: PathBuf,
-        /// The scratch folder lies inside the lower layer: a private tmpfs is mounted over it.
-        tmpfs: bool,
+        /// Changes go to a file system of the container's own in memory, mounted in the scratch folder.
+        tmpfs: Option<Tmpfs>,
     },
     Mount(Mount),
     /// Change the attributes of the mount at `path`.
@@ -530,6 +545,13 @@ pub enum ChildStep {
     },
 }
 
+/// A file system in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tmpfs {
+    /// In bytes; the kernel's usual bound where there is none.
+    pub size: Option<u64>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeRoot {
@@ -571,12 +593,16 @@ impl fmt::Display for ChildStep {
                 write!(f, "bind root file system {}{place}", path.display())
             }
             Self::RootOverlay { lower, below, scratch, tmpfs } => {
-                let medium = if *tmpfs { " (tmpfs)" } else { "" };
                 write!(f, "mount overlay on \"/\" (lower {}", lower.display())?;
                 if !below.is_empty() {
                     write!(f, " and {} below it", below.len())?;
                 }
-                write!(f, ", upper in {}{medium})", scratch.display())
+                write!(f, ", upper in {}", scratch.display())?;
+                match tmpfs {
+                    None => f.write_str(")"),
+                    Some(Tmpfs { size: None }) => f.write_str(" (tmpfs))"),
+                    Some(Tmpfs { size: Some(size) }) => write!(f, " (tmpfs of {size} bytes))"),
+                }
             }
             Self::Mount(mount) => write_mount(mount, f),
             Self::SetAttributes { path, attrs } => {

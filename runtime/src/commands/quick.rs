@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::cli::{CONFIG, QuickArgs};
 use crate::prepare::Bundle;
+use crate::size::bytes;
+use crate::upper::{self, Medium, Place, Upper};
 
 /// Stands for the bundle that there is not.
 pub(super) const NO_BUNDLE: &str = "/";
@@ -43,6 +45,7 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--read-only", args.read_only),
         ("--volume", !args.volume.is_empty()),
         ("--tmpfs", !args.tmpfs.is_empty()),
+        ("--upper", args.upper.is_some()),
         ("COMMAND", !args.command.is_empty()),
     ];
     let mut problems = Problems::default();
@@ -62,7 +65,8 @@ pub(super) const fn is_meant(args: &QuickArgs) -> bool {
 pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let mut problems = Problems::default();
     let mut value = template::default_spec();
-    let find = |reference: &String| image::find(&args.images, reference);
+    refuse_what_does_nothing(args, &mut problems);
+    let find = |reference: &String| image::find(args.store()?, reference);
     let base = args.image.as_ref().map(find).transpose()?;
     let rootfs = match &base {
         Some(base) => base.top().to_owned(),
@@ -71,6 +75,9 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     value["root"] = json!({ "path": rootfs, "readonly": args.read_only });
     value["linux"]["resources"] = resources(args, &mut problems);
     value["process"]["terminal"] = json!(false);
+    if args.upper.is_some_and(Upper::has_quota) {
+        value["linux"]["seccomp"] = upper::keep_projects();
+    }
     match &base {
         Some(base) => image::process(base, args, &mut value, &mut problems)?,
         None => process(args, &mut value["process"], &mut problems),
@@ -84,8 +91,19 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
     let spec = parse::parse(&bytes).map_err(Error::Options)?;
     let path = PathBuf::from(NO_BUNDLE);
+    let place = Some(Place { upper: args.upper, store: args.store()? });
     let file = path.join(CONFIG);
-    Ok(Bundle { file, path, warnings: Vec::new(), spec, bytes, image: base, volumes })
+    Ok(Bundle { file, path, warnings: Vec::new(), spec, bytes, image: base, place, volumes })
+}
+
+fn refuse_what_does_nothing(args: &QuickArgs, problems: &mut Problems) {
+    if args.upper.is_some() && args.read_only {
+        problems.add("--upper", "with --read-only nothing is written: leave one of them out");
+    }
+    let on_disk = args.upper.is_some_and(|upper| upper.medium == Medium::Disk);
+    if args.images.is_some() && args.image.is_none() && !on_disk {
+        problems.add("--images", "needs --image, or --upper disk");
+    }
 }
 
 fn rootfs(args: &QuickArgs) -> Result<PathBuf, Error> {
@@ -152,42 +170,11 @@ fn resources(args: &QuickArgs, problems: &mut Problems) -> Value {
     resources
 }
 
-/// The size that an option gives in bytes; nothing, and a problem, where it is none.
+/// The size that an option gives in bytes, -1 for no bound; nothing, and a problem, where it is none.
 pub(super) fn size(option: &str, text: &str, problems: &mut Problems) -> Option<i64> {
-    let bytes = bytes(text);
+    let bytes = if text == "-1" { Some(-1) } else { bytes(text) };
     if bytes.is_none() {
         problems.add(option, format!("{text:?} is not a size as 64M"));
     }
     bytes
-}
-
-/// `64M` is 64 * 1024 * 1024, -1 is no bound.
-fn bytes(text: &str) -> Option<i64> {
-    const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
-    if text == "-1" {
-        return Some(-1);
-    }
-    let upper = text.trim_end_matches(['b', 'B', 'i']).to_ascii_uppercase();
-    let unit = UNITS.iter().find(|(unit, _)| upper.ends_with(*unit));
-    let (number, shift) =
-        unit.map_or((upper.as_str(), 0), |(unit, shift)| (upper.trim_end_matches(*unit), *shift));
-    let number: i64 = number.parse().ok().filter(|n| *n > 0)?;
-    number.checked_mul(1 << shift)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes_are_powers_of_1024() {
-        assert_eq!(bytes("64M"), Some(64 << 20));
-        assert_eq!(bytes("1g"), Some(1 << 30));
-        assert_eq!(bytes("2KiB"), Some(2048));
-        assert_eq!(bytes("4096"), Some(4096));
-        assert_eq!(bytes("-1"), Some(-1));
-        for wrong in ["", "M", "0", "-5", "1.5G", "9999999999T", "64X"] {
-            assert_eq!(bytes(wrong), None, "{wrong}");
-        }
-    }
 }

@@ -14,6 +14,7 @@ pub mod heap;
 pub mod limit;
 pub mod mount;
 pub mod pidfd;
+pub mod quota;
 mod raw;
 pub mod seccomp;
 pub mod shield;

@@ -1,7 +1,7 @@
 //! Deaths at every point of a command.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hafen_integration::{Bundle, Case, Oci, Output, Running, Test, cases, wait_until};
@@ -12,6 +12,7 @@ pub(super) fn trials() -> Vec<Case> {
     cases![
         run_of_a_bundle(Root, Busybox),
         run_on_an_overlay(Root, Busybox, FileSystem("overlay")),
+        run_with_an_upper_layer_on_disk(Root, Busybox, FileSystem("overlay")),
         run_of_a_program_that_goes_on(Root, Busybox),
         create(Root, Busybox),
         start(Root, Busybox),
@@ -105,6 +106,23 @@ fn run_of_a_bundle(t: &Test) {
 fn run_on_an_overlay(t: &Test) {
     let lower = t.bundle();
     run_dies(t, 12, |id| overlay_words(&lower, id, "echo ran; echo x > /new; mkdir -p /a/b"));
+}
+
+fn run_with_an_upper_layer_on_disk(t: &Test) {
+    let (lower, images) = (t.bundle().rootfs(), t.images());
+    let images = images.to_str().expect("a path in UTF-8");
+    run_dies(t, 12, |id| {
+        let rest =
+            ["--images", images, "--upper", "disk", "--id", id, "--", "sh", "-c", "echo ran"];
+        words(["run", "--rootfs"], &lower, &rest)
+    });
+    let folders = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).expect("a folder").map(|e| e.expect("an entry"));
+        entries.map(|entry| entry.path()).collect()
+    };
+    let left: Vec<_> =
+        folders(&t.images().join("upper")).iter().flat_map(|boot| folders(boot)).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Here the container is alive when the runtime dies, or is deleted under a runtime that waits for it.

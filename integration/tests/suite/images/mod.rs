@@ -8,23 +8,23 @@ mod registry;
 mod run;
 mod server;
 mod store;
+mod upper;
 mod volumes;
 
 use hafen_integration::{Case, Output, Test};
 
 pub(crate) fn trials() -> Vec<Case> {
-    [
+    let modules = [
         run::trials(),
+        upper::trials(),
         store::trials(),
         registry::trials(),
         hostile::trials(),
         crash::trials(),
         collect::trials(),
         volumes::trials(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    ];
+    modules.into_iter().flatten().collect()
 }
 
 /// `hafen-oci run` with the test's store.

@@ -1,7 +1,5 @@
 //! What an image says about its containers (image-spec, conversion).
 
-use std::path::Path;
-
 use hafen_rootfs::account;
 use hafen_rootfs::layers;
 use hafen_rootfs::store::{Store, Unpacking};
@@ -17,9 +15,8 @@ use hafen_sys::file::boot_id;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The image and its layers. They are unpacked mostly; else they are unpacked now.
-pub(super) fn find(root: &Path, text: &str) -> Result<ImageBase, Error> {
-    let store = Store::at(root.to_owned());
-    if !root.exists() {
+pub(super) fn find(store: Store, text: &str) -> Result<ImageBase, Error> {
+    if !store.root().exists() {
         // Nothing is made for a look.
         store.find(text)?;
     }
