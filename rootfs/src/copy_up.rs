@@ -58,7 +58,8 @@ pub fn fill(
         mode: 0,
         resolve: resolve::IN_ROOT | resolve::NO_MAGICLINKS,
     };
-    let from = match open_how(root, Path::new(path.trim_start_matches('/')), how) {
+    let place = Path::new(".").join(path.trim_start_matches('/'));
+    let from = match open_how(root, &place, how) {
         Err(e) if e.is(Errno::ENOENT) || e.is(Errno::ENOTDIR) => return Ok(()),
         answer => answer?,
     };

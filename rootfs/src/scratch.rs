@@ -34,15 +34,28 @@ pub fn make(path: &Path) -> Result<(), CallError> {
 
 /// # Errors
 /// Names the folder, or the link to a layer.
-pub fn fill(path: &Path, layers: &[PathBuf]) -> Result<(), CallError> {
+pub fn fill(path: &Path, layers: &[PathBuf], owner: (u32, u32)) -> Result<(), CallError> {
     for folder in ["upper", "work", "merged"].map(|name| path.join(name)) {
         fs::create_dir(&folder).call(|| format!("mkdir {}", folder.display()))?;
     }
+    give(&path.join("upper"), owner)?;
     for (i, layer) in layers.iter().enumerate() {
         let link = path.join(i.to_string());
         symlink(layer, &link).call(|| format!("symlink {}", link.display()))?;
     }
     Ok(())
+}
+
+/// The top of the upper layer is what the container sees as `/`.
+///
+/// # Errors
+/// Names the folder.
+pub fn give(folder: &Path, owner: (u32, u32)) -> Result<(), CallError> {
+    if owner == (0, 0) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(folder, Some(owner.0), Some(owner.1))
+        .call(|| format!("chown {}", folder.display()))
 }
 
 /// Bound what a folder, which is still empty, and everything in it may take.
@@ -162,7 +175,7 @@ mod tests {
         let path = above.path().join("a/b");
         make(&path).unwrap();
         assert!(make(&path).is_err_and(|e| e.is(Errno::EEXIST)));
-        fill(&path, &["/x".into(), "/y".into()]).unwrap();
+        fill(&path, &["/x".into(), "/y".into()], (0, 0)).unwrap();
         assert_eq!(fs::read_link(path.join("1")).unwrap(), Path::new("/y"));
         remove(&path).unwrap();
         assert!(!path.exists());

@@ -76,12 +76,17 @@ fn overlay(share: &mut Share, resolved: &Resolved, scratch: &Scratch) {
     // What is made in the folder belongs to its project only if that is there before.
     let limit = scratch.limit.map(|bytes| HostStep::LimitScratch { path: path.clone(), bytes });
     share.before.extend(limit);
-    share.before.push(HostStep::FillScratch { path: path.clone(), layers: layers.collect() });
+    share.before.push(HostStep::FillScratch {
+        path: path.clone(),
+        layers: layers.collect(),
+        owner: resolved.outer_root(),
+    });
     share.child.push(ChildStep::RootOverlay {
         lower: root.path.clone(),
         below: root.below.clone(),
         scratch: path.clone(),
         tmpfs: scratch.tmpfs,
+        owners: root.owners,
     });
 }
 

@@ -11,8 +11,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hafen_rootfs::copy_up::{self, Given};
-use hafen_rootfs::source;
-use hafen_spec::resolved::IdMaps;
+use hafen_rootfs::{scratch, source};
+use hafen_spec::plan::{ChildStep, Tmpfs};
+use hafen_spec::resolved::{IdMaps, Owners};
 use hafen_sys::mount::{
     MOUNT_ATTR_IDMAP, MountAttr, attach, clone_tree, new_file_system, set_attributes,
     takes_layers_one_by_one,
@@ -25,24 +26,48 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{chroot, fchdir};
 
+use crate::prepare::Prepared;
+
+/// The root file system of a container whose files have other owners than on the disk, as a mount without a place;
+/// nothing for any other.
+///
+/// # Errors
+/// Names the call, the layer or the file.
+pub(crate) fn root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
+    let resolved = &prepared.resolved;
+    let overlay = prepared.plan.child.iter().find_map(|step| match step {
+        ChildStep::RootOverlay { scratch, tmpfs, .. } => Some((scratch, *tmpfs)),
+        _ => None,
+    });
+    let (Some(owners), Some((scratch, tmpfs))) = (&resolved.user, overlay) else { return Ok(None) };
+    let layers: Vec<PathBuf> =
+        std::iter::once(&resolved.root.path).chain(&resolved.root.below).cloned().collect();
+    let parts = Parts { layers: &layers, scratch, tmpfs, owners, root: resolved.outer_root() };
+    match resolved.root.owners {
+        Owners::Same => Ok(None),
+        Owners::Mapped => mapped(parts).map(Some),
+        Owners::Copied => copied(parts).map(Some),
+    }
+}
+
 /// What a root file system is put together from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Parts<'a> {
+struct Parts<'a> {
     /// Topmost first.
-    pub(crate) layers: &'a [PathBuf],
+    layers: &'a [PathBuf],
     /// With `upper`, `work` and the empty `merged` in it.
-    pub(crate) scratch: &'a Path,
-    pub(crate) owners: &'a IdMaps,
+    scratch: &'a Path,
+    tmpfs: Option<Tmpfs>,
+    owners: &'a IdMaps,
+    /// Who is root inside.
+    root: (u32, u32),
 }
 
 /// An overlay of layers whose owners are mapped.
-///
-/// # Errors
-/// Names the call and the layer.
-pub(crate) fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
+fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
     elsewhere(|| {
         let staging = parts.scratch.join("merged");
-        on_tmpfs(&staging)?;
+        on_tmpfs(&staging, None)?;
         let namespace = namespace(parts.owners)?;
         let mut names = Vec::new();
         for (i, layer) in parts.layers.iter().enumerate() {
@@ -51,23 +76,44 @@ pub(crate) fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
             attach(&with_owners(layer, &namespace)?, &place)?;
             names.push(place);
         }
+        let own = own_layer(parts)?;
         if takes_layers_one_by_one() {
-            return one_by_one(&names, Some(parts.scratch));
+            return one_by_one(&names, Some(&own));
         }
-        by_name(&names, &staging, ",upperdir=../upper,workdir=../work")
+        let [upper, work] = own.map(|path| path.display().to_string());
+        by_name(&names, &staging, &format!(",upperdir={upper},workdir={work}"))
     })
 }
 
-/// A copy of everything, with the owners that the mapping gives, in the scratch folder.
-///
-/// # Errors
-/// Names the call and the file.
-pub(crate) fn copied(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
+/// Upper and work folder, on a tmpfs over the scratch folder's own ones if that is wanted.
+fn own_layer(parts: Parts<'_>) -> Result<[PathBuf; 2], CallError> {
+    let Some(tmpfs) = parts.tmpfs else {
+        return Ok(["upper", "work"].map(|name| parts.scratch.join(name)));
+    };
+    let top = parts.scratch.join("upper");
+    on_tmpfs(&top, tmpfs.size)?;
+    let own = ["upper", "work"].map(|name| top.join(name));
+    own.iter().try_for_each(|folder| make(folder))?;
+    scratch::give(&own[0], parts.root)?;
+    Ok(own)
+}
+
+/// A copy of everything, with the owners that the maps give, as the scratch folder's upper layer.
+fn copied(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
     let all = merged(parts.layers, parts.scratch)?;
-    let target = parts.scratch.join("upper");
-    let folder = folder(&target)?;
-    copy_up::fill(&folder, &all, "/", Given::default(), Some(parts.owners))?;
-    clone_tree(&target, false, true)
+    let target = match parts.tmpfs {
+        None => clone_tree(&parts.scratch.join("upper"), false, true)?,
+        Some(tmpfs) => {
+            let options: Result<Vec<_>, CallError> = tmpfs
+                .size
+                .map(|size| option(("size", size.to_string().into())))
+                .into_iter()
+                .collect();
+            new_file_system(c"tmpfs", c"tmpfs", &options?, 0)?
+        }
+    };
+    copy_up::fill(&target, &all, "/", Given::default(), Some(parts.owners))?;
+    Ok(target)
 }
 
 /// All layers as one, to be read only. `scratch` is a folder with an empty folder `merged`.
@@ -80,7 +126,7 @@ pub(crate) fn merged(layers: &[PathBuf], scratch: &Path) -> Result<OwnedFd, Call
         _ if takes_layers_one_by_one() => one_by_one(layers, None),
         _ => elsewhere(|| {
             let staging = scratch.join("merged");
-            on_tmpfs(&staging)?;
+            on_tmpfs(&staging, None)?;
             by_name(layers, &staging, "")
         }),
     }
@@ -124,12 +170,11 @@ fn with_owners(layer: &Path, namespace: &OwnedFd) -> Result<OwnedFd, CallError> 
 }
 
 /// Since Linux 6.8.
-fn one_by_one(layers: &[PathBuf], scratch: Option<&Path>) -> Result<OwnedFd, CallError> {
-    let own = |name| scratch.map(|scratch| scratch.join(name));
-    let own = [("upperdir", own("upper")), ("workdir", own("work"))];
-    let own = own.into_iter().filter_map(|(key, path)| Some((key, path?)));
+fn one_by_one(layers: &[PathBuf], own: Option<&[PathBuf; 2]>) -> Result<OwnedFd, CallError> {
+    let own = own.map(|[upper, work]| [("upperdir", upper.clone()), ("workdir", work.clone())]);
     let layers = layers.iter().map(|layer| ("lowerdir+", layer.clone()));
-    let options: Result<Vec<_>, CallError> = layers.chain(own).map(option).collect();
+    let options: Result<Vec<_>, CallError> =
+        layers.chain(own.into_iter().flatten()).map(option).collect();
     new_file_system(c"overlay", c"overlay", &options?, 0)
 }
 
@@ -157,8 +202,10 @@ fn option((key, path): (&str, PathBuf)) -> Result<(CString, Option<CString>), Ca
     Ok((text(key.as_bytes())?, Some(text(path.as_os_str().as_bytes())?)))
 }
 
-fn on_tmpfs(place: &Path) -> Result<(), CallError> {
-    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some("mode=700"))
+fn on_tmpfs(place: &Path, size: Option<u64>) -> Result<(), CallError> {
+    let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
+    let data = format!("mode=700{size}");
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(data.as_str()))
         .call(|| format!("mount tmpfs on {}", place.display()))
 }
 

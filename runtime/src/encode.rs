@@ -13,7 +13,9 @@ use hafen_rootfs::source::{self, Source};
 use hafen_spec::HostFacts;
 use hafen_spec::plan::{self, Attribute, ChangeRoot, ChildStep, Tmpfs};
 use hafen_spec::resolve::attr;
-use hafen_spec::resolved::{Attrs, Device, DeviceType, Mount, Namespace, Process, TimeOffset};
+use hafen_spec::resolved::{
+    Attrs, Device, DeviceType, Mount, Namespace, Owners, Process, TimeOffset,
+};
 use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
 use hafen_sys::mount::{MountAttr, takes_layers_one_by_one};
 use hafen_sys::weaken::{Defence, left_out};
@@ -427,7 +429,10 @@ impl<'a> Encoder<'a> {
                 });
             }
             ChildStep::RootBind { path, over_root } => self.root_bind(path, *over_root)?,
-            ChildStep::RootOverlay { lower, below, scratch, tmpfs } => {
+            ChildStep::RootOverlay { lower, owners: Owners::Mapped | Owners::Copied, .. } => {
+                self.root_bind(lower, true)?;
+            }
+            ChildStep::RootOverlay { lower, below, scratch, tmpfs, .. } => {
                 let own = self.own_layer(scratch, *tmpfs)?;
                 if below.is_empty() {
                     self.root_overlay(lower, scratch, &own)?;

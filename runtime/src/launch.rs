@@ -52,7 +52,7 @@ use crate::notify::Notify;
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
-use crate::{Error, listener, notify, privilege, release, sources, volumes};
+use crate::{Error, apart, listener, notify, privilege, release, sources, volumes};
 
 /// A container whose first process has done its part.
 #[derive(Debug)]
@@ -298,7 +298,9 @@ fn perform(step: &HostStep, pid: Option<i32>) -> Result<Option<Hold>, CallError>
     match step {
         HostStep::MakeScratch { path } => scratch::make(path).map(|()| None),
         HostStep::LimitScratch { path, bytes } => scratch::limit(path, *bytes).map(|()| None),
-        HostStep::FillScratch { path, layers } => scratch::fill(path, layers).map(|()| None),
+        HostStep::FillScratch { path, layers, owner } => {
+            scratch::fill(path, layers, *owner).map(|()| None)
+        }
         HostStep::WriteUse { path, text, touched } => {
             replace(path, text.as_bytes(), false)?;
             touched.as_deref().map_or(Ok(()), taken).map(|()| None)
@@ -367,6 +369,9 @@ pub(crate) fn open_tasks(steps: &[ChildStep]) -> Result<Vec<OwnedFd>, CallError>
 fn open_root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
     let Some(folder) = &prepared.root else { return Ok(None) };
     let resolved = &prepared.resolved;
+    if let Some(root) = apart::root(prepared)? {
+        return Ok(Some(root));
+    }
     if !resolved.namespaces.is_new(Namespace::Mount) {
         return folder.try_clone().map(Some).call(|| "dup the root file system".to_owned());
     }

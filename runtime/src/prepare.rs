@@ -12,7 +12,7 @@ use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, HostStep, Plan};
 use hafen_spec::resolve::{Options, resolve};
-use hafen_spec::resolved::{Namespace, Process};
+use hafen_spec::resolved::{Namespace, Owners, Process};
 use hafen_spec::{HostFacts, Problems, Resolved, parse};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
@@ -21,7 +21,7 @@ use oci_spec::runtime::Spec;
 use crate::filters::{self, Compiled};
 use crate::upper::Place;
 use crate::volumes::VolumeBase;
-use crate::{Error, activation, facts, notify, plan, rootless};
+use crate::{Error, activation, apart, facts, notify, plan, rootless};
 use hafen_sys::file::boot_id;
 
 /// Everything that is decided before the first effect.
@@ -191,6 +191,7 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     notify::add_to(&mut resolved, &request.state);
     activation::add_to(&mut resolved);
     let root = open_root(&mut resolved)?;
+    choose_owners(&mut resolved);
     give_home(&mut resolved.process, root.as_ref());
     let missing = cgroup::missing_parents(&resolved, &facts);
     cgroup::check_free(&resolved, &facts, &missing)?;
@@ -252,6 +253,23 @@ fn open_root(resolved: &mut Resolved) -> Result<Option<OwnedFd>, Error> {
     let (path, folder) = source::root_folder(&resolved.bundle, &resolved.root.path)?;
     resolved.root.path = path;
     Ok(Some(folder))
+}
+
+/// A container of root's in a user namespace is to own what root owns in its layers.
+fn choose_owners(resolved: &mut Resolved) {
+    let Some(maps) = resolved.user.clone().filter(|_| resolved.rootless.is_none()) else { return };
+    if !resolved.root.overlay || !resolved.in_user_namespace() {
+        return;
+    }
+    resolved.root.owners = match apart::takes_owners(&resolved.root.path, &maps) {
+        Ok(()) => Owners::Mapped,
+        Err(why) => {
+            let why =
+                format!("the root file system is copied, since its owners cannot be mapped: {why}");
+            resolved.warnings.push(why);
+            Owners::Copied
+        }
+    };
 }
 
 /// A program that was given no HOME gets the one of its user, as other runtimes do.

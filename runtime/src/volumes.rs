@@ -10,7 +10,7 @@ use hafen_rootfs::store::Guard;
 use hafen_rootfs::volumes::{VolumeError, VolumeUse, Volumes};
 use hafen_rootfs::{Scratch, Share};
 use hafen_spec::plan::{Claim, HostStep, Seed};
-use hafen_spec::resolved::{Mount, Resolved};
+use hafen_spec::resolved::{IdMaps, Mount, Owners, Resolved};
 use hafen_sys::file::boot_id;
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{OFlag, open};
@@ -59,19 +59,21 @@ impl VolumeBase {
         container: &Path,
     ) -> Result<(), Error> {
         let root = &resolved.root;
-        let seed = |inside: &String| Seed {
+        let seed = |inside: &String, owners: Option<IdMaps>| Seed {
             layers: std::iter::once(&root.path).chain(&root.below).cloned().collect(),
             scratch: scratch.path.clone(),
             inside: inside.clone(),
+            owners,
         };
+        let maps = resolved.user.clone().filter(|_| root.owners != Owners::Same);
         let named = self.named.iter().map(|volume| HostStep::MakeVolume {
             root: self.store.root().to_owned(),
             name: volume.name.clone(),
-            seed: seed(&volume.destination),
+            seed: seed(&volume.destination, None),
         });
         let own = self.apart(scratch).enumerate().map(|(i, place)| HostStep::SeedFolder {
             path: own_folder(&scratch.path, i),
-            seed: seed(place),
+            seed: seed(place, maps.clone()),
         });
         share.before.extend(named.chain(own));
         if self.named.is_empty() {
@@ -121,5 +123,5 @@ pub(crate) fn seed(path: &Path, seed: &Seed) -> Result<(), CallError> {
 
 fn fill(folder: &OwnedFd, seed: &Seed) -> Result<(), CallError> {
     let all = apart::merged(&seed.layers, &seed.scratch)?;
-    copy_up::fill(folder, &all, &seed.inside, Given::default(), None)
+    copy_up::fill(folder, &all, &seed.inside, Given::default(), seed.owners.as_ref())
 }

@@ -18,7 +18,7 @@ pub use resctrl::Resctrl;
 use crate::resolve::{FLAG_OPTIONS, attr};
 use crate::resolved::{
     Attrs, Capabilities, Clock, Device, DeviceRule, IdMap, IdMapSource, IdMaps, Mount, MountIdMap,
-    MountKind, Namespace, NetDevice, Propagation, Rlimit, SourceLink, TimeOffset,
+    MountKind, Namespace, NetDevice, Owners, Propagation, Rlimit, SourceLink, TimeOffset,
 };
 
 /// Something of the host's that exists because of this container, named before it exists.
@@ -129,6 +129,8 @@ pub enum HostStep {
         path: PathBuf,
         /// Given short names in it, for kernels that take all layers of an overlay in one text of a page.
         layers: Vec<PathBuf>,
+        /// Of the container's `/`: user and group.
+        owner: (u32, u32),
     },
     /// Write down that layers of an image, or volumes, are in use.
     WriteUse {
@@ -286,7 +288,7 @@ impl fmt::Display for HostStep {
             Self::LimitScratch { path, bytes } => {
                 write!(f, "limit {} to {bytes} bytes (project quota)", path.display())
             }
-            Self::FillScratch { path, layers } => {
+            Self::FillScratch { path, layers, .. } => {
                 write!(f, "make upper and work in {}", path.display())?;
                 match layers.len() {
                     0 => Ok(()),
@@ -334,6 +336,8 @@ pub struct Seed {
     pub scratch: PathBuf,
     /// The place in the container.
     pub inside: String,
+    /// Whose the files become, where the folder is not shown with mapped owners.
+    pub owners: Option<IdMaps>,
 }
 
 impl fmt::Display for Seed {
@@ -426,6 +430,7 @@ pub enum ChildStep {
         scratch: PathBuf,
         /// Changes go to a file system of the container's own in memory, mounted in the scratch folder.
         tmpfs: Option<Tmpfs>,
+        owners: Owners,
     },
     Mount(Mount),
     /// Change the attributes of the mount at `path`.
@@ -592,10 +597,14 @@ impl fmt::Display for ChildStep {
                 let place = if *over_root { " over /" } else { "" };
                 write!(f, "bind root file system {}{place}", path.display())
             }
-            Self::RootOverlay { lower, below, scratch, tmpfs } => {
-                write!(f, "mount overlay on \"/\" (lower {}", lower.display())?;
+            Self::RootOverlay { lower, below, scratch, tmpfs, owners } => {
+                let what = if *owners == Owners::Copied { "a copy" } else { "overlay" };
+                write!(f, "mount {what} on \"/\" (lower {}", lower.display())?;
                 if !below.is_empty() {
                     write!(f, " and {} below it", below.len())?;
+                }
+                if *owners != Owners::Same {
+                    f.write_str(", with mapped owners")?;
                 }
                 write!(f, ", upper in {}", scratch.display())?;
                 match tmpfs {

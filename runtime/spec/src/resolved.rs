@@ -60,6 +60,14 @@ impl Resolved {
         )
     }
 
+    /// Who is root of the container, outside of it.
+    #[must_use]
+    pub fn outer_root(&self) -> (u32, u32) {
+        let outside = |map: &[IdMap]| IdMaps::outside(map, 0).unwrap_or(0);
+        let mapped = self.user.as_ref().filter(|_| self.root.owners != Owners::Same);
+        mapped.map_or((0, 0), |maps| (outside(&maps.uids), outside(&maps.gids)))
+    }
+
     /// Does the runtime stand in the user namespace already when the container is born?
     #[must_use]
     pub fn born_inside(&self) -> bool {
@@ -138,8 +146,23 @@ pub struct Root {
     pub overlay: bool,
     /// The other lower layers, from the topmost.
     pub below: Vec<PathBuf>,
+    /// Whose the files of an overlay are, as the container sees them.
+    pub owners: Owners,
     /// Use pivot_root(2); without it the root is moved and changed with chroot(2) (`--no-pivot`).
     pub pivot: bool,
+}
+
+/// Of files on the disk, in a container's root file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owners {
+    /// Those that the disk says.
+    #[default]
+    Same,
+    /// Those of a user namespace: each layer is shown through its maps.
+    Mapped,
+    /// The same, of copies, where the file system cannot map.
+    Copied,
 }
 
 impl Root {

@@ -1,6 +1,7 @@
 //! A container without a bundle: the default specification, changed by a few options.
 
 mod image;
+mod owners;
 mod volumes;
 
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--read-only", args.read_only),
         ("--volume", !args.volume.is_empty()),
         ("--tmpfs", !args.tmpfs.is_empty()),
+        ("--uidmap", !args.uidmap.is_empty()),
         ("--upper", args.upper.is_some()),
         ("COMMAND", !args.command.is_empty()),
     ];
@@ -83,7 +85,12 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
         None => process(args, &mut value["process"], &mut problems),
     }
     let of_image = base.as_ref().map_or(&[][..], |base| &base.image.config.defaults.volumes);
-    let volumes = Some(volumes::add(args, of_image, &mut value["mounts"], &mut problems)?);
+    let maps = owners::maps(args, &mut problems);
+    if let Some(maps) = &maps {
+        owners::add(maps, &mut value["linux"]);
+    }
+    let wanted = volumes::Wanted { args, of_image, maps: maps.as_ref() };
+    let volumes = Some(volumes::add(&wanted, &mut value["mounts"], &mut problems)?);
     if let Some(hostname) = &args.hostname {
         value["hostname"] = json!(hostname);
     }

@@ -4,6 +4,7 @@ mod collect;
 mod crash;
 mod hostile;
 mod made;
+mod owners;
 mod registry;
 mod run;
 mod server;
@@ -23,6 +24,7 @@ pub(crate) fn trials() -> Vec<Case> {
         crash::trials(),
         collect::trials(),
         volumes::trials(),
+        owners::trials(),
     ];
     modules.into_iter().flatten().collect()
 }

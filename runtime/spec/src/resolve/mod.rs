@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use crate::resolved::{Namespace, Process, Resolved, Root, Rootless};
+use crate::resolved::{Namespace, Owners, Process, Resolved, Root, Rootless};
 use crate::{HostFacts, Problems};
 
 pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
@@ -177,6 +177,7 @@ fn root(spec: &Spec, options: &Options, problems: &mut Problems) -> Root {
         propagation: None,
         overlay: options.overlay,
         below: options.below.clone(),
+        owners: Owners::Same,
         pivot: !options.no_pivot,
     };
     match spec.root() {

@@ -1,6 +1,6 @@
 //! `--volume`, `--tmpfs` and the volumes that an image wants.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hafen_rootfs::volumes::{Volumes, valid_name};
 use hafen_spec::Problems;
@@ -37,21 +37,29 @@ impl<'a> Written<'a> {
     }
 }
 
+/// What a person and an image want to be mounted.
+pub(super) struct Wanted<'a> {
+    pub(super) args: &'a QuickArgs,
+    pub(super) of_image: &'a [String],
+    /// Of the user namespace, in which named volumes are the container's own.
+    pub(super) maps: Option<&'a [Value; 2]>,
+}
+
 /// Add the mounts, and say which volumes have to be there first.
 ///
 /// # Errors
 /// Of the store of volumes; what is wrong with an option is a problem.
 pub(super) fn add(
-    args: &QuickArgs,
-    of_image: &[String],
+    wanted: &Wanted<'_>,
     mounts: &mut Value,
     problems: &mut Problems,
 ) -> Result<VolumeBase, Error> {
+    let args = wanted.args;
     let store = Volumes::at(args.volumes.clone());
     let mut base = VolumeBase { store, named: Vec::new(), anonymous: Vec::new(), guard: None };
     let mut all = Vec::new();
     for text in &args.volume {
-        match Written::parse(text).and_then(|written| source(&written, &mut base)) {
+        match Written::parse(text).and_then(|written| source(&written, &mut base, wanted.maps)) {
             Ok(mount) => all.push(mount),
             Err(why) => problems.add(VOLUME, why),
         }
@@ -66,7 +74,7 @@ pub(super) fn add(
         }
     }
     let taken = |place: &str| all.iter().any(|mount| same(mount["destination"].as_str(), place));
-    base.anonymous = of_image.iter().filter(|place| !taken(place)).cloned().collect();
+    base.anonymous = wanted.of_image.iter().filter(|place| !taken(place)).cloned().collect();
     if let Some(mounts) = mounts.as_array_mut() {
         mounts.extend(all);
     }
@@ -80,23 +88,29 @@ fn same(destination: Option<&str>, place: &str) -> bool {
     destination.is_some_and(|d| d.trim_end_matches('/') == place.trim_end_matches('/'))
 }
 
-fn source(written: &Written<'_>, base: &mut VolumeBase) -> Result<Value, String> {
-    let source = if written.is_path() {
+fn source(
+    written: &Written<'_>,
+    base: &mut VolumeBase,
+    maps: Option<&[Value; 2]>,
+) -> Result<Value, String> {
+    if written.is_path() {
         let path = Path::new(written.source);
-        std::fs::canonicalize(path).map_err(|e| format!("open {}: {e}", path.display()))?
-    } else {
-        valid_name(written.source).map_err(|e| e.to_string())?;
-        base.named.push(Filled {
-            name: written.source.to_owned(),
-            destination: written.destination.to_owned(),
-        });
-        base.store.data(written.source)
-    };
-    Ok(bind(&source, written.destination, &written.options))
+        let path = std::fs::canonicalize(path).map_err(|e| format!("open {}: {e}", path.display()));
+        return Ok(bind(&path?, written.destination, &written.options));
+    }
+    valid_name(written.source).map_err(|e| e.to_string())?;
+    let (name, destination) = (written.source.to_owned(), written.destination.to_owned());
+    let mut mount = bind(&base.store.data(&name), &destination, &written.options);
+    if let Some([uids, gids]) = maps {
+        mount["uidMappings"] = uids.clone();
+        mount["gidMappings"] = gids.clone();
+    }
+    base.named.push(Filled { name, destination });
+    Ok(mount)
 }
 
 /// As `mounts` of a bundle has it.
-pub(super) fn bind(source: &PathBuf, destination: &str, options: &[&str]) -> Value {
+fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
     let all: Vec<&str> = ["rbind"].into_iter().chain(options.iter().copied()).collect();
     json!({ "destination": destination, "type": "bind", "source": source, "options": all })
 }
