@@ -101,6 +101,13 @@ impl Host {
         deepest.map_or("unknown", |m| m.fs_type.as_str())
     }
 
+    /// Runtimes keep their state on a tmpfs; where /run is none, it would measure the disk.
+    pub fn folder_of_state(&self) -> PathBuf {
+        let usual = ["/run", "/dev/shm"].map(PathBuf::from);
+        let tmpfs = usual.into_iter().find(|p| self.fs_type(p) == "tmpfs");
+        tmpfs.unwrap_or_else(std::env::temp_dir)
+    }
+
     /// Kills what is left in the cgroup `name` of any hierarchy and removes it there.
     /// Returns the folders that were found.
     pub fn sweep(&self, name: &str) -> Vec<PathBuf> {

@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod device_program;
 pub mod format;
 pub mod host;
+pub mod images;
 pub mod launch_plan;
 pub mod limits;
 pub mod measure;

@@ -68,9 +68,14 @@ pub fn locate(file: &str, variable: &str) -> Option<PathBuf> {
 }
 
 fn version(program: &Path, kind: Kind, scratch: &Path) -> String {
-    if kind == Kind::Floor {
-        return env!("CARGO_PKG_VERSION").into();
+    match kind {
+        Kind::Floor => env!("CARGO_PKG_VERSION").into(),
+        Kind::Runtime | Kind::Reference => ask_version(program, scratch),
     }
+}
+
+/// What `--version` says.
+pub fn ask_version(program: &Path, scratch: &Path) -> String {
     let mut command = Command::new(program);
     // Without this crun makes /run/crun.
     command.arg("--version").env("XDG_RUNTIME_DIR", scratch).stdin(Stdio::null());

@@ -7,11 +7,56 @@ use crate::measure::{Sample, Series};
 use crate::programs::{FLOOR, OURS};
 use crate::stats::{Spread, median, ratio, spread};
 
-/// A goal on a ratio of medians.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// A goal on one of the numbers that a report names.
 #[derive(Debug, Clone, Copy)]
 pub struct Goal {
     pub name: &'static str,
-    pub at_most: f64,
+    pub bound: Bound,
+}
+
+impl Goal {
+    pub const fn at_most(name: &'static str, most: f64) -> Self {
+        Self { name, bound: Bound::AtMost(most) }
+    }
+
+    pub const fn at_least(name: &'static str, least: f64) -> Self {
+        Self { name, bound: Bound::AtLeast(least) }
+    }
+
+    fn is_met(&self, value: f64) -> bool {
+        match self.bound {
+            Bound::AtMost(most) => value <= most,
+            Bound::AtLeast(least) => value >= least,
+        }
+    }
+
+    /// With what was measured; `None` when nothing was.
+    pub(crate) fn line(&self, value: Option<f64>) -> String {
+        let verdict = match value.map(|v| self.is_met(v)) {
+            Some(true) => "met",
+            Some(false) => "NOT met",
+            None => "not measured",
+        };
+        let bound = match self.bound {
+            Bound::AtMost(most) => format!("<= {most}"),
+            Bound::AtLeast(least) => format!(">= {least}"),
+        };
+        format!("goal {} {bound}: {} ({verdict})", self.name, number(value))
+    }
+
+    pub(crate) fn json(&self, value: Option<f64>) -> Value {
+        let met = value.map(|v| self.is_met(v));
+        match self.bound {
+            Bound::AtMost(most) => json!({ "at_most": most, "met": met }),
+            Bound::AtLeast(least) => json!({ "at_least": least, "met": met }),
+        }
+    }
 }
 
 /// One program's row.
@@ -26,16 +71,51 @@ impl Row {
         self.series.samples.iter().map(of).collect()
     }
 
-    fn wall(&self) -> Option<Spread> {
+    pub(crate) fn wall(&self) -> Option<Spread> {
         spread(&self.values(Sample::wall_ms))
     }
 
-    fn cpu(&self) -> Option<f64> {
+    pub(crate) fn cpu(&self) -> Option<f64> {
         median(&self.values(Sample::cpu_ms))
     }
 
-    fn peak(&self) -> Option<f64> {
+    pub(crate) fn peak(&self) -> Option<f64> {
         median(&self.values(Sample::peak_mib))
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let wall = self.wall();
+        let series = &self.series;
+        json!({
+            "wall_ms": rounded(wall.map(|w| w.median)),
+            "wall_ms_p10": rounded(wall.map(|w| w.p10)),
+            "wall_ms_p90": rounded(wall.map(|w| w.p90)),
+            "cpu_ms": rounded(self.cpu()),
+            "peak_mib": rounded(self.peak()),
+            "runs": series.samples.len(),
+            "failures": series.failures,
+            "timeouts": series.timeouts,
+            "leftovers": series.leftovers,
+        })
+    }
+
+    pub(crate) fn cells(&self) -> [String; 5] {
+        let wall = self.wall();
+        [
+            number(wall.map(|w| w.median)),
+            number(wall.map(|w| w.p10)),
+            number(wall.map(|w| w.p90)),
+            number(self.cpu()),
+            number(self.peak()),
+        ]
+    }
+
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let Series { name, first_error, given_up, leftovers, .. } = &self.series;
+        let end = if *given_up { "; given up" } else { "" };
+        let failed = first_error.as_ref().map(|error| format!("{name} failed: {error}{end}"));
+        let left = format!("{name} left a cgroup behind {leftovers} times");
+        failed.into_iter().chain((*leftovers > 0).then_some(left)).collect()
     }
 }
 
@@ -71,12 +151,11 @@ impl Report {
         all
     }
 
-    /// Each goal with its ratio, and whether it is met; `None` when it was not measured.
-    pub fn goals(&self) -> Vec<(Goal, Option<f64>, Option<bool>)> {
+    /// Each goal with its ratio; `None` when it was not measured.
+    pub fn goals(&self) -> Vec<(Goal, Option<f64>)> {
         let ratios = self.ratios();
         let value = |goal: &Goal| ratios.get(goal.name).and_then(Value::as_f64);
-        let judge = |goal: &Goal| (*goal, value(goal), value(goal).map(|v| v <= goal.at_most));
-        self.goals.iter().map(judge).collect()
+        self.goals.iter().map(|goal| (*goal, value(goal))).collect()
     }
 
     /// One object: the ratios, then what they come from.
@@ -87,9 +166,8 @@ impl Report {
         };
         all.insert("medians".into(), each(&|r| self.row_json(r)));
         all.insert("versions".into(), each(&|r| r.version.clone().into()));
-        let goals = self.goals().into_iter().map(|(goal, _, met)| {
-            (goal.name.to_owned(), json!({ "at_most": goal.at_most, "met": met }))
-        });
+        let goals = self.goals();
+        let goals = goals.iter().map(|(goal, value)| (goal.name.to_owned(), goal.json(*value)));
         all.insert("goals".into(), goals.collect());
         for (name, value) in &self.facts {
             all.insert((*name).into(), value.clone());
@@ -99,20 +177,9 @@ impl Report {
     }
 
     fn row_json(&self, row: &Row) -> Value {
-        let wall = row.wall();
-        let series = &row.series;
-        json!({
-            "wall_ms": rounded(wall.map(|w| w.median)),
-            "wall_ms_p10": rounded(wall.map(|w| w.p10)),
-            "wall_ms_p90": rounded(wall.map(|w| w.p90)),
-            "cpu_ms": rounded(row.cpu()),
-            "peak_mib": rounded(row.peak()),
-            "wall_vs_floor": rounded(self.vs_floor(row)),
-            "runs": series.samples.len(),
-            "failures": series.failures,
-            "timeouts": series.timeouts,
-            "leftovers": series.leftovers,
-        })
+        let mut json = row.json();
+        json["wall_vs_floor"] = rounded(self.vs_floor(row));
+        json
     }
 
     fn vs_floor(&self, row: &Row) -> Option<f64> {
@@ -143,7 +210,7 @@ impl Report {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let facts: Vec<String> = self.facts.iter().map(fact_line).collect();
-        let goals = self.goals().into_iter().map(|(goal, value, met)| goal_line(goal, value, met));
+        let goals = self.goals().into_iter().map(|(goal, value)| goal.line(value));
         let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
         let lines: Vec<String> = goals.chain(notes).collect();
         format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
@@ -151,22 +218,17 @@ impl Report {
 
     fn cells(&self, row: &Row) -> Vec<String> {
         let floor = self.row(FLOOR);
-        let wall = row.wall();
         let over = |of: &dyn Fn(&Row) -> Option<f64>| number(ratio(of(row), floor.and_then(of)));
-        vec![
-            row.series.name.clone(),
-            row.version.clone(),
-            number(wall.map(|w| w.median)),
-            number(wall.map(|w| w.p10)),
-            number(wall.map(|w| w.p90)),
-            number(row.cpu()),
-            number(row.peak()),
+        let mut cells = vec![row.series.name.clone(), row.version.clone()];
+        cells.extend(row.cells());
+        cells.extend([
             over(&|r| r.wall().map(|w| w.median)),
             over(&Row::cpu),
             over(&Row::peak),
             row.series.samples.len().to_string(),
             failures(&row.series),
-        ]
+        ]);
+        cells
     }
 
     fn all_notes(&self) -> Vec<String> {
@@ -177,27 +239,17 @@ impl Report {
                 wall.p90 / wall.p10
             ));
         }
-        for Series { name, first_error, given_up, leftovers, .. } in
-            self.rows.iter().map(|r| &r.series)
-        {
-            if let Some(error) = first_error {
-                let end = if *given_up { "; given up" } else { "" };
-                notes.push(format!("{name} failed: {error}{end}"));
-            }
-            if *leftovers > 0 {
-                notes.push(format!("{name} left a cgroup behind {leftovers} times"));
-            }
-        }
+        notes.extend(self.rows.iter().flat_map(Row::notes));
         notes
     }
 }
 
-fn fact_line((name, value): &(&str, Value)) -> String {
+pub(crate) fn fact_line((name, value): &(&str, Value)) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     format!("{}: {text}", name.replace('_', " "))
 }
 
-fn failures(series: &Series) -> String {
+pub(crate) fn failures(series: &Series) -> String {
     match (series.failures, series.timeouts) {
         (0, 0) => "-".into(),
         (failed, 0) => failed.to_string(),
@@ -206,20 +258,11 @@ fn failures(series: &Series) -> String {
     }
 }
 
-fn goal_line(goal: Goal, value: Option<f64>, met: Option<bool>) -> String {
-    let verdict = match met {
-        Some(true) => "met",
-        Some(false) => "NOT met",
-        None => "not measured",
-    };
-    format!("goal {} <= {}: {} ({verdict})", goal.name, goal.at_most, number(value))
-}
-
-fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |v| format!("{v:.2}"))
 }
 
-fn rounded(value: Option<f64>) -> Value {
+pub(crate) fn rounded(value: Option<f64>) -> Value {
     value.map_or(Value::Null, |v| json!((v * 1000.0).round() / 1000.0))
 }
 
@@ -249,10 +292,7 @@ mod tests {
     }
 
     fn report(rows: Vec<Row>) -> Report {
-        let goals = vec![
-            Goal { name: "run_vs_floor", at_most: 1.5 },
-            Goal { name: "run_vs_crun", at_most: 0.6 },
-        ];
+        let goals = vec![Goal::at_most("run_vs_floor", 1.5), Goal::at_most("run_vs_crun", 0.6)];
         Report {
             verb: "run",
             rows,
@@ -274,6 +314,14 @@ mod tests {
         assert_eq!(json["goals"]["run_vs_crun"]["met"], false);
         assert_eq!(json["medians"]["crun"]["wall_vs_floor"], 2.0);
         assert!(report.text().contains("NOT met"));
+    }
+
+    #[test]
+    fn a_goal_bounds_from_above_or_below() {
+        let least = Goal::at_least("unpack", 1.5);
+        assert_eq!(least.line(Some(1.5)), "goal unpack >= 1.5: 1.50 (met)");
+        assert_eq!(least.json(Some(1.4)), json!({ "at_least": 1.5, "met": false }));
+        assert_eq!(Goal::at_most("extra", 2.0).line(None), "goal extra <= 2: - (not measured)");
     }
 
     #[test]

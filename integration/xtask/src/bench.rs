@@ -30,17 +30,37 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Pull, import and unpacking of images, and starts on them, against skopeo with umoci and Podman
+    #[command(disable_help_flag = true)]
+    Images {
+        /// Options of bench-images, such as --runs N and --json (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+impl Bench {
+    /// The program, its options, and the packages that it measures against.
+    const fn program(&self) -> (&str, &Vec<String>, Group) {
+        match self {
+            Self::Launch { words } => ("bench-launch", words, Group::Bench),
+            Self::Exec { words } => ("bench-exec", words, Group::Bench),
+            Self::Images { words } => ("bench-images", words, Group::BenchImages),
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let (name, words) = match &options.bench {
-        Bench::Launch { words } => ("bench-launch", words),
-        Bench::Exec { words } => ("bench-exec", words),
-    };
-    setup::install(Group::Bench)?;
+    let (name, words, group) = options.bench.program();
+    setup::install(group)?;
     // Built alone, as `up` does: together with others it would get their choice of features.
     workspace::build_release(&["hafen-oci"])?;
-    workspace::build_release(&["hafen-bench", "hafen-reference"])?;
+    if group == Group::BenchImages {
+        workspace::build_release(&["hafen"])?;
+        workspace::build_release(&["hafen-bench"])?;
+    } else {
+        workspace::build_release(&["hafen-bench", "hafen-reference"])?;
+    }
     let program = workspace::target()?.join("release").join(name);
     let status = Command::new(&program)
         .args(words)

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use crate::command::{self, limited, on_path};
@@ -31,6 +32,8 @@ pub(crate) enum Group {
     Up,
     /// Measure against Debian's runtimes
     Bench,
+    /// Measure against what else handles images
+    BenchImages,
     /// Everything, with the virtual machine
     Test,
 }
@@ -40,7 +43,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     if options.group == Group::Test {
         install_vm()?;
     }
-    println!("set up for {}", format!("{:?}", options.group).to_lowercase());
+    let name = options.group.to_possible_value();
+    println!("set up for {}", name.as_ref().map_or("it", PossibleValue::get_name));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -79,17 +83,21 @@ const UP: &[Package] = &[
 const BENCH: &[Package] =
     &[package("crun", Proof::Program("crun")), package("runc", Proof::Program("runc"))];
 
-/// The clients that run containers through a runtime, and what they need of their recommended packages; other programs of
-/// the tests.
-const CLIENTS: &[Package] = &[
+/// What handles images, and a registry.
+const IMAGES: &[Package] = &[
     package("podman", Proof::Program("podman")),
-    package("conmon", Proof::Program("conmon")),
-    package("catatonit", Proof::Program("catatonit")),
     package("golang-github-containers-common", Proof::File("/etc/containers/policy.json")),
-    package("buildah", Proof::Program("buildah")),
     package("umoci", Proof::Program("umoci")),
     package("skopeo", Proof::Program("skopeo")),
     package("docker-registry", Proof::Program("docker-registry")),
+];
+
+/// The clients that run containers through a runtime, and what they need of their recommended packages; other programs of
+/// the tests.
+const CLIENTS: &[Package] = &[
+    package("conmon", Proof::Program("conmon")),
+    package("catatonit", Proof::Program("catatonit")),
+    package("buildah", Proof::Program("buildah")),
     package("apache2-utils", Proof::Program("htpasswd")),
     package("openssl", Proof::Program("openssl")),
     package("containerd", Proof::Program("containerd")),
@@ -119,7 +127,8 @@ impl Group {
         let lists: &[&[Package]] = match self {
             Self::Up => &[UP],
             Self::Bench => &[UP, BENCH],
-            Self::Test => &[UP, BENCH, CLIENTS, CONFORMANCE, FUZZ],
+            Self::BenchImages => &[UP, BENCH, IMAGES],
+            Self::Test => &[UP, BENCH, IMAGES, CLIENTS, CONFORMANCE, FUZZ],
         };
         lists.concat()
     }

@@ -151,7 +151,7 @@ fn run(options: &Options) -> Result<String, Error> {
     let report = Report {
         verb: "exec",
         rows: rows.map(|(c, series)| Row { version: c.program.version.clone(), series }).collect(),
-        goals: vec![Goal { name: "exec_vs_crun", at_most: 0.6 }],
+        goals: vec![Goal::at_most("exec_vs_crun", 0.6)],
         facts: vec![("cgroups", if host.is_hybrid() { "hybrid" } else { "unified" }.into())],
         notes,
     };

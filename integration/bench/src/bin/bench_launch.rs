@@ -113,7 +113,7 @@ struct Scene {
 
 impl Scene {
     fn new(options: &Options, host: &Host) -> Result<Self, Error> {
-        let parent = options.dir.clone().unwrap_or_else(|| usual_folder(host));
+        let parent = options.dir.clone().unwrap_or_else(|| host.folder_of_state());
         let folder = tempfile::Builder::new().prefix("bench-launch-").tempdir_in(&parent)?;
         let bundle = folder.path().join("bundle");
         let cgroup = format!("hafen-bench-{}", std::process::id());
@@ -133,13 +133,6 @@ impl Scene {
         subject.cover = host.cover_for(program.name, self.folder.path())?;
         Ok(subject)
     }
-}
-
-/// Runtimes keep their state on a tmpfs; where /run is none, it would measure the disk.
-fn usual_folder(host: &Host) -> PathBuf {
-    let usual = ["/run", "/dev/shm"].map(PathBuf::from);
-    let tmpfs = usual.into_iter().find(|p| host.fs_type(p) == "tmpfs");
-    tmpfs.unwrap_or_else(std::env::temp_dir)
 }
 
 fn measure(
@@ -166,10 +159,7 @@ fn measure(
     let report = Report {
         verb: "run",
         rows,
-        goals: vec![
-            Goal { name: "run_vs_floor", at_most: 1.5 },
-            Goal { name: "run_vs_crun", at_most: 0.6 },
-        ],
+        goals: vec![Goal::at_most("run_vs_floor", 1.5), Goal::at_most("run_vs_crun", 0.6)],
         facts: facts(options, host, scene.folder.path()),
         notes: notes(&missing, &subjects),
     };
