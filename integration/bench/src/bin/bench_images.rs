@@ -216,7 +216,7 @@ impl All<'_> {
         Ok(made)
     }
 
-    /// All programs, with `verb` on one image; what they made last stays.
+    /// All programs, with `verb` on one image. What they import stays.
     fn handle(&self, found: &[Program], verb: Verb, made: &Made) -> Result<Vec<Line>, Error> {
         eprintln!("{} {}", verb.name(), made.name);
         let stores: Vec<PathBuf> = found.iter().map(|p| self.scene.store(p.name)).collect();
@@ -229,16 +229,27 @@ impl All<'_> {
         let subjects: Vec<Subject> = subjects.collect();
         let series = self.handling.interleave(&subjects, &|| false);
         self.go_on()?;
-        nix::unistd::sync();
         let mut lines = Vec::new();
-        for ((program, store), series) in found.iter().zip(&stores).zip(series) {
-            let version = program.version.clone();
-            let disk_mib = (!series.samples.is_empty()).then(|| images::allocated(store));
-            let disk_mib = disk_mib.transpose()?.map(|bytes| bytes as f64 / f64::from(1 << 20));
-            let row = Row { version, series };
+        for ((program, subject), series) in found.iter().zip(subjects).zip(series) {
+            let worked = verb == Verb::Import && !series.samples.is_empty();
+            let disk_mib = worked.then(|| self.keep(subject)).transpose()?;
+            let row = Row { version: program.version.clone(), series };
             lines.push(Line { image: made.name, verb: verb.name(), row, disk_mib });
         }
         Ok(lines)
+    }
+
+    /// Runs it once more and leaves what it makes. Returns what that takes of the disk, in MiB.
+    fn keep(&self, subject: Subject) -> Result<f64, Error> {
+        let once = Settings { rounds: 1, warmup: 0, ..self.handling.settings };
+        let bench = Bench { settings: once, ..self.handling };
+        let subject = Subject { after: vec![], ..subject };
+        let series = bench.interleave(std::slice::from_ref(&subject), &|| false);
+        if let Some(error) = series.into_iter().find_map(|s| s.first_error) {
+            return Err(format!("{}, once more: {error}", subject.name).into());
+        }
+        nix::unistd::sync();
+        Ok(images::allocated(&subject.state)? as f64 / f64::from(1 << 20))
     }
 
     /// Starts on the layers that `hafen image import` left, and on a folder.

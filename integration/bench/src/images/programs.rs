@@ -101,8 +101,8 @@ pub struct Place<'a> {
     pub empty: &'a Path,
 }
 
-/// `verb` on a fresh store. What another program left to be written is on the disk before, and what the last run
-/// made is gone.
+/// `verb` on a fresh store, which is removed again: at once, as most of it need not be written to the disk then.
+/// What another program left to be written is on the disk before.
 pub fn subject(
     program: &Program,
     verb: Verb,
@@ -116,7 +116,7 @@ pub fn subject(
         name: program.name.into(),
         before: vec![fresh(place.store)],
         measured: measured(program, verb, made, registry, place),
-        after: vec![],
+        after: vec![shell(r#"rm -rf -- "$1""#, place.store)],
         rescue: vec![],
         state: place.store.to_owned(),
         cover,
@@ -126,7 +126,10 @@ pub fn subject(
 const SHELL: &str = "/bin/sh";
 
 fn fresh(store: &Path) -> Job {
-    let script = r#"rm -rf -- "$1" && mkdir -- "$1" && sync -f -- "$1""#;
+    shell(r#"rm -rf -- "$1" && mkdir -- "$1" && sync -f -- "$1""#, store)
+}
+
+fn shell(script: &str, store: &Path) -> Job {
     Job::new(Path::new(SHELL), words(&[&"-c", &script, &SHELL, &store]))
 }
 
