@@ -148,10 +148,11 @@ impl Scene {
     fn new(options: &Options, host: &Host) -> Result<Self, Error> {
         // Podman takes a path for a name, in which it wants no capital letters.
         let name = format!("bench-images-{}", std::process::id());
-        let make =
-            |parent: &Path| tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(parent);
-        let folder = make(&options.dir)?;
-        let state = make(&host.folder_of_state())?;
+        let make = |parent: &Path, what: &str| {
+            tempfile::Builder::new().prefix(&name).suffix(what).rand_bytes(0).tempdir_in(parent)
+        };
+        let folder = make(&options.dir, "")?;
+        let state = make(&host.folder_of_state(), "-state")?;
         for name in ["registry", "images", "stores", "tmp"] {
             fs::create_dir(folder.path().join(name))?;
         }
