@@ -35,6 +35,8 @@ pub struct Scratch {
     pub limit: Option<u64>,
     /// In memory instead.
     pub tmpfs: Option<Tmpfs>,
+    /// The kernel takes all layers in one text, for which they need short names.
+    pub short_names: bool,
 }
 
 /// The root file system and everything in it, in the order of the bundle. Pure.
@@ -70,7 +72,10 @@ pub fn share(resolved: &Resolved, cgroup: &CgroupView, scratch: &Scratch, rootle
 fn overlay(share: &mut Share, resolved: &Resolved, scratch: &Scratch) {
     let (root, path) = (&resolved.root, &scratch.path);
     let several = !root.below.is_empty();
-    let layers = std::iter::once(&root.path).chain(&root.below).filter(|_| several).cloned();
+    let layers = std::iter::once(&root.path)
+        .chain(&root.below)
+        .filter(|_| several && scratch.short_names)
+        .cloned();
     share.claims.push(Claim::Scratch { path: path.clone() });
     share.before.push(HostStep::MakeScratch { path: path.clone() });
     // What is made in the folder belongs to its project only if that is there before.

@@ -17,7 +17,7 @@ use hafen_spec::resolved::{
     Attrs, Device, DeviceType, Mount, Namespace, Owners, Process, TimeOffset,
 };
 use hafen_sys::child::{At, Chain, Make, MountCalls, Notify, Op, Slot, Stack, Strings, Terminal};
-use hafen_sys::mount::{MountAttr, takes_layers_one_by_one};
+use hafen_sys::mount::{self, MountAttr};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
@@ -96,6 +96,11 @@ pub(crate) struct Encoder<'a> {
 pub(crate) fn mount_calls(facts: &HostFacts) -> MountCalls {
     let needed = ["fsopen", "open_tree", "move_mount", "mount_setattr"];
     if needed.iter().any(|call| facts.lacks(call)) { MountCalls::Classic } else { MountCalls::New }
+}
+
+/// Does an overlay take its layers one by one here?
+pub(crate) fn takes_layers_one_by_one(facts: &HostFacts) -> bool {
+    mount_calls(facts) == MountCalls::New && mount::takes_layers_one_by_one()
 }
 
 /// Does the step write to the procfs of the host?
@@ -552,7 +557,7 @@ impl<'a> Encoder<'a> {
         own: &OwnLayer,
     ) -> io::Result<()> {
         let merged = c_path(&scratch.join("merged"))?;
-        if mount_calls(self.facts) == MountCalls::New && takes_layers_one_by_one() {
+        if takes_layers_one_by_one(self.facts) {
             let layers = std::iter::once(lower).chain(below.iter().map(PathBuf::as_path));
             let layers = layers.map(|layer| Ok((c("lowerdir+")?, Some(c_path(layer)?))));
             let own = own.map(|(key, name)| Ok((c(key)?, Some(c_path(&scratch.join(name))?))));

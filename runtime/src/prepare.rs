@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hafen_isolator::seccomp::Filter;
 use hafen_isolator::{cgroup, resctrl, systemd};
-use hafen_rootfs::store::{Guard, Image, Named, Store, Use, chain_ids};
+use hafen_rootfs::store::{Guard, Image, Named, Stack, Store, Use, chain_ids};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::plan::{Claim, HostStep, Plan};
@@ -18,6 +18,7 @@ use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use oci_spec::runtime::Spec;
 
+use crate::encode::takes_layers_one_by_one;
 use crate::filters::{self, Compiled};
 use crate::upper::Place;
 use crate::volumes::VolumeBase;
@@ -91,6 +92,8 @@ pub(crate) struct ImageBase {
     pub(crate) image: Image,
     /// Topmost first; not empty.
     pub(crate) layers: Vec<PathBuf>,
+    /// What they show of accounts.
+    pub(crate) stack: Stack,
     /// The layers stay until their use is written down.
     pub(crate) guard: Guard,
 }
@@ -201,7 +204,8 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     }
     let view = cgroup_view(&facts, &resolved, &cgroup.claims);
     let scratch = place.map(|place| place.scratch(&request.state, &resolved.root.path));
-    let scratch = scratch.transpose()?.unwrap_or_default();
+    let mut scratch = scratch.transpose()?.unwrap_or_default();
+    scratch.short_names = !resolved.root.below.is_empty() && !takes_layers_one_by_one(&facts);
     if let Some(volumes) = &volumes {
         volumes.add_mounts(&mut resolved, &scratch);
     }

@@ -91,7 +91,7 @@ impl Place {
                 (path, upper.size, None)
             }
         };
-        Ok(Scratch { path, limit, tmpfs })
+        Ok(Scratch { path, limit, tmpfs, short_names: false })
     }
 }
 

@@ -110,7 +110,13 @@ impl Store {
                 return Ok(None);
             }
         }
-        Ok(Some(chain.iter().rev().map(|id| self.layer_tree(id)).collect()))
+        Ok(Some(self.layer_trees(&chain)))
+    }
+
+    /// The folders of a chain of layers, topmost first.
+    #[must_use]
+    pub fn layer_trees(&self, chain: &[Digest]) -> Vec<PathBuf> {
+        chain.iter().rev().map(|id| self.layer_tree(id)).collect()
     }
 
     /// The folder of a layer by its chain id.
@@ -284,6 +290,7 @@ impl Store {
     pub(super) fn remove_layer(&self, chain: &Digest) -> Result<(), CallError> {
         let place = self.layer_folder(chain);
         let away = self.path("tmp", &format!("removed-{}", chain.hex()));
+        self.forget_stacks()?;
         remove_tree(&away)?;
         match fs::rename(&place, &away) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

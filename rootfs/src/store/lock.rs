@@ -18,8 +18,10 @@ pub struct Guard(#[expect(dead_code, reason = "held")] Flock<File>);
 #[derive(Debug)]
 pub(super) struct Maker(#[expect(dead_code, reason = "held")] File);
 
+pub(super) const FILE: &str = "lock";
+
 fn open(root: &Path) -> Result<File, CallError> {
-    let path = root.join("lock");
+    let path = root.join(FILE);
     let options = OpenOptions::new()
         .read(true)
         .write(true)

@@ -8,6 +8,7 @@
 //! | `uses/KEY.json` | the layers that a container stands on | before the container |
 //! | `partial/sha256-HEX` | what has come of a blob from a registry | appended, without fsync; then named as a blob |
 //! | `upper/BOOT/KEY/` | what a container with `--upper disk` writes | with the container |
+//! | `stacks/CHAIN.json` | what a launch has found out about all layers of an image | written by launches; all go before any layer goes |
 //! | `tmp/` | what is being made | removed by whoever collects |
 //! | `lock` | shared for all who add or read, exclusive for who removes | |
 //!
@@ -22,6 +23,7 @@ pub(crate) mod layer;
 pub(crate) mod lock;
 mod part;
 mod reference;
+mod stack;
 mod upper;
 mod usage;
 
@@ -47,6 +49,7 @@ pub use layer::{LayerRecord, Unpacking};
 pub use lock::Guard;
 pub use part::Part;
 pub use reference::Named;
+pub use stack::Stack;
 pub(crate) use usage::key;
 pub use usage::{Use, forget, taken};
 
@@ -99,6 +102,10 @@ impl Store {
     /// # Errors
     /// Names the folder or the file.
     pub fn hold(&self) -> Result<Guard, CallError> {
+        // Made last of all.
+        if self.root.join(lock::FILE).exists() {
+            return lock::shared(&self.root);
+        }
         for folder in FOLDERS {
             self.make_folder(folder)?;
         }

@@ -81,7 +81,7 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
         value["linux"]["seccomp"] = upper::keep_projects();
     }
     match &base {
-        Some(base) => image::process(base, args, &mut value, &mut problems)?,
+        Some(base) => image::process(base, args, &mut value, &mut problems),
         None => process(args, &mut value["process"], &mut problems),
     }
     let of_image = base.as_ref().map_or(&[][..], |base| &base.image.config.defaults.volumes);

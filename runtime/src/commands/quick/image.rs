@@ -1,8 +1,10 @@
 //! What an image says about its containers (image-spec, conversion).
 
+use std::path::PathBuf;
+
 use hafen_rootfs::account;
 use hafen_rootfs::layers;
-use hafen_rootfs::store::{Store, Unpacking};
+use hafen_rootfs::store::{Stack, Store, Unpacking, chain_ids};
 use hafen_rootfs::unpack::Bounds;
 use hafen_spec::Problems;
 use serde_json::{Value, json};
@@ -24,6 +26,14 @@ pub(super) fn find(store: Store, text: &str) -> Result<ImageBase, Error> {
     let named = store.find(text)?;
     let image = store.image(&named.target)?;
     let boot = boot_id()?;
+    let chain = chain_ids(&image.config.diff_ids);
+    let Some(top) = chain.last() else {
+        return Err(Error::Refused(format!("--image: {} has no layers", named.reference)));
+    };
+    if let Some(stack) = store.stack(top, &boot) {
+        let layers = store.layer_trees(&chain);
+        return Ok(ImageBase { store, named, image, layers, stack, guard });
+    }
     let layers = match store.ready_layers(&image, &boot)? {
         Some(layers) => layers,
         None => {
@@ -31,10 +41,17 @@ pub(super) fn find(store: Store, text: &str) -> Result<ImageBase, Error> {
             store.layers_of(&image, &how)?
         }
     };
-    if layers.is_empty() {
-        return Err(Error::Refused(format!("--image: {} has no layers", named.reference)));
-    }
-    Ok(ImageBase { store, named, image, layers, guard })
+    let stack = look(&layers, boot)?;
+    store.keep_stack(top, &stack);
+    Ok(ImageBase { store, named, image, layers, stack, guard })
+}
+
+fn look(layers: &[PathBuf], boot_id: String) -> Result<Stack, Error> {
+    let text = |path| -> Result<String, Error> {
+        let bytes = layers::read(layers, path)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(Stack { boot_id, passwd: text("etc/passwd")?, group: text("etc/group")? })
 }
 
 /// What runs: the image's own words, changed by those of the caller.
@@ -43,7 +60,7 @@ pub(super) fn process(
     args: &QuickArgs,
     spec: &mut Value,
     problems: &mut Problems,
-) -> Result<(), Error> {
+) {
     let defaults = &base.image.config.defaults;
     match defaults.args(&args.command, args.entrypoint.as_deref()) {
         Ok(args) => spec["process"]["args"] = json!(args),
@@ -51,14 +68,9 @@ pub(super) fn process(
     }
     let cwd = args.cwd.clone().unwrap_or_else(|| defaults.working_dir.clone());
     spec["process"]["cwd"] = json!(if cwd.is_empty() { "/" } else { &cwd });
-    let text = |path| -> Result<String, Error> {
-        let bytes = layers::read(&base.layers, path)?.unwrap_or_default();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let (passwd, group) = (text("etc/passwd")?, text("etc/group")?);
     let wanted = args.user.as_deref().unwrap_or(&defaults.user);
     let mut home = "/".to_owned();
-    match account::find(wanted, &passwd, &group) {
+    match account::find(wanted, &base.stack.passwd, &base.stack.group) {
         Ok(account) => {
             spec["process"]["user"] = json!({
                 "uid": account.uid, "gid": account.gid, "additionalGids": account.groups });
@@ -68,7 +80,6 @@ pub(super) fn process(
     }
     spec["process"]["env"] = json!(environment(&defaults.env, &args.env, &home));
     spec["annotations"] = annotations(base);
-    Ok(())
 }
 
 /// The image's variables, then the caller's: of two with one name the later counts.
