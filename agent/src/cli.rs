@@ -57,10 +57,10 @@ pub(crate) enum VolumeCommand {
 pub(crate) enum ImageCommand {
     /// Fetch an image from its registry, and unpack it.
     Pull(PullArgs),
-    /// Take in the images of a file, and unpack them.
+    /// Take in the images of a file or folder, and unpack them.
     ///
-    /// An OCI layout as folder or tar, an archive of docker save, or a root file system as tar; each tar may be
-    /// compressed where its content is.
+    /// An OCI layout as folder or tar, an archive of docker save, or a root file system as folder or tar; each tar may
+    /// be compressed where its content is.
     Import(ImportArgs),
     /// Write an image to a file, as the tar of an OCI layout.
     Export {

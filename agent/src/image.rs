@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 use hafen_registry::{Progress, pull};
 use hafen_rootfs::export::export;
 use hafen_rootfs::import::{Import, import};
+use hafen_rootfs::pack::LeftOut;
 use hafen_rootfs::store::{
     Collected, Collecting, Garbage, Image, Named, Policy, Store, StoreError, Unpacking, chain_ids,
 };
@@ -122,9 +123,13 @@ fn take_in(store: &Store, args: &ImportArgs) -> Result<(), Error> {
     let progress = |_: &Digest, bytes: u64| bar.inc(bytes);
     let unpacking = Unpacking { bounds: args.bounds.bounds(), boot_id: &boot, progress: &progress };
     let how = Import { name: name.as_ref(), now: now(), unpacking };
-    let images = import(store, &args.file, &how);
+    let taken = import(store, &args.file, &how);
     bar.finish_and_clear();
-    for image in images? {
+    let taken = taken?;
+    for LeftOut { path, why } in &taken.left_out {
+        eprintln!("hafen: {} is left out: {why}", args.file.join(path).display());
+    }
+    for image in &taken.images {
         println!("{} {}", image.reference, image.target.digest);
     }
     Ok(())

@@ -9,7 +9,7 @@ use super::files::Files;
 use crate::store::{Expected, Store, StoreError};
 
 pub(super) const INDEX: &str = "index.json";
-const MARK: &str = "oci-layout";
+pub(super) const MARK: &str = "oci-layout";
 /// An index in an index in an index ... is nobody's image.
 const DEEPEST: usize = 4;
 

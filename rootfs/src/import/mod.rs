@@ -1,4 +1,4 @@
-//! Images from files: OCI layouts, as folder or tar, archives of `docker save`, and root file systems as tar.
+//! Images from files: OCI layouts, as folder or tar, archives of `docker save`, and root file systems, as tar or folder.
 
 mod docker;
 mod files;
@@ -10,6 +10,7 @@ use std::path::Path;
 use hafen_spec::image::{Blob, Reference};
 use serde_json::Value;
 
+use crate::pack::LeftOut;
 use crate::store::{Store, StoreError, Unpacking};
 
 use files::Files;
@@ -31,28 +32,33 @@ pub struct Imported {
     pub target: Blob,
 }
 
+/// What was taken in.
+#[derive(Debug, Default)]
+pub struct Taken {
+    pub images: Vec<Imported>,
+    /// Of a root file system.
+    pub left_out: Vec<LeftOut>,
+}
+
 /// Take in all images of a file or folder, and unpack them. Each has its name when all of it is there.
 ///
 /// # Errors
 /// What it is not, or the part of it that is missing or wrong.
-pub fn import(store: &Store, from: &Path, how: &Import<'_>) -> Result<Vec<Imported>, StoreError> {
+pub fn import(store: &Store, from: &Path, how: &Import<'_>) -> Result<Taken, StoreError> {
     let _guard = store.hold()?;
     // Of earlier calls: by now the kernel has mostly written them anyway.
     store.sync_layers(how.unpacking.boot_id)?;
     let files = Files::open(from)?;
-    let images = match &files {
-        Some(files) if files.has(layout::INDEX) && !files.has(docker::MANIFEST) => {
-            layout::images(store, files, from)?
+    let (images, left_out) = match &files {
+        Some(files) if files.has(docker::MANIFEST) => (docker::images(store, files)?, Vec::new()),
+        Some(files) if files.has(layout::INDEX) || files.has(layout::MARK) => {
+            (layout::images(store, files, from)?, Vec::new())
         }
-        Some(files) if files.has(docker::MANIFEST) => docker::images(store, files)?,
         Some(Files::Folder(_)) => {
-            return Err(StoreError::Refused(format!(
-                "{}: no image: a layout has index.json, an archive of docker save manifest.json; pack a root file system \
-                 with tar first",
-                from.display()
-            )));
+            let (image, left_out) = tree::of_folder(store, from, how)?;
+            (vec![image], left_out)
         }
-        _ => vec![tree::image(store, from, how)?],
+        _ => (vec![tree::image(store, from, how)?], Vec::new()),
     };
     let images = named(images, from, how)?;
     for Imported { target, .. } in &images {
@@ -62,7 +68,7 @@ pub fn import(store: &Store, from: &Path, how: &Import<'_>) -> Result<Vec<Import
     for Imported { reference, target } in &images {
         store.tag(reference, target.clone(), how.now.clone())?;
     }
-    Ok(images)
+    Ok(Taken { images, left_out })
 }
 
 /// An image, and the names that its file gives it.

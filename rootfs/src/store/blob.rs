@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, IntoInnerError, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +70,26 @@ impl Hash {
     }
 }
 
+/// A blob that is being written. Without a name, it goes with its process.
+struct Draft {
+    file: File,
+    hash: Hash,
+    size: u64,
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The digest of all that can be read.
 pub(super) fn digest_of(algorithm: &str, mut from: impl Read) -> io::Result<Digest> {
     let (mut hash, mut chunk) = (Hash::new(algorithm), vec![0; CHUNK]);
@@ -115,28 +135,57 @@ impl Store {
         expected: Option<Expected<'_>>,
         what: &str,
     ) -> Result<Stored, StoreError> {
-        let folder = self.root.join("tmp");
-        let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let file = open(&folder, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        let mut file = File::from(file.call(|| format!("open a file in {}", folder.display()))?);
-        let mut hash = Hash::new(expected.map_or("sha256", |e| e.digest.algorithm()));
-        let (mut size, mut chunk) = (0, vec![0; CHUNK]);
+        let algorithm = expected.map_or("sha256", |e| e.digest.algorithm());
+        let mut draft = self.draft(algorithm)?;
+        let mut chunk = vec![0; CHUNK];
         let most = expected.and_then(|e| e.size).unwrap_or(u64::MAX);
         loop {
             let read = read_some(&mut from, &mut chunk).call(|| format!("read {what}"))?;
             if read == 0 {
                 break;
             }
-            size += read as u64;
+            let size = draft.size + read as u64;
             if size > most {
                 return Err(StoreError::Size { what: what.to_owned(), wanted: most, found: size });
             }
-            hash.update(&chunk[..read]);
-            file.write_all(&chunk[..read]).call(|| format!("write {what}"))?;
+            draft.write_all(&chunk[..read]).call(|| format!("write {what}"))?;
         }
-        let stored = Stored { digest: hash.finish(), size };
+        self.keep(draft, expected, what)
+    }
+
+    /// Take in what somebody writes.
+    ///
+    /// # Errors
+    /// Of whoever writes; of the file.
+    pub(crate) fn put_written<T, E: From<StoreError>>(
+        &self,
+        what: &str,
+        write: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+    ) -> Result<(Stored, T), E> {
+        let mut buffer = BufWriter::with_capacity(CHUNK, self.draft("sha256")?);
+        let answer = write(&mut buffer)?;
+        let draft = buffer.into_inner().map_err(IntoInnerError::into_error);
+        let draft = draft.call(|| format!("write {what}")).map_err(StoreError::from)?;
+        Ok((self.keep(draft, None, what)?, answer))
+    }
+
+    fn draft(&self, algorithm: &str) -> Result<Draft, StoreError> {
+        let folder = self.root.join("tmp");
+        let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let file = open(&folder, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let file = File::from(file.call(|| format!("open a file in {}", folder.display()))?);
+        Ok(Draft { file, hash: Hash::new(algorithm), size: 0 })
+    }
+
+    fn keep(
+        &self,
+        draft: Draft,
+        expected: Option<Expected<'_>>,
+        what: &str,
+    ) -> Result<Stored, StoreError> {
+        let stored = Stored { digest: draft.hash.finish(), size: draft.size };
         check(&stored, expected, what)?;
-        self.name(&file, &stored.digest)?;
+        self.name(&draft.file, &stored.digest)?;
         Ok(stored)
     }
 

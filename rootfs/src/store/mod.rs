@@ -36,6 +36,7 @@ use hafen_spec::Problems;
 use hafen_spec::image::{Digest, Reference};
 use hafen_sys::{CallError, Context};
 
+use crate::pack::PackError;
 use crate::unpack::UnpackError;
 
 pub use blob::{Expected, Stored};
@@ -80,6 +81,8 @@ pub enum StoreError {
     Size { what: String, wanted: u64, found: u64 },
     #[error("layer {layer}: {source}")]
     Unpack { layer: Digest, source: UnpackError },
+    #[error("{folder}: {source}")]
+    Pack { folder: String, source: PackError },
     #[error("{0}")]
     Refused(String),
 }

@@ -13,7 +13,7 @@ mod settle;
 mod sparse;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
 use std::io::Read;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! What a layer takes over from the layers below it.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,8 +23,6 @@ use super::error::shown;
 use super::tree::{self, FOLDER, OPAQUE, Tree};
 use super::{UnpackError, Unpacked};
 
-/// XATTR_SIZE_MAX and XATTR_LIST_MAX.
-const LARGEST_ATTRIBUTE: usize = 65536;
 const BUFFER: usize = 128 << 10;
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
@@ -350,8 +348,10 @@ fn describe_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()
 }
 
 fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let names = attribute_names(from)?;
-    let mut value = vec![0; if names.is_empty() { 0 } else { LARGEST_ATTRIBUTE }];
+    let mut names = tree::attribute_names(from)?;
+    // Overlay's own marks are each layer's.
+    names.retain(|name| !name.to_bytes().starts_with(b"trusted.overlay."));
+    let mut value = vec![0; if names.is_empty() { 0 } else { tree::LARGEST_ATTRIBUTE }];
     for name in &names {
         let size = rustix::fs::lgetxattr(from, name.as_c_str(), &mut value[..])?;
         tree::set_attribute(to, name.to_bytes(), &value[..size])?;
@@ -365,18 +365,6 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// But overlay's own marks, which are each layer's.
-fn attribute_names(path: &Path) -> io::Result<Vec<CString>> {
-    let mut list = vec![0; LARGEST_ATTRIBUTE];
-    let length = match rustix::fs::llistxattr(path, &mut list[..]) {
-        Err(rustix::io::Errno::OPNOTSUPP) => 0,
-        answer => answer?,
-    };
-    let names = list[..length].split(|byte| *byte == 0);
-    let names = names.filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay."));
-    Ok(names.map(CString::new).collect::<Result<_, _>>()?)
 }
 
 fn modified(stat: &FileStat) -> TimeSpec {

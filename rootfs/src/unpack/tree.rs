@@ -1,6 +1,7 @@
 //! Files below one folder, by descriptor and name: no symlink is followed, nothing outside is reached.
 
 use std::ffi::{CString, OsStr};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,23 +18,26 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
 use rustix::fs::XattrFlags;
 
-pub(super) const FOLDER: OFlag =
+pub(crate) const FOLDER: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// XATTR_SIZE_MAX and XATTR_LIST_MAX.
+pub(crate) const LARGEST_ATTRIBUTE: usize = 65536;
 
 /// A folder that may be opened again and again, since most entries stand in the folder of the one before them.
-pub(super) struct Tree<'a> {
-    pub(super) top: &'a OwnedFd,
+pub(crate) struct Tree<'a> {
+    pub(crate) top: &'a OwnedFd,
     last: Option<(PathBuf, Rc<OwnedFd>)>,
 }
 
 impl<'a> Tree<'a> {
-    pub(super) fn new(top: &'a OwnedFd) -> Self {
+    pub(crate) fn new(top: &'a OwnedFd) -> Self {
         Self { top, last: None }
     }
 
     /// The folder at `path`, the empty path for the top.
-    pub(super) fn open(&self, path: &Path, access: OFlag) -> Result<OwnedFd, CallError> {
+    pub(crate) fn open(&self, path: &Path, access: OFlag) -> Result<OwnedFd, CallError> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let how = OpenHow {
             flags: u64::from((FOLDER | access).bits().cast_unsigned()),
@@ -44,7 +48,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The folder at `path`, to work in more than once.
-    pub(super) fn enter(&mut self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
+    pub(crate) fn enter(&mut self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
         let folder = self.visit(path)?;
         if !self.is_last(path) {
             self.last = Some((path.to_owned(), folder.clone()));
@@ -53,7 +57,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The folder at `path`, in between.
-    pub(super) fn visit(&self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
+    pub(crate) fn visit(&self, path: &Path) -> Result<Rc<OwnedFd>, CallError> {
         match &self.last {
             Some((_, folder)) if self.is_last(path) => Ok(folder.clone()),
             _ => Ok(Rc::new(self.open(path, OFlag::O_PATH)?)),
@@ -66,65 +70,75 @@ impl<'a> Tree<'a> {
     }
 
     /// A folder may be gone.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.last = None;
     }
 }
 
-pub(super) fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-pub(super) fn name(path: &Path) -> &OsStr {
+pub(crate) fn name(path: &Path) -> &OsStr {
     path.file_name().unwrap_or(OsStr::new("."))
 }
 
 /// What is there, if anything is.
-pub(super) fn stat(folder: impl AsFd, name: &OsStr) -> nix::Result<Option<FileStat>> {
+pub(crate) fn stat(folder: impl AsFd, name: &OsStr) -> nix::Result<Option<FileStat>> {
     match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(Errno::ENOENT) => Ok(None),
         answer => answer.map(Some),
     }
 }
 
-pub(super) fn format(stat: &FileStat) -> SFlag {
+pub(crate) fn format(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
 /// Overlay's mark for a name that the layers below may have and the merged folder has not.
-pub(super) fn is_whiteout(stat: &FileStat) -> bool {
+pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
     format(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
 }
 
-pub(super) fn make_whiteout(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+pub(crate) fn make_whiteout(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
     mknodat(folder, name, SFlag::S_IFCHR, Mode::empty(), 0)
 }
 
 /// Nobody else can enter it before it is described.
-pub(super) fn make_folder(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+pub(crate) fn make_folder(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
     mkdirat(folder, name, Mode::S_IRWXU)
 }
 
 /// A name for the calls on extended attributes, which took no folder before Linux 6.13. A program's first thread may
 /// be gone, and `/proc/self` with it.
-pub(super) fn by_descriptor(folder: impl AsFd, name: &OsStr) -> PathBuf {
+pub(crate) fn by_descriptor(folder: impl AsFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/thread-self/fd").join(folder.as_fd().as_raw_fd().to_string()).join(name)
 }
 
-pub(super) fn make_opaque(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
+pub(crate) fn make_opaque(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
     set_attribute(&by_descriptor(folder, name), OPAQUE.as_bytes(), b"y")
 }
 
-pub(super) fn set_attribute(path: &Path, name: &[u8], value: &[u8]) -> nix::Result<()> {
+pub(crate) fn set_attribute(path: &Path, name: &[u8], value: &[u8]) -> nix::Result<()> {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).map_err(errno)
 }
 
-pub(super) fn errno(e: rustix::io::Errno) -> Errno {
+pub(crate) fn attribute_names(path: &Path) -> io::Result<Vec<CString>> {
+    let mut list = vec![0; LARGEST_ATTRIBUTE];
+    let length = match rustix::fs::llistxattr(path, &mut list[..]) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        answer => answer?,
+    };
+    let names = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.map(CString::new).collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn errno(e: rustix::io::Errno) -> Errno {
     Errno::from_raw(e.raw_os_error())
 }
 
 /// Owner first: changing it takes set-id bits away. An owner of `None` is right already.
-pub(super) fn describe(
+pub(crate) fn describe(
     file: impl AsFd,
     owner: Option<(u32, u32)>,
     mode: u32,
@@ -138,7 +152,7 @@ pub(super) fn describe(
 }
 
 /// The owner of what cannot be opened, and for anything but a symlink its mode.
-pub(super) fn describe_by_name(
+pub(crate) fn describe_by_name(
     folder: impl AsFd,
     name: &OsStr,
     owner: Option<(u32, u32)>,
@@ -156,7 +170,7 @@ pub(super) fn describe_by_name(
     })
 }
 
-pub(super) fn date_by_name(folder: impl AsFd, name: &OsStr, time: &TimeSpec) -> nix::Result<()> {
+pub(crate) fn date_by_name(folder: impl AsFd, name: &OsStr, time: &TimeSpec) -> nix::Result<()> {
     utimensat(folder, name, time, time, UtimensatFlags::NoFollowSymlink)
 }
 
@@ -164,7 +178,7 @@ pub(super) fn date_by_name(folder: impl AsFd, name: &OsStr, time: &TimeSpec) -> 
 ///
 /// # Errors
 /// Names the folder.
-pub(super) fn remove_folder(folder: &OwnedFd, path: &Path) -> Result<(), CallError> {
+pub(crate) fn remove_folder(folder: &OwnedFd, path: &Path) -> Result<(), CallError> {
     empty(folder, name(path)).call(|| format!("remove {}", path.display()))
 }
 

@@ -27,7 +27,7 @@ pub(super) fn trials() -> Vec<Case> {
     ]
 }
 
-/// A tmpfs, for as long as the test runs.
+/// A mount, for as long as the test runs.
 pub(super) struct Mounted(PathBuf);
 
 impl Mounted {
@@ -37,6 +37,13 @@ impl Mounted {
         let size = format!("size={size}");
         mount(Some("none"), place, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
             .expect("a tmpfs");
+        Self(place.to_owned())
+    }
+
+    /// A file on another one.
+    pub(super) fn bind(from: &Path, place: &Path) -> Self {
+        mount(Some(from), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .expect("a bind mount");
         Self(place.to_owned())
     }
 

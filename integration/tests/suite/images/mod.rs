@@ -2,6 +2,8 @@
 
 mod collect;
 mod crash;
+mod facts;
+mod folder;
 mod hostile;
 mod made;
 mod owners;
@@ -25,6 +27,7 @@ pub(crate) fn trials() -> Vec<Case> {
         collect::trials(),
         volumes::trials(),
         owners::trials(),
+        folder::trials(),
     ];
     modules.into_iter().flatten().collect()
 }

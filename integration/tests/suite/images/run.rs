@@ -1,12 +1,10 @@
 //! Containers of images.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
 
 use hafen_integration::{Case, Test, cases, json};
 
+use super::facts::{assert_same, facts};
 use super::made::{Layer, Tar, busybox, layout};
 use super::{import, run};
 use crate::clients::image;
@@ -135,36 +133,6 @@ fn an_image_without_a_command(t: &Test) {
     run(t, &["--image", "localhost/box:made", "--", "/no/such"]).error_with(["/no/such"]);
 }
 
-/// Name, and what stat(2) says of it: type and mode, owner, size of a file, time of change, target of a link.
-fn facts(root: &Path) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder").map(|e| e.expect("an entry").path()) {
-            let stat = entry.symlink_metadata().expect("stat");
-            if stat.is_dir() {
-                folders.push(entry.clone());
-            }
-            let size = if stat.is_file() { stat.size() } else { 0 };
-            let text = if stat.is_file() { fs::read(&entry).expect("content") } else { Vec::new() };
-            let target = fs::read_link(&entry).map(|t| t.display().to_string()).unwrap_or_default();
-            let name = entry.strip_prefix(root).expect("below").display().to_string();
-            let fact = format!(
-                "{:o} {}:{} {size} {}.{:09} {} {target} {}",
-                stat.permissions().mode(),
-                stat.uid(),
-                stat.gid(),
-                stat.mtime(),
-                stat.mtime_nsec(),
-                stat.rdev(),
-                super::made::digest(&text)
-            );
-            all.insert(name, fact);
-        }
-    }
-    all
-}
-
 fn files_are_as_umoci_unpacks_them(t: &Test) {
     let layout = image::layout(t);
     import(t, &layout).ok();
@@ -175,10 +143,7 @@ fn files_are_as_umoci_unpacks_them(t: &Test) {
     let layer = fs::read_dir(layers).expect("layers").next().expect("one").expect("an entry");
     let (ours, theirs) = (facts(&layer.path().join("fs")), facts(&bundle.join("rootfs")));
     assert!(ours.len() > 50, "{} files", ours.len());
-    for (name, fact) in &theirs {
-        assert_eq!(ours.get(name), Some(fact), "{name}");
-    }
-    assert_eq!(ours.len(), theirs.len());
+    assert_same(&ours, &theirs);
 }
 
 fn explain_names_the_layers(t: &Test) {
