@@ -1,7 +1,7 @@
 //! Looking into a stack of layers without mounting it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,8 @@ use hafen_sys::{CallError, Context};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
+
+use crate::unpack::tree;
 
 /// Account files are small; more is no account file.
 const LARGEST: u64 = 1 << 20;
@@ -54,13 +56,13 @@ fn look(layer: &Path, path: &Path) -> Result<Found, CallError> {
             answer => answer?,
         };
         let stat = fstat(&entry).call(|| format!("stat {}", part.display()))?;
-        let kind = stat.st_mode & SFlag::S_IFMT.bits();
-        if kind == SFlag::S_IFCHR.bits() && stat.st_rdev == 0 {
+        if tree::is_whiteout(&stat) {
             return Ok(Found::Hidden);
         }
-        hidden |= kind == SFlag::S_IFDIR.bits() && is_opaque(&root, part);
+        let kind = tree::format(&stat);
+        hidden |= kind == SFlag::S_IFDIR && is_opaque(&root, part)?;
         // A file in the place of a folder hides what is below that.
-        hidden |= part != path && kind == SFlag::S_IFREG.bits();
+        hidden |= part != path && kind == SFlag::S_IFREG;
     }
     let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     match in_root(&root, path, how) {
@@ -78,13 +80,9 @@ fn in_root(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, CallErr
     open_how(root, path, how)
 }
 
-fn is_opaque(root: &OwnedFd, folder: &Path) -> bool {
-    let Ok(folder) = in_root(root, folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
-        return false;
-    };
-    let mut value = [0; 1];
-    let read = rustix::fs::fgetxattr(&folder, "trusted.overlay.opaque", &mut value);
-    matches!(read.map_err(io::Error::from), Ok(1)) && value == *b"y"
+fn is_opaque(root: &OwnedFd, folder: &Path) -> Result<bool, CallError> {
+    let opened = in_root(root, folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    tree::is_opaque(opened).call(|| format!("read the attributes of {}", folder.display()))
 }
 
 #[cfg(test)]

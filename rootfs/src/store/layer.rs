@@ -82,7 +82,7 @@ impl Store {
         let unpacked = self.unpack_all(&drafts, how);
         let finished = unpacked.and_then(|unpacked| {
             drafts.iter().zip(&unpacked).try_for_each(|(draft, unpacked)| {
-                self.finish(draft, unpacked, &chain[..draft.index], how.boot_id)
+                self.finish(draft, unpacked, &chain[..draft.index], how)
             })
         });
         if finished.is_err() {
@@ -237,20 +237,18 @@ impl Store {
         draft: &Draft<'_>,
         unpacked: &Unpacked,
         below: &[Digest],
-        boot_id: &str,
+        how: &Unpacking<'_>,
     ) -> Result<(), StoreError> {
         let below: Result<Vec<OwnedFd>, CallError> =
             below.iter().rev().map(|id| open_folder(&self.layer_tree(id))).collect();
         let folder = open_folder(&draft.folder.join(TREE))?;
-        settle(&folder, unpacked, &below?).map_err(|source| StoreError::Unpack {
-            layer: draft.layer.blob.digest.clone(),
-            source,
-        })?;
+        let failed = |source| StoreError::Unpack { layer: draft.layer.blob.digest.clone(), source };
+        let copied = settle(&folder, unpacked, &below?, how.bounds).map_err(failed)?;
         let record = LayerRecord {
             diff_id: draft.diff.clone(),
-            bytes: unpacked.bytes,
-            entries: unpacked.entries,
-            boot_id: boot_id.to_owned(),
+            bytes: unpacked.bytes + copied.bytes,
+            entries: unpacked.entries + copied.entries,
+            boot_id: how.boot_id.to_owned(),
             synced: false,
         };
         write_record(&draft.folder, &record)?;

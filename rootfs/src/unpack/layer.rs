@@ -353,7 +353,7 @@ fn remove_below<T>(map: &mut BTreeMap<PathBuf, T>, path: &Path) {
     }
 }
 
-fn too_large(name: &[u8], what: &'static str, bound: u64) -> UnpackError {
+pub(super) fn too_large(name: &[u8], what: &'static str, bound: u64) -> UnpackError {
     UnpackError::TooLarge { name: shown(name), what, bound }
 }
 

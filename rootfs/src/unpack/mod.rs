@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use error::UnpackError;
-pub use settle::settle;
+pub use settle::{Copied, settle};
 
 /// What a layer may cost at most.
 #[derive(Debug, Clone, Copy)]

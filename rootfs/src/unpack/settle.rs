@@ -20,25 +20,40 @@ use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use rustix::fs::{SeekFrom, seek};
 
 use super::error::shown;
-use super::tree::{self, FOLDER, OPAQUE, Tree};
-use super::{UnpackError, Unpacked};
+use super::layer::too_large;
+use super::tree::{self, FOLDER, Tree};
+use super::{Bounds, UnpackError, Unpacked};
 
 const BUFFER: usize = 128 << 10;
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// Finish a layer now that the layers below it (`below`, topmost first) are complete: implied folders take the
 /// attributes of the folder that they merge with; pending links become copies of the lower file inside this
-/// layer, linked, as a copy-up of both would be.
+/// layer, linked, as a copy-up of both would be. What is copied counts as if the stream had it.
 ///
 /// # Errors
 /// Names the folder or the link. The layer is of no use then.
-pub fn settle(folder: &OwnedFd, unpacked: &Unpacked, below: &[OwnedFd]) -> Result<(), UnpackError> {
-    let mut layer =
-        Settling { tree: Tree::new(folder), below, implied: Vec::new(), times: BTreeMap::new() };
+pub fn settle(
+    folder: &OwnedFd,
+    unpacked: &Unpacked,
+    below: &[OwnedFd],
+    bounds: Bounds,
+) -> Result<Copied, UnpackError> {
+    let mut layer = Settling {
+        tree: Tree::new(folder),
+        below,
+        unpacked,
+        bounds,
+        copied: Copied::default(),
+        reason: Path::new(""),
+        implied: Vec::new(),
+        times: BTreeMap::new(),
+    };
     for path in &unpacked.implied {
         layer.implied.push(path.components().filter(|c| *c != Component::CurDir).collect());
     }
     for (link, target) in &unpacked.pending_links {
+        layer.reason = link;
         layer.link(link, target)?;
     }
     for path in std::mem::take(&mut layer.implied) {
@@ -46,12 +61,25 @@ pub fn settle(folder: &OwnedFd, unpacked: &Unpacked, below: &[OwnedFd]) -> Resul
     }
     layer.drop_idle_whiteouts()?;
     layer.hide_root()?;
-    layer.restore_times()
+    layer.restore_times()?;
+    Ok(layer.copied)
+}
+
+/// What was taken over for the sake of hard links.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    pub bytes: u64,
+    pub entries: u64,
 }
 
 struct Settling<'a> {
     tree: Tree<'a>,
     below: &'a [OwnedFd],
+    unpacked: &'a Unpacked,
+    bounds: Bounds,
+    copied: Copied,
+    /// The link for whose sake something is copied.
+    reason: &'a Path,
     implied: Vec<PathBuf>,
     /// Of folders, before anything was made in them.
     times: BTreeMap<PathBuf, TimeSpec>,
@@ -127,10 +155,30 @@ impl Settling<'_> {
         Ok(())
     }
 
+    /// Before it is made.
+    fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
+        let Copied { bytes: sum, entries } = &mut self.copied;
+        *sum = sum.saturating_add(bytes);
+        *entries += 1;
+        let refused = |what, bound| Err(too_large(self.reason.as_os_str().as_bytes(), what, bound));
+        let Bounds { bytes: most_bytes, entries: most_entries } = self.bounds;
+        if self.unpacked.bytes.saturating_add(*sum) > most_bytes {
+            return refused("bytes", most_bytes);
+        }
+        let implied = self.unpacked.implied.iter().filter(|path| **path != Path::new("."));
+        let own = self.unpacked.entries + implied.count() as u64;
+        match own + *entries > most_entries {
+            true => refused("entries", most_entries),
+            false => Ok(()),
+        }
+    }
+
     fn copy(&mut self, model: &Found, path: &Path) -> Result<(), UnpackError> {
         let parent = self.make_way(tree::parent(path))?;
         self.keep_time(tree::parent(path), &parent)?;
         let name = tree::name(path);
+        let bytes = content_of(model).call(|| says("read from a layer below", path))?;
+        self.count(bytes)?;
         make_like(model, &parent, name)
             .and_then(|()| describe_like(model, &parent, name))
             .call(|| says("copy from a layer below", path))?;
@@ -145,6 +193,7 @@ impl Settling<'_> {
         }
         let parent = self.make_way(tree::parent(path))?;
         self.keep_time(tree::parent(path), &parent)?;
+        self.count(0)?;
         tree::make_folder(&*parent, tree::name(path)).call(|| says("make folder", path))?;
         self.implied.push(path.to_owned());
         Ok(self.tree.enter(path)?)
@@ -173,7 +222,8 @@ impl Settling<'_> {
 
     fn merges(&self, path: &Path, folder: &OwnedFd) -> Result<bool, CallError> {
         let call = || says("look for", path);
-        let hidden = is_opaque(folder).call(call)? || look(self.tree.top, path).call(call)?.last;
+        let hidden =
+            tree::is_opaque(folder).call(call)? || look(self.tree.top, path).call(call)?.last;
         let below = self.find(path, hidden)?;
         Ok(below.is_some_and(|found| tree::format(&found.stat) == SFlag::S_IFDIR))
     }
@@ -182,7 +232,7 @@ impl Settling<'_> {
     fn hide_root(&mut self) -> Result<(), UnpackError> {
         let root = Path::new("");
         let top = self.tree.open(root, OFlag::O_RDONLY)?;
-        if !is_opaque(&top).call(|| says("read the attributes of", root))? {
+        if !tree::is_opaque(&top).call(|| says("read the attributes of", root))? {
             return Ok(());
         }
         self.keep_time(root, &top)?;
@@ -224,7 +274,7 @@ fn look(layer: &OwnedFd, path: &Path) -> io::Result<Seen> {
         return Ok(Seen { found: Some(Found { folder, name: ".".into(), stat }), last });
     };
     loop {
-        last |= is_opaque(&folder)?;
+        last |= tree::is_opaque(&folder)?;
         let Some(stat) = tree::stat(&folder, name)? else {
             return Ok(Seen { found: None, last });
         };
@@ -236,15 +286,6 @@ fn look(layer: &OwnedFd, path: &Path) -> io::Result<Seen> {
         }
         folder = openat(&folder, name, flags, Mode::empty())?;
         name = next;
-    }
-}
-
-fn is_opaque(folder: &OwnedFd) -> io::Result<bool> {
-    let mut value = [0; 8];
-    match rustix::fs::fgetxattr(folder, OPAQUE, &mut value) {
-        Ok(size) => Ok(&value[..size] == b"y"),
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(false),
-        Err(e) => Err(e.into()),
     }
 }
 
@@ -295,9 +336,7 @@ fn make_like(model: &Found, folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     match tree::format(&model.stat) {
         SFlag::S_IFREG => {
-            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let from = openat(&model.folder, model.name.as_os_str(), flags, Mode::empty())?;
-            let from = File::from(from);
+            let from = open_file(model)?;
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             let to = File::from(openat(folder, name, flags, mode)?);
             copy_content(&from, &to, model.stat.st_size.cast_unsigned())
@@ -317,19 +356,45 @@ fn copy_content(from: &File, to: &File, size: u64) -> io::Result<()> {
     }
     to.set_len(size)?;
     let mut buffer = vec![0; BUFFER];
-    let mut at = 0;
-    loop {
-        at = match seek(from, SeekFrom::Data(at)) {
-            // Nothing but a hole up to the end.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            answer => answer?,
-        };
-        let end = seek(from, SeekFrom::Hole(at))?;
+    let mut done = 0;
+    while let Some((mut at, end)) = next_piece(from, done)? {
         while at < end {
             let length = (end - at).min(BUFFER as u64) as usize;
             from.read_exact_at(&mut buffer[..length], at)?;
             to.write_all_at(&buffer[..length], at)?;
             at += length as u64;
+        }
+        done = end;
+    }
+    Ok(())
+}
+
+fn open_file(model: &Found) -> nix::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(&model.folder, model.name.as_os_str(), flags, Mode::empty()).map(File::from)
+}
+
+/// Without its holes, whether it will be a clone or a copy.
+fn content_of(model: &Found) -> io::Result<u64> {
+    if tree::format(&model.stat) != SFlag::S_IFREG {
+        return Ok(0);
+    }
+    let file = open_file(model)?;
+    let (mut sum, mut done) = (0, 0);
+    while let Some((at, end)) = next_piece(&file, done)? {
+        sum += end - at;
+        done = end;
+    }
+    Ok(sum)
+}
+
+/// Content from there on. `None`: nothing but a hole up to the end.
+fn next_piece(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
+    match seek(file, SeekFrom::Data(from)) {
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        at => {
+            let at = at?;
+            Ok(Some((at, seek(file, SeekFrom::Hole(at))?)))
         }
     }
 }

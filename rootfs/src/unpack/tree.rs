@@ -20,7 +20,7 @@ use rustix::fs::XattrFlags;
 
 pub(crate) const FOLDER: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX.
 pub(crate) const LARGEST_ATTRIBUTE: usize = 65536;
@@ -113,6 +113,16 @@ pub(crate) fn make_folder(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {
 /// be gone, and `/proc/self` with it.
 pub(crate) fn by_descriptor(folder: impl AsFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/thread-self/fd").join(folder.as_fd().as_raw_fd().to_string()).join(name)
+}
+
+/// Overlay's mark for a folder of which the layers below show nothing.
+pub(crate) fn is_opaque(folder: impl AsFd) -> io::Result<bool> {
+    let mut value = [0; 8];
+    match rustix::fs::fgetxattr(folder, OPAQUE, &mut value) {
+        Ok(size) => Ok(&value[..size] == b"y"),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 pub(crate) fn make_opaque(folder: impl AsFd, name: &OsStr) -> nix::Result<()> {

@@ -14,6 +14,7 @@ pub(super) fn trials() -> Vec<Case> {
         digests_that_are_wrong(Root, Busybox),
         documents_that_are_wrong(Root, Busybox),
         more_than_was_allowed(Root, Busybox),
+        links_to_much_of_a_lower_layer(Root, Busybox),
         layouts_that_lead_out(Root, Busybox),
     ]
 }
@@ -124,6 +125,27 @@ fn more_than_was_allowed(t: &Test) {
         |option: &str, most: &str| t.hafen(["image", "import", option, most, &folder]).output();
     assert_refused(t, &with("--max-entries", "50"), &["f50", "50"]);
     with("--max-entries", "100").ok();
+}
+
+/// A small stream, and copies of as much as a lower layer has.
+fn links_to_much_of_a_lower_layer(t: &Test) {
+    let large = vec![1; 1_000_000];
+    let names: Vec<String> = (0..8).map(|n| format!("{n}")).collect();
+    let low = names.iter().fold(Tar::new(), |tar, n| tar.file(&format!("d{n}/large"), &large));
+    let own = Tar::new().file("own", &large[..500_000]);
+    let links = names.iter().fold(own, |tar, n| tar.link(&format!("l{n}"), &format!("d{n}/large")));
+    let folder = layout(t, "links", &[low.layer(), links.layer()], &json!({}));
+    let folder = folder.display().to_string();
+    let with =
+        |option: &str, most: &str| t.hafen(["image", "import", option, most, &folder]).output();
+    with("--max-bytes", "8100000").error_with(["l7: the layer has more than 8100000 bytes"]);
+    // 9 of the stream; each of the links takes a folder and a file.
+    with("--max-entries", "20").error_with(["l5: the layer has more than 20 entries"]);
+    assert_eq!(fs::read_dir(t.images().join("refs")).expect("a folder").count(), 0);
+    assert_eq!(fs::read_dir(t.images().join("tmp")).expect("a folder").count(), 0);
+    with("--max-bytes", "8500000").ok();
+    t.hafen(["image", "rm", "localhost/links:made"]).output().ok();
+    with("--max-entries", "25").ok();
 }
 
 fn layouts_that_lead_out(t: &Test) {

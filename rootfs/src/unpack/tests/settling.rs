@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::unpack::settle;
+use crate::unpack::{Copied, settle};
 
 /// Layers from the lowest to the topmost, each settled on those below.
 fn stack(tars: impl IntoIterator<Item = Tar>) -> Result<Vec<Layer>, UnpackError> {
@@ -8,7 +8,7 @@ fn stack(tars: impl IntoIterator<Item = Tar>) -> Result<Vec<Layer>, UnpackError>
     for tar in tars {
         let next = layer(tar);
         let below: Vec<_> = layers.iter().rev().map(Layer::fd).collect();
-        settle(&next.fd(), &next.unpacked, &below)?;
+        settle(&next.fd(), &next.unpacked, &below, Bounds::default())?;
         layers.push(next);
     }
     Ok(layers)
@@ -217,4 +217,18 @@ fn overlayfs_reads_it_so() {
     let text = String::from_utf8(output.stdout).unwrap();
     let words: Vec<_> = text.split_whitespace().collect();
     assert_eq!(words.join(" "), expected, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn copies_count() {
+    let lower = layer(Tar::default().file("d/low", "12345678"));
+    let settled = |bytes, entries| {
+        let next = layer(Tar::default().file("own", "1234").link("link", "d/low"));
+        let bounds = Bounds { bytes, entries };
+        settle(&next.fd(), &next.unpacked, &[lower.fd()], bounds).map_err(|e| e.to_string())
+    };
+    assert_eq!(settled(11, 9), Err("link: the layer has more than 11 bytes".to_owned()));
+    // Two of the stream, a folder and the copy.
+    assert_eq!(settled(12, 3), Err("link: the layer has more than 3 entries".to_owned()));
+    assert_eq!(settled(12, 4), Ok(Copied { bytes: 8, entries: 2 }));
 }
