@@ -162,7 +162,10 @@ pub(crate) struct PullArgs {
     pub(crate) bounds: BoundsArgs,
 }
 
+// What says how something is fetched has no meaning without a fetch.
 #[derive(Debug, Args)]
+#[command(mut_group("RegistryArgs", |group| group.requires("fetch")))]
+#[command(mut_group("BoundsArgs", |group| group.requires("fetch")))]
 pub(crate) struct FsckArgs {
     /// Remove what is wrong, so that it can be taken in again.
     #[arg(long)]

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::fs::File;
+use std::path::PathBuf;
 
 use hafen_spec::image::Digest;
 use hafen_sys::{CallError, Context};
@@ -14,6 +15,8 @@ pub enum Fault {
     Blob(Digest),
     /// A layer was not on the disk when the machine ended.
     Layer(Digest),
+    /// The same, and this container stands on it: a repair leaves it as it is.
+    Used(Digest, PathBuf),
     /// A name leads to something that is missing or wrong.
     Name { reference: String, why: String },
 }
@@ -23,6 +26,13 @@ impl fmt::Display for Fault {
         match self {
             Self::Blob(digest) => write!(f, "blob {digest}: its content is another one"),
             Self::Layer(digest) => write!(f, "layer {digest}: not whole"),
+            Self::Used(digest, by) => {
+                write!(
+                    f,
+                    "layer {digest}: not whole, and in use by {}: left as it is",
+                    by.display()
+                )
+            }
             Self::Name { reference, why } => write!(f, "{reference}: {why}"),
         }
     }
@@ -41,7 +51,7 @@ pub struct Report {
 
 impl Store {
     /// Read everything, and compare it with what it should be. With `repair` what is wrong is removed, so that it can be
-    /// fetched or unpacked again.
+    /// fetched or unpacked again; but no layer that a container stands on.
     ///
     /// # Errors
     /// Of reading; what is wrong with the store is no error but in the report.
@@ -62,10 +72,7 @@ impl Store {
             report.layers += 1;
             let record = self.layer_record(&chain)?;
             if !record.is_some_and(|r| r.synced || r.boot_id == boot_id) {
-                report.faults.push(Fault::Layer(chain.clone()));
-                if repair {
-                    self.remove_layer(&chain)?;
-                }
+                report.faults.push(self.torn(chain, boot_id, repair)?);
             }
         }
         for named in self.all_named()? {
@@ -77,6 +84,17 @@ impl Store {
             }
         }
         Ok(report)
+    }
+
+    fn torn(&self, chain: Digest, boot_id: &str, repair: bool) -> Result<Fault, StoreError> {
+        if !repair {
+            return Ok(Fault::Layer(chain));
+        }
+        if let Some(container) = self.user_of(&chain, boot_id)? {
+            return Ok(Fault::Used(chain, container));
+        }
+        self.remove_layer(&chain)?;
+        Ok(Fault::Layer(chain))
     }
 
     fn hash_of(&self, digest: &Digest) -> Result<Digest, CallError> {

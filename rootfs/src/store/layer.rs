@@ -170,6 +170,9 @@ impl Store {
             if self.is_ready(chain, boot_id)? {
                 continue;
             }
+            if let Some(container) = self.user_of(chain, boot_id)? {
+                return Err(StoreError::Used(chain.clone(), container));
+            }
             let folder = self.path("tmp", &format!("layer-{}", chain.hex()));
             remove_tree(&folder)?;
             make_folder(&folder)?;

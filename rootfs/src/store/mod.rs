@@ -81,7 +81,9 @@ pub enum StoreError {
     Size { what: String, wanted: u64, found: u64 },
     #[error("layer {layer}: {source}")]
     Unpack { layer: Digest, source: UnpackError },
-    #[error("{folder}: {source}")]
+    #[error("layer {0} is not whole, and the container {1} stands on it: delete that first")]
+    Used(Digest, PathBuf),
+    #[error("pack {folder}")]
     Pack { folder: String, source: PackError },
     #[error("{0}")]
     Refused(String),

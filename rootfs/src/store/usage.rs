@@ -57,6 +57,17 @@ impl Store {
         }
         Ok(uses)
     }
+
+    /// The container that stands on a layer, if one does.
+    pub(super) fn user_of(
+        &self,
+        chain: &Digest,
+        boot_id: &str,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        let uses = self.uses(boot_id)?;
+        let user = uses.into_iter().find(|usage| usage.layers.contains(chain));
+        Ok(user.map(|usage| usage.container))
+    }
 }
 
 /// A container takes the image of this name: the record's time says so, in one call.

@@ -23,6 +23,7 @@ pub(super) fn trials() -> Vec<Case> {
         what_is_young_stays(Root, Busybox),
         watermarks_that_make_no_sense(Root),
         a_prune_waits_for_a_pull(Root, Busybox),
+        a_repair_leaves_what_is_in_use(Root, Busybox, FileSystem("overlay")),
         what_is_mounted_in_a_layer_stays(Root, Busybox, FileSystem("tmpfs"), FileSystem("overlay")),
     ]
 }
@@ -177,6 +178,35 @@ fn a_prune_waits_for_a_pull(t: &Test) {
     let output = prune(t, &[]).ok();
     assert!(output.stdout.contains(" and 1 parts of blobs, "), "{output}");
     assert!(begun().is_none());
+}
+
+fn a_repair_leaves_what_is_in_use(t: &Test) {
+    take_in(t, "a");
+    let id = t.id();
+    let words = ["--detach", "--id", &id, "--image", &full_name("a"), "--", "/bin/sleep", "100"];
+    t.oci().call(run_words(t, &words)).ok();
+    let layers = fs::read_dir(t.images().join("layers")).expect("layers");
+    let layers: Vec<PathBuf> = layers.map(|e| e.expect("an entry").path()).collect();
+    layers.iter().for_each(|l| fs::remove_file(l.join("layer.json")).expect("removed"));
+    let inode = |layer: &PathBuf| {
+        std::os::unix::fs::MetadataExt::ino(&fs::metadata(layer.join("fs")).expect("stat"))
+    };
+    let before: Vec<u64> = layers.iter().map(inode).collect();
+    let fsck = |words: &[&str]| t.hafen([&["image", "fsck"], words].concat()).output();
+    assert!(fsck(&[]).code(1).stdout.contains("not whole\n"));
+    let output = fsck(&["--repair"]).code(1);
+    assert_eq!(output.stdout.matches("not whole, and in use by ").count(), 2, "{output}");
+    assert!(output.stdout.contains(&id), "{output}");
+    let output = fsck(&["--repair", "--fetch", "--retries", "0"]).code(1);
+    assert!(output.stderr.contains("stands on it") && output.stderr.contains(&id), "{output}");
+    // Nobody else puts another one in its place either.
+    run(t, &["--image", &full_name("a")]).error_with([id.as_str(), "stands on it"]);
+    assert_eq!(layers.iter().map(inode).collect::<Vec<_>>(), before);
+    let exec = ["exec", &id, "/bin/cat", "/etc/group"];
+    assert!(t.oci().call(exec).ok().stdout.starts_with("root:"));
+    t.oci().delete_force(&id).ok();
+    fsck(&["--repair", "--fetch", "--retries", "0"]).ok();
+    run(t, &["--image", &full_name("a")]).ok();
 }
 
 fn what_is_mounted_in_a_layer_stays(t: &Test) {

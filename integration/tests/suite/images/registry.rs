@@ -256,6 +256,10 @@ fn what_is_wrong_is_fetched_again(t: &Test) {
 
 fn what_came_from_a_file_cannot_be_fetched(t: &Test) {
     let _ = t.hafen(["image", "fsck", "--fetch"]).output().code(2);
+    for option in [["--plain-http", "x"], ["--retries", "1"], ["--max-bytes", "1"]] {
+        let output = t.hafen(["image", "fsck", "--repair"].iter().chain(&option)).output().code(2);
+        assert!(output.stderr.contains("--fetch"), "{output}");
+    }
     let layout = image(t);
     import(t, &layout).ok();
     let repair = ["image", "fsck", "--repair", "--fetch", "--retries", "0"];
