@@ -41,6 +41,16 @@ impl Mounted {
         Self(place.to_owned())
     }
 
+    /// Layers as a container sees them, the topmost first.
+    pub(super) fn layers(layers: &[PathBuf], place: &Path) -> Self {
+        fs::create_dir_all(place).expect("mkdir");
+        let layers: Vec<String> = layers.iter().map(|l| l.display().to_string()).collect();
+        let lower = format!("lowerdir={}", layers.join(":"));
+        mount(Some("none"), place, Some("overlay"), MsFlags::MS_RDONLY, Some(lower.as_str()))
+            .expect("an overlay");
+        Self(place.to_owned())
+    }
+
     /// A file on another one.
     pub(super) fn bind(from: &Path, place: &Path) -> Self {
         mount(Some(from), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)

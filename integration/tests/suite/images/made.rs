@@ -14,11 +14,30 @@ pub(super) const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(super) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// An archive in the making.
-pub(super) struct Tar(Builder<Vec<u8>>);
+pub(super) struct Tar {
+    builder: Builder<Vec<u8>>,
+    /// Mode and owner of the next entry, if it has others than usual.
+    next: Option<(u32, u64, u64)>,
+}
 
 impl Tar {
     pub(super) fn new() -> Self {
-        Self(Builder::new(Vec::new()))
+        Self { builder: Builder::new(Vec::new()), next: None }
+    }
+
+    /// Mode and owner of the next entry.
+    pub(super) fn of(self, mode: u32, uid: u64, gid: u64) -> Self {
+        Self { next: Some((mode, uid, gid)), ..self }
+    }
+
+    /// Records before the next entry.
+    pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        self.builder.append_pax_extensions(records.iter().copied()).expect("in memory");
+        self
+    }
+
+    pub(super) fn null(self, name: &str) -> Self {
+        self.entry(name, EntryType::Char, 0o666, "", &[])
     }
 
     pub(super) fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
@@ -48,18 +67,23 @@ impl Tar {
         raw.name[..name.len()].copy_from_slice(name.as_bytes());
         raw.linkname[..target.len()].copy_from_slice(target.as_bytes());
         header.set_entry_type(kind);
+        let (mode, uid, gid) = self.next.take().unwrap_or((mode, 0, 0));
         header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_uid(uid);
+        header.set_gid(gid);
+        if kind == EntryType::Char {
+            header.set_device_major(1).expect("a GNU header");
+            header.set_device_minor(3).expect("a GNU header");
+        }
         header.set_mtime(1_700_000_000);
         header.set_size(bytes.len() as u64);
         header.set_cksum();
-        self.0.append(&header, bytes).expect("in memory");
+        self.builder.append(&header, bytes).expect("in memory");
         self
     }
 
     pub(super) fn bytes(self) -> Vec<u8> {
-        self.0.into_inner().expect("in memory")
+        self.builder.into_inner().expect("in memory")
     }
 
     pub(super) fn layer(self) -> Layer {

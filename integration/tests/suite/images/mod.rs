@@ -1,6 +1,7 @@
 //! Images: taken in from files, unpacked, run, and removed again.
 
 mod collect;
+mod compare;
 mod crash;
 mod facts;
 mod folder;
@@ -28,6 +29,7 @@ pub(crate) fn trials() -> Vec<Case> {
         volumes::trials(),
         owners::trials(),
         folder::trials(),
+        compare::trials(),
     ];
     modules.into_iter().flatten().collect()
 }
