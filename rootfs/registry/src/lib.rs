@@ -239,7 +239,21 @@ fn kind(bytes: &[u8]) -> String {
     })
 }
 
+/// Without any the library panics when it makes a client, for a registry without TLS and with an authority of our own as
+/// well (oci-client 0.18, `Client::default`).
+fn need_authorities() -> Result<(), PullError> {
+    match rustls_native_certs::load_native_certs().certs.is_empty() {
+        true => Err(PullError::Options(
+            "this machine has no certificate of an authority, and without one nothing is asked of a registry: install \
+             ca-certificates, or name a file in PEM with SSL_CERT_FILE"
+                .to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 fn config(options: &Options) -> Result<ClientConfig, PullError> {
+    need_authorities()?;
     // One program has one provider; a second call finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let read = |path: &PathBuf| {

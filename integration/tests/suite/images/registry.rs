@@ -37,6 +37,7 @@ pub(super) fn trials() -> Vec<Case> {
             Program("skopeo"),
             Program("openssl")
         ),
+        without_authorities(Root, Busybox),
         what_is_wrong_is_fetched_again(
             Root,
             Busybox,
@@ -201,6 +202,14 @@ fn over_tls_with_an_authority_of_its_own(t: &Test) {
         .error_with([registry.host.as_str()]);
     t.hafen(["image", "pull", "--ca", "ca.pem", &name]).output().ok();
     t.hafen(["image", "pull", "--ca", "no.pem", &name]).output().error_with(["no.pem"]);
+}
+
+fn without_authorities(t: &Test) {
+    for words in [["--plain-http", "127.0.0.1:9"], ["--ca", "/dev/null"]] {
+        let pull = ["image", "pull", "--retries", "0", words[0], words[1], "127.0.0.1:9/me/box:1"];
+        let none = t.hafen(pull).env("SSL_CERT_FILE", "/none").env("SSL_CERT_DIR", "/none");
+        none.output().error_with(["ca-certificates", "SSL_CERT_FILE"]);
+    }
 }
 
 /// Other bytes, but as many.
