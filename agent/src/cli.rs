@@ -57,6 +57,8 @@ pub(crate) enum VolumeCommand {
 pub(crate) enum ImageCommand {
     /// Fetch an image from its registry, and unpack it.
     Pull(PullArgs),
+    /// Send an image to a registry.
+    Push(PushArgs),
     /// Take in the images of a file or folder, and unpack them.
     ///
     /// An OCI layout as folder or tar, an archive of docker save, or a root file system as folder or tar; each tar may
@@ -160,6 +162,16 @@ pub(crate) struct PullArgs {
     pub(crate) registry: RegistryArgs,
     #[command(flatten)]
     pub(crate) bounds: BoundsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// A name, or the beginning of a digest.
+    pub(crate) image: String,
+    /// The name that it gets there; without one its own.
+    pub(crate) destination: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
 }
 
 // What says how something is fetched has no meaning without a fetch.

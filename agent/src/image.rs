@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use comfy_table::{Table, presets};
-use hafen_registry::{Progress, pull};
+use hafen_registry::{Progress, Tell, pull, push};
 use hafen_rootfs::export::export;
 use hafen_rootfs::import::{Import, import};
 use hafen_rootfs::pack::LeftOut;
@@ -19,13 +19,14 @@ use hafen_sys::file::boot_id;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::cli::{Format, ImageCommand, ImportArgs, PruneArgs, PullArgs, RegistryArgs};
+use crate::cli::{Format, ImageCommand, ImportArgs, PruneArgs, PullArgs, PushArgs, RegistryArgs};
 use crate::{Error, chain, fsck};
 
 pub(crate) fn run(root: &Path, command: &ImageCommand) -> Result<ExitCode, Error> {
     let store = Store::at(root.to_owned());
     match command {
         ImageCommand::Pull(args) => fetch(&store, args)?,
+        ImageCommand::Push(args) => send(&store, args)?,
         ImageCommand::Import(args) => take_in(&store, args)?,
         ImageCommand::Export { image, file } => {
             let named = store.find(image)?;
@@ -86,18 +87,39 @@ pub(crate) fn pull_target(
     name: &Reference,
     args: &RegistryArgs,
 ) -> Result<Blob, Error> {
-    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
     let bar = bar(&format!("pull {name}"));
+    let target = threads()?.block_on(pull(store, name, &args.options(), tell(&bar)));
+    bar.finish_and_clear();
+    Ok(target?)
+}
+
+fn send(store: &Store, args: &PushArgs) -> Result<(), Error> {
+    let _guard = store.hold()?;
+    let named = store.find(&args.image)?;
+    let to = reference(args.destination.as_ref().unwrap_or(&named.reference))?;
+    if to.digest.is_some() {
+        return Err(Error::Refused(format!("{to}: an image is sent to a tag, and has its digest")));
+    }
+    let bar = bar(&format!("push {to}"));
+    let options = args.registry.options();
+    let sent = threads()?.block_on(push(store, &named, &to, &options, tell(&bar)));
+    bar.finish_and_clear();
+    println!("{to} {}", sent?.digest);
+    Ok(())
+}
+
+fn threads() -> Result<tokio::runtime::Runtime, Error> {
+    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    threads.map_err(|e| Error::Refused(format!("start threads: {e}")))
+}
+
+fn tell(bar: &ProgressBar) -> Tell {
     let shown = bar.clone();
-    let tell = Arc::new(move |progress| match progress {
+    Arc::new(move |progress| match progress {
         Progress::Expect(bytes) => shown.set_length(bytes),
         Progress::Got(bytes) => shown.inc(bytes),
         Progress::Lost(bytes) => shown.dec(bytes),
-    });
-    let target = threads.block_on(pull(store, name, &args.options(), tell));
-    bar.finish_and_clear();
-    Ok(target?)
+    })
 }
 
 pub(crate) fn unpack(

@@ -1,4 +1,4 @@
-//! Images from registries (distribution-spec) into the store.
+//! Images from registries (distribution-spec) into the store, and back.
 //!
 //! The library speaks the protocol; this decides what is fetched, from where, how often it is tried again, and that
 //! nothing enters the store that is not what was asked for. Blobs stream through a thread that hashes and writes them;
@@ -6,6 +6,7 @@
 
 mod auth;
 mod blob;
+mod push;
 mod retry;
 
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use retry::Patience;
+
+pub use push::push;
 
 /// How registries are to be asked.
 #[derive(Debug, Clone)]

@@ -147,7 +147,7 @@ pub(super) fn put(layout: &Path, digest: &str, bytes: &[u8]) {
     fs::write(layout.join("blobs").join(digest.replace(':', "/")), bytes).expect("written");
 }
 
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hafen_integration::{Case, Output, Running, Test, cases, json, wait_until};
 use nix::sys::signal::Signal;
 
-use super::made::{Tar, busybox, digest, layout};
+use super::made::{Tar, architecture, busybox, digest, layout};
 use super::server::{Asked, Fault, Server};
 use super::store::largest;
 use super::{import, run};
@@ -38,6 +38,13 @@ pub(super) fn trials() -> Vec<Case> {
             Program("openssl")
         ),
         without_authorities(Root, Busybox),
+        a_push_is_read_by_others(Root, Busybox, Program("docker-registry"), Program("skopeo")),
+        an_index_is_pushed_as_far_as_it_is_here(
+            Root,
+            Busybox,
+            Program("docker-registry"),
+            Program("skopeo")
+        ),
         what_is_wrong_is_fetched_again(
             Root,
             Busybox,
@@ -182,7 +189,11 @@ fn with_a_password(t: &Test) {
     fs::write(folder.join("config.json"), asks).expect("written");
     let path = format!("{}:{}", t.dir().display(), std::env::var("PATH").unwrap_or_default());
     let words = ["image", "pull", "--plain-http", &registry.host, &name];
-    t.hafen(words).env("DOCKER_CONFIG", &folder).env("PATH", path).output().ok();
+    t.hafen(words).env("DOCKER_CONFIG", &folder).env("PATH", &path).output().ok();
+    let (host, other) = (registry.host.as_str(), format!("{}/me/other:1", registry.host));
+    let send = || t.hafen(["image", "push", "--plain-http", host, "--retries", "0", &name, &other]);
+    send().env("DOCKER_CONFIG", t.dir()).output().error_with([host]);
+    send().env("DOCKER_CONFIG", &folder).env("PATH", &path).output().ok();
 }
 
 fn over_tls_with_an_authority_of_its_own(t: &Test) {
@@ -210,6 +221,60 @@ fn without_authorities(t: &Test) {
         let none = t.hafen(pull).env("SSL_CERT_FILE", "/none").env("SSL_CERT_DIR", "/none");
         none.output().error_with(["ca-certificates", "SSL_CERT_FILE"]);
     }
+}
+
+fn push(t: &Test, host: &str, words: &[&str]) -> Output {
+    t.hafen([&["image", "push", "--plain-http", host], words].concat()).output()
+}
+
+fn inspected(t: &Test, name: &str) -> hafen_integration::Value {
+    let name = format!("docker://{name}");
+    t.program("skopeo", ["inspect", "--tls-verify=false", &name]).output().ok().json()
+}
+
+fn a_push_is_read_by_others(t: &Test) {
+    let registry = Registry::start(t, "");
+    let image = import(t, &image(t)).ok();
+    let digest = image.stdout.trim().rsplit(' ').next().expect("a digest").to_owned();
+    let name = format!("{}/me/box:1", registry.host);
+    let output = push(t, &registry.host, &["localhost/image:made", &name]).ok();
+    assert_eq!(output.stdout, format!("{name} {digest}\n"));
+    let told = inspected(t, &name);
+    assert_eq!(told["Digest"], json!(digest));
+    assert_eq!(told["Layers"].as_array().map(Vec::len), Some(2));
+    let copy = format!("oci:{}:copy", t.dir().join("copy").display());
+    let from = format!("docker://{name}");
+    let words = ["--insecure-policy", "copy", "--src-tls-verify=false", &from, &copy];
+    t.program("skopeo", words).output().ok();
+    // What is there is not sent again; another repository of the registry gets it from this one.
+    push(t, &registry.host, &["localhost/image:made", &name]).ok();
+    t.hafen(["image", "tag", "localhost/image:made", &name]).output().ok();
+    let other = format!("{}/me/other:2", registry.host);
+    push(t, &registry.host, &[&name, &other]).ok();
+    assert_eq!(inspected(t, &other)["Digest"], json!(digest));
+    t.hafen(["image", "rm", &name, "localhost/image:made"]).output().ok();
+    nothing_is_named(t);
+    let output = pull(t, &registry.host, &[]).ok();
+    assert_eq!(output.stdout, format!("{name} {digest}\n"));
+    // Its own name is where it goes without another one.
+    push(t, &registry.host, &[&name]).ok();
+    push(t, &registry.host, &[&name, &format!("{name}@{digest}")]).error_with(["tag"]);
+    push(t, &registry.host, &["--retries", "0", &name, "127.0.0.1:9/a/b"])
+        .error_with(["127.0.0.1:9"]);
+    spoil(&t.images().join("blobs/sha256").join(&digest["sha256:".len()..]));
+    push(t, &registry.host, &[&name]).error_with([&digest[..20]]);
+}
+
+fn an_index_is_pushed_as_far_as_it_is_here(t: &Test) {
+    let registry = Registry::start(t, "");
+    let folder = image(t);
+    let (own, index) = index_of_platforms(&folder);
+    import(t, &folder).ok();
+    let name = format!("{}/me/box:1", registry.host);
+    let output = push(t, &registry.host, &["localhost/image:made", &name]).ok();
+    assert_eq!(output.stdout, format!("{name} {own}\n"));
+    assert_eq!(inspected(t, &name)["Digest"], json!(own));
+    assert_ne!(own, index);
 }
 
 /// Other bytes, but as many.
@@ -383,34 +448,41 @@ fn mirrors_are_asked_first(t: &Test) {
     assert!(output.stderr.contains("REGISTRY=HOST"), "{output}");
 }
 
-fn an_index_of_platforms(t: &Test) {
-    let folder = image(t);
+/// Turns the layout's manifest into one of an index, of which the other one is missing: both digests.
+fn index_of_platforms(folder: &Path) -> (String, String) {
     let text = fs::read_to_string(folder.join("index.json")).expect("an index");
     let mut own: hafen_integration::Value = text.parse().expect("JSON");
     let mut own = own["manifests"][0].take();
     own["mediaType"] = json!("application/vnd.oci.image.manifest.v1+json");
-    let ours = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    own["platform"] = json!({ "os": "linux", "architecture": ours });
+    own["platform"] = json!({ "os": "linux", "architecture": architecture() });
+    let digest_of_own = own["digest"].as_str().expect("a digest").to_owned();
     let mut other = own.clone();
     other["digest"] = json!(digest(b"not here"));
     other["platform"]["architecture"] = json!("s390x");
     let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [other, own] })
     .to_string();
-    super::made::put(&folder, &digest(index.as_bytes()), index.as_bytes());
+    super::made::put(folder, &digest(index.as_bytes()), index.as_bytes());
     let entry = json!({ "mediaType": "application/vnd.oci.image.index.v1+json",
-        "digest": digest(index.as_bytes()), "size": index.len() });
+        "digest": digest(index.as_bytes()), "size": index.len(),
+        "annotations": { "org.opencontainers.image.ref.name": "made" } });
     fs::write(
         folder.join("index.json"),
         json!({ "schemaVersion": 2, "manifests": [entry] }).to_string(),
     )
     .expect("written");
+    (digest_of_own, digest(index.as_bytes()))
+}
+
+fn an_index_of_platforms(t: &Test) {
+    let folder = image(t);
+    let (_, index) = index_of_platforms(&folder);
     let server = Server::start(&folder, |_| Fault::None);
     let output = pull(t, &server.host, &[]).ok();
-    assert!(output.stdout.contains(&digest(index.as_bytes())), "{output}");
+    assert!(output.stdout.contains(&index), "{output}");
     let inspected =
         t.hafen(["image", "inspect", &format!("{}/me/box:1", server.host)]).output().ok().json();
-    assert_eq!(inspected["platform"]["architecture"], json!(ours));
+    assert_eq!(inspected["platform"]["architecture"], json!(architecture()));
     t.hafen(["image", "fsck"]).output().ok();
     t.hafen(["image", "prune"]).output().ok();
 }
