@@ -142,7 +142,10 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A string that is no C string, or a path that leads out of its root.
     pub(crate) fn encode(mut self, steps: &[ChildStep]) -> Result<Encoded, CallError> {
+        /// More operations than most steps become.
+        const EACH: usize = 3;
         let mut encoded = Encoded::default();
+        self.ops.reserve(EACH * steps.len());
         let pivot = ChildStep::ChangeRoot { how: ChangeRoot::Pivot };
         self.pivots = steps.contains(&pivot);
         self.ops.extend(self.sources.private.iter().copied().map(Op::Close));

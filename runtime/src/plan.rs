@@ -44,7 +44,10 @@ pub(crate) fn order(
         sysctl(resolved),
         rights(&resolved.process, filter, start(resolved, waits)),
     ];
-    let mut child: Vec<ChildStep> = child.into_iter().flatten().collect();
+    // Steps are large: growing would leave as much memory behind once more.
+    let mut all = Vec::with_capacity(child.iter().map(Vec::len).sum());
+    all.extend(child.into_iter().flatten());
+    let mut child: Vec<ChildStep> = all;
     let given = if resolved.in_user_namespace() {
         attributes::of_the_runtime(&mut child)
     } else {

@@ -10,6 +10,8 @@ use hafen_integration::{Bundle, Call, Case, Facts, Need, Oci, Program, Test, Val
 /// Calls with a fallback.
 const ALONE: [&str; 6] =
     ["clone3", "fsopen", "open_tree", "move_mount", "mount_setattr", "faccessat2"];
+/// PR_SET_MM: then the program cannot be mapped anew, and is executed from its read-only copy.
+const SET_MM: &str = "prctl=35";
 /// As before Linux 5.2.
 const MOUNTS: &str = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr";
 const ALL: &str = "clone3,fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,faccessat2";
@@ -23,10 +25,11 @@ pub(crate) fn trials() -> Vec<Case> {
         create_leaves_the_look_up_to_start(Root, Busybox),
         doctor_names_what_is_missing(Root),
     ];
-    let name =
-        |what: &str, calls: &str| format!("without::{what}_without_{}", calls.replace(',', "_"));
+    let name = |what: &str, calls: &str| {
+        format!("without::{what}_without_{}", calls.replace([',', '='], "_"))
+    };
     let common = || needs![Root, Busybox, Limit("memory"), Limit("pids")];
-    for calls in ALONE.into_iter().chain([MOUNTS, ALL]) {
+    for calls in ALONE.into_iter().chain([SET_MM, MOUNTS, ALL]) {
         cases.push(Case::new(name("bundle", calls), common(), |t| bundle_is_the_same(t, calls)));
     }
     for calls in ["clone3", MOUNTS, ALL] {

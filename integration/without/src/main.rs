@@ -1,9 +1,10 @@
 //! Takes system calls away from a program.
 //!
 //! ```text
-//! hafen-without CALL[,CALL].. -- PROGRAM [ARG]..
+//! hafen-without CALL[=NUMBER][,CALL].. -- PROGRAM [ARG]..
 //! ```
-//! A seccomp filter answers ENOSYS for each CALL, as a kernel would that never had it, and PROGRAM is executed.
+//! A seccomp filter answers ENOSYS for each CALL (only with this first argument, if there is one), as a kernel would that
+//! never had it, and PROGRAM is executed.
 //! Whatever it starts is under the filter, too. Code 64 for a command line that it does not know, 1 when it fails.
 
 use std::error::Error;
@@ -11,7 +12,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
 
 fn main() -> ExitCode {
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: hafen-without CALL[,CALL].. -- PROGRAM [ARG]..");
+    eprintln!("usage: hafen-without CALL[=NUMBER][,CALL].. -- PROGRAM [ARG]..");
     ExitCode::from(64)
 }
 
@@ -40,9 +41,15 @@ fn take_away(calls: &str) -> Result<(), Box<dyn Error>> {
     filter.set_ctl_nnp(false)?;
     filter.set_act_badarch(ScmpAction::Allow)?;
     for name in calls.split(',') {
+        let (name, first) = match name.split_once('=') {
+            Some((name, first)) => (name, Some(first.parse()?)),
+            None => (name, None),
+        };
         let call =
             ScmpSyscall::from_name(name).map_err(|e| format!("system call {name:?}: {e}"))?;
-        filter.add_rule(ScmpAction::Errno(Errno::ENOSYS as i32), call)?;
+        let is_it = |first| ScmpArgCompare::new(0, ScmpCompareOp::Equal, first);
+        let compare: Vec<ScmpArgCompare> = first.map(is_it).into_iter().collect();
+        filter.add_rule_conditional(ScmpAction::Errno(Errno::ENOSYS as i32), call, &compare)?;
     }
     Ok(filter.load()?)
 }
