@@ -58,6 +58,8 @@ impl Store {
     pub fn check(&self, boot_id: &str, repair: bool) -> Result<Report, StoreError> {
         drop(self.hold()?);
         let _guard = lock::exclusive(&self.root)?;
+        // Launches are to look for themselves again.
+        self.forget_stacks()?;
         let mut report = Report::default();
         for digest in self.blobs()? {
             report.blobs += 1;

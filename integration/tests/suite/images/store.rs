@@ -244,6 +244,11 @@ fn fsck_finds_and_removes_what_is_wrong(t: &Test) {
     known["bootId"] = json!("another");
     known["synced"] = json!(false);
     fs::write(&record, known.to_string()).expect("written");
+    // As is what that boot's launches knew.
+    let stack = t.images().join("stacks").join(&entries(t, "stacks")[0]);
+    let mut known: Value = serde_json_of(&stack);
+    known["bootId"] = json!("another");
+    fs::write(&stack, known.to_string()).expect("written");
     fs::remove_file(layer.join("fs/bin/echo")).expect("removed");
     assert_eq!(run(t, &["--image", NAME]).ok().stdout, "here\n");
     assert!(layer.join("fs/bin/echo").exists());
