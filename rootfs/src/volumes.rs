@@ -22,7 +22,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::release::remove_tree;
-use crate::store::{Guard, forget, key, lock, names};
+use crate::store::{Guard, key, lock, names, notes};
 
 /// Where the volumes of this machine are.
 pub const DEFAULT_ROOT: &str = "/var/lib/hafen/volumes";
@@ -221,22 +221,8 @@ impl Volumes {
         })
     }
 
-    /// Of this boot; those of an earlier one are forgotten.
     fn uses(&self, boot_id: &str) -> Result<Vec<VolumeUse>, CallError> {
-        let folder = self.root.join("uses");
-        let mut uses = Vec::new();
-        for name in names(&folder)?.iter().filter(|name| !name.starts_with('.')) {
-            let path = folder.join(name);
-            let text = match fs::read(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                answer => answer.call(|| format!("read {}", path.display()))?,
-            };
-            match serde_json::from_slice::<VolumeUse>(&text) {
-                Ok(usage) if usage.boot_id == boot_id => uses.push(usage),
-                _ => forget(&path)?,
-            }
-        }
-        Ok(uses)
+        notes(&self.root.join("uses"), |usage: &VolumeUse| usage.boot_id == boot_id)
     }
 
     /// Remove a volume with all that is in it, never through a mount point.

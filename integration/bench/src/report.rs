@@ -1,5 +1,7 @@
 //! Ratios, goals, and both ways to print them.
 
+use std::process::ExitCode;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
@@ -202,18 +204,10 @@ impl Report {
             "runs",
             "failed",
         ];
-        let mut table = table(&head);
-        for row in &self.rows {
-            table.add_row(self.cells(row));
-        }
-        for column in table.column_iter_mut().skip(2) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        let facts: Vec<String> = self.facts.iter().map(fact_line).collect();
+        let rows = self.rows.iter().map(|row| self.cells(row));
         let goals = self.goals().into_iter().map(|(goal, value)| goal.line(value));
         let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
-        let lines: Vec<String> = goals.chain(notes).collect();
-        format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
+        page(&self.facts, &filled(&head, 2, rows), goals.chain(notes))
     }
 
     fn cells(&self, row: &Row) -> Vec<String> {
@@ -244,7 +238,7 @@ impl Report {
     }
 }
 
-pub(crate) fn fact_line((name, value): &(&str, Value)) -> String {
+fn fact_line((name, value): &(&str, Value)) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     format!("{}: {text}", name.replace('_', " "))
 }
@@ -271,6 +265,47 @@ pub(crate) fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(head);
     table
+}
+
+/// Its first `named` columns hold names, the others numbers.
+pub(crate) fn filled(
+    head: &[&str],
+    named: usize,
+    rows: impl Iterator<Item = Vec<String>>,
+) -> Table {
+    let mut table = table(head);
+    rows.for_each(|row| {
+        table.add_row(row);
+    });
+    for column in table.column_iter_mut().skip(named) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+pub(crate) fn page(
+    facts: &[(&'static str, Value)],
+    table: &Table,
+    lines: impl Iterator<Item = String>,
+) -> String {
+    let facts: Vec<String> = facts.iter().map(fact_line).collect();
+    let lines: Vec<String> = lines.collect();
+    format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
+}
+
+/// The result of a measuring program, on its output.
+#[must_use]
+pub fn tell(program: &str, result: Result<String, Box<dyn std::error::Error>>) -> ExitCode {
+    match result {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("{program}: {e}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[cfg(test)]

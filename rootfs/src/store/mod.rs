@@ -51,8 +51,8 @@ pub use lock::Guard;
 pub use part::Part;
 pub use reference::Named;
 pub use stack::Stack;
-pub(crate) use usage::key;
 pub use usage::{Use, forget, taken};
+pub(crate) use usage::{key, notes};
 
 /// Where the store of this machine is.
 pub const DEFAULT_ROOT: &str = "/var/lib/hafen/images";

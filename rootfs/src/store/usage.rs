@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, names};
@@ -41,21 +42,7 @@ impl Store {
     /// # Errors
     /// Names the file.
     pub fn uses(&self, boot_id: &str) -> Result<Vec<Use>, StoreError> {
-        let folder = self.root.join("uses");
-        let mut uses = Vec::new();
-        for name in names(&folder)?.iter().filter(|name| !name.starts_with('.')) {
-            let path = folder.join(name);
-            let bytes = match fs::read(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                answer => answer.call(|| format!("read {}", path.display()))?,
-            };
-            match serde_json::from_slice::<Use>(&bytes) {
-                Ok(usage) if usage.boot_id == boot_id => uses.push(usage),
-                // Of an earlier boot, or torn by its end.
-                _ => forget(&path)?,
-            }
-        }
-        Ok(uses)
+        Ok(notes(&self.root.join("uses"), |usage: &Use| usage.boot_id == boot_id)?)
     }
 
     /// The container that stands on a layer, if one does.
@@ -80,6 +67,27 @@ pub fn taken(name: &Path) -> Result<(), CallError> {
         Err(Errno::ENOENT) => Ok(()),
         answer => answer.call(|| format!("utimensat {}", name.display())),
     }
+}
+
+/// What containers have written down in a folder, as far as it counts in this boot; the rest is forgotten: of an earlier
+/// boot, or torn by its end.
+pub(crate) fn notes<T: DeserializeOwned>(
+    folder: &Path,
+    counts: impl Fn(&T) -> bool,
+) -> Result<Vec<T>, CallError> {
+    let mut all = Vec::new();
+    for name in names(folder)?.iter().filter(|name| !name.starts_with('.')) {
+        let path = folder.join(name);
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            answer => answer.call(|| format!("read {}", path.display()))?,
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(note) if counts(&note) => all.push(note),
+            _ => forget(&path)?,
+        }
+    }
+    Ok(all)
 }
 
 /// The name of a container in the store.

@@ -12,7 +12,7 @@ use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::Host;
 use hafen_bench::measure::{Bench, Settings, Subject};
 use hafen_bench::programs::{self, Program};
-use hafen_bench::report::{Goal, Report, Row};
+use hafen_bench::report::{Goal, Report, Row, tell};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -43,16 +43,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("bench-exec: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    tell("bench-exec", run(&Options::parse()))
 }
 
 /// One runtime's container.

@@ -17,7 +17,7 @@ use hafen_bench::images::registry::Registry;
 use hafen_bench::images::report::{Line, NO_IMAGE, Report, START};
 use hafen_bench::measure::{Bench, Settings, Subject};
 use hafen_bench::programs;
-use hafen_bench::report::Row;
+use hafen_bench::report::{Row, tell};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
@@ -62,16 +62,7 @@ struct Options {
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("bench-images: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    tell("bench-images", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<String, Error> {

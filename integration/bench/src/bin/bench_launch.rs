@@ -14,7 +14,7 @@ use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::{Delegation, Host};
 use hafen_bench::measure::{Bench, Settings, Subject};
 use hafen_bench::programs::{self, Program};
-use hafen_bench::report::{Goal, Report, Row};
+use hafen_bench::report::{Goal, Report, Row, tell};
 use hafen_bench::{launch_plan, steps};
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -61,16 +61,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("bench-launch: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    tell("bench-launch", run(&Options::parse()))
 }
 
 type Error = Box<dyn std::error::Error>;

@@ -1,11 +1,10 @@
 //! What is said of images.
 
-use comfy_table::CellAlignment;
 use serde_json::{Map, Value, json};
 
 use super::programs::OURS;
 use crate::measure::Sample;
-use crate::report::{Goal, Row, fact_line, failures, number, rounded, table};
+use crate::report::{Goal, Row, failures, filled, number, page, rounded};
 use crate::stats::ratio;
 
 /// The row of starts without an image.
@@ -142,20 +141,12 @@ impl Report {
             "runs",
             "failed",
         ];
-        let mut table = table(&head);
-        for line in &self.lines {
-            table.add_row(self.cells(line));
-        }
-        for column in table.column_iter_mut().skip(4) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        let facts: Vec<String> = self.facts.iter().map(fact_line).collect();
+        let rows = self.lines.iter().map(|line| self.cells(line));
         let goals = self.named().map(|(goal, value)| goal.line(value));
         let others = self.others().into_iter();
         let others = others.map(|(name, value)| format!("{name}: {}", number(value)));
         let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
-        let lines: Vec<String> = others.chain(goals).chain(notes).collect();
-        format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
+        page(&self.facts, &filled(&head, 4, rows), others.chain(goals).chain(notes))
     }
 
     fn cells(&self, line: &Line) -> Vec<String> {
