@@ -66,8 +66,9 @@ fn read(root: &Path, recipe: &[u8]) -> io::Result<Vec<Instruction>> {
     let folder = open_folder(root)?;
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(&folder, name(recipe).as_str(), flags, Mode::empty())?);
-    own(&file)?;
-    let mut bytes = Vec::new();
+    let length = own(&file)?.min(MOST_BYTES);
+    // One more, to see the end of the file at once.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
     file.take(MOST_BYTES).read_to_end(&mut bytes)?;
     decode(&bytes, recipe).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
@@ -110,12 +111,12 @@ fn open_folder(root: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Nobody else can have written it.
-fn own(file: &File) -> io::Result<()> {
+/// Nobody else can have written it. Its length.
+fn own(file: &File) -> io::Result<u64> {
     let found = file.metadata()?;
     let ours = found.uid() == nix::unistd::geteuid().as_raw();
     if ours && found.mode() & OTHERS_MAY_WRITE == 0 {
-        return Ok(());
+        return Ok(found.len());
     }
     Err(io::ErrorKind::PermissionDenied.into())
 }

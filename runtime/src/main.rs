@@ -10,7 +10,7 @@ use hafen_sys::heap::Heap;
 #[global_allocator]
 static HEAP: Heap = Heap::new();
 /// What a launch with a profile of some hundred calls asks for until its process is born.
-const USUAL: usize = 384 << 10;
+const USUAL: usize = 416 << 10;
 
 /// Bad usage has the exit code of every other refusal: clients know 1 only.
 const FAILURE: u8 = 1;

@@ -67,7 +67,7 @@ impl Folder {
 
 /// A file of any length, with as few calls as the kernel's own buffer allows.
 pub(super) fn read_whole(fd: impl AsFd) -> nix::Result<Vec<u8>> {
-    let (mut text, mut bytes) = (Vec::new(), [0; 16384]);
+    let (mut text, mut bytes) = (Vec::new(), [0; 4096]);
     loop {
         match unistd::read(&fd, &mut bytes)? {
             0 => return Ok(text),

@@ -1,37 +1,58 @@
 //! The memory of a program that lives for some milliseconds.
 //!
-//! A launch asks for memory some thousand times and ends. Pieces are cut from one block, one after the other; what is
-//! given back is used again only where it was the last piece. When the block is used up the C library goes on, so that
-//! a runtime that stays with its container does not grow.
+//! A launch asks for memory some thousand times and ends, and each page that it touches costs more than all bookkeeping.
+//! Pieces are cut from one block, one after the other; what is given back goes to a list of its size, and is taken from
+//! there first. When the block is used up the C library goes on.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::raw::{plain, reg};
 
 /// What most launches need; memory that nobody asks for is never touched.
 const SIZE: usize = 512 << 10;
+/// Sizes are rounded up to this, and pieces are aligned to it.
+const GRAIN: usize = 16;
+/// Up to here each multiple of [`GRAIN`] has a list of its own; above, four sizes for each power of two.
+const FINE: usize = 512;
+const CLASSES: usize = 64;
+/// Ends a list. Zero, and offsets are counted from one: a heap that is all zeros takes no room in the program's file.
+const NONE: u32 = 0;
 
 /// To be declared as `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Heap {
     block: Block,
-    used: AtomicUsize,
+    state: UnsafeCell<State>,
+    /// Somebody is at work on the state. A second thread, which a runtime has not, is served by the C library meanwhile.
+    busy: AtomicBool,
 }
 
 #[repr(C, align(64))]
 #[derive(Debug)]
 struct Block(UnsafeCell<[u8; SIZE]>);
 
-// SAFETY: bytes of the block are reached only through pieces, of which no two overlap (`Heap::take`).
-unsafe impl Sync for Block {}
+#[derive(Debug)]
+struct State {
+    used: usize,
+    /// The first free piece of each size; it holds the offset of the next one.
+    free: [u32; CLASSES],
+}
+
+// SAFETY: the state and free pieces are touched only by who has made `busy` true; other bytes of the block are reached
+// through pieces, of which no two overlap.
+unsafe impl Sync for Heap {}
 
 impl Heap {
     #[must_use]
     pub const fn new() -> Self {
-        Self { block: Block(UnsafeCell::new([0; SIZE])), used: AtomicUsize::new(0) }
+        Self {
+            block: Block(UnsafeCell::new([0; SIZE])),
+            state: UnsafeCell::new(State { used: 0, free: [NONE; CLASSES] }),
+            busy: AtomicBool::new(false),
+        }
     }
 
     /// Have memory for the first `bytes` now: one call instead of a page fault for each page (MADV_POPULATE_WRITE,
@@ -55,22 +76,52 @@ impl Heap {
         (offset < SIZE).then_some(offset)
     }
 
-    /// The next piece; nobody else gets any byte of it.
-    fn take(&self, layout: Layout) -> Option<usize> {
-        let mut used = self.used.load(Ordering::Relaxed);
-        loop {
-            let (from, to) = piece(used, layout)?;
-            match self.used.compare_exchange_weak(used, to, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(from),
-                Err(now) => used = now,
-            }
+    /// Alone with the state; `None` where somebody else is.
+    fn alone<T>(&self, act: impl FnOnce(&mut State) -> T) -> Option<T> {
+        if self.busy.swap(true, Ordering::Acquire) {
+            return None;
         }
+        // SAFETY: nobody else is here before `busy` is false again, and `act` does not come back here.
+        let result = act(unsafe { &mut *self.state.get() });
+        self.busy.store(false, Ordering::Release);
+        Some(result)
     }
 
-    /// Have the piece that ends at `end` end at `to`, if it is the last one and there is room.
-    fn set_end(&self, end: usize, to: usize) -> bool {
-        to <= SIZE
-            && self.used.compare_exchange(end, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// A piece of this class: the first free one, or the next of the block.
+    fn take(&self, class: Class) -> Option<*mut u8> {
+        let found = self.alone(|state| {
+            let first = state.free[class.index];
+            if first == NONE {
+                let to = state.used.checked_add(class.size).filter(|to| *to <= SIZE)?;
+                return Some(std::mem::replace(&mut state.used, to));
+            }
+            let offset = first as usize - 1;
+            state.free[class.index] = self.link(offset, None);
+            Some(offset)
+        });
+        // SAFETY: a piece begins inside the block.
+        found.flatten().map(|offset| unsafe { self.start().add(offset) })
+    }
+
+    fn give_back(&self, offset: usize, class: Class) {
+        // Lost where somebody else is at work.
+        self.alone(|state| {
+            if state.used == offset + class.size {
+                state.used = offset;
+                return;
+            }
+            self.link(offset, Some(state.free[class.index]));
+            state.free[class.index] = u32::try_from(offset + 1).unwrap_or(NONE);
+        });
+    }
+
+    /// What a free piece holds, before it is given another value.
+    fn link(&self, offset: usize, next: Option<u32>) -> u32 {
+        // SAFETY: a free piece begins inside the block.
+        let place = unsafe { self.start().add(offset) }.cast::<u32>();
+        // SAFETY: it is aligned to GRAIN and as large, and nobody else's; only who is alone with the state gets here.
+        let place = unsafe { &mut *place };
+        next.map_or(*place, |next| std::mem::replace(place, next))
     }
 }
 
@@ -80,50 +131,69 @@ impl Default for Heap {
     }
 }
 
-/// From where to where the next piece goes. The block is aligned to 64 bytes; what asks for more is the C library's.
-fn piece(used: usize, layout: Layout) -> Option<(usize, usize)> {
-    let from = used.checked_next_multiple_of(layout.align())?;
-    let to = from.checked_add(layout.size())?;
-    (layout.align() <= align_of::<Block>() && to <= SIZE).then_some((from, to))
+/// Sizes that are served alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Class {
+    index: usize,
+    size: usize,
+}
+
+impl Class {
+    /// `None` for what the C library is asked for: large, or aligned to more than a grain.
+    fn of(layout: Layout) -> Option<Self> {
+        let size = layout.size().max(1).checked_next_multiple_of(GRAIN)?;
+        if layout.align() > GRAIN {
+            return None;
+        }
+        if size <= FINE {
+            return Some(Self { index: size / GRAIN - 1, size });
+        }
+        // FINE < size: each power of two in quarters.
+        let power = usize::BITS - (size - 1).leading_zeros() - 1;
+        let quarter = 1 << (power - 2);
+        let size = size.next_multiple_of(quarter);
+        let doublings = (power - FINE.trailing_zeros()) as usize;
+        let index = FINE / GRAIN + 4 * doublings + (size >> (power - 2)) - 5;
+        (index < CLASSES).then_some(Self { index, size })
+    }
 }
 
 // SAFETY: a piece is inside the block, as large and aligned as the layout says, and nobody else's until it is given back;
 // everything else is the C library's, which is asked with the same layouts.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match self.take(layout) {
-            // SAFETY: a piece begins inside the block.
-            Some(offset) => unsafe { self.start().add(offset) },
+        match Class::of(layout).and_then(|class| self.take(class)) {
+            Some(piece) => piece,
             // SAFETY: our caller's promise is passed on.
             None => unsafe { System.alloc(layout) },
         }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        match self.offset(memory) {
-            Some(offset) => {
-                self.set_end(offset + layout.size(), offset);
-            }
+        match (self.offset(memory), Class::of(layout)) {
+            (Some(offset), Some(class)) => self.give_back(offset, class),
             // SAFETY: it was not ours, so it is the C library's.
-            None => unsafe { System.dealloc(memory, layout) },
+            _ => unsafe { System.dealloc(memory, layout) },
         }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let Some(offset) = self.offset(memory) else {
+        if self.offset(memory).is_none() {
             // SAFETY: it was not ours, so it is the C library's.
             return unsafe { System.realloc(memory, layout, size) };
-        };
-        if size <= layout.size() || self.set_end(offset + layout.size(), offset + size) {
-            return memory;
         }
         // SAFETY: the size is valid for this alignment by our caller's promise.
-        let larger = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
-        // SAFETY: the size is not 0, it is larger than another one.
-        let moved = unsafe { self.alloc(larger) };
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if Class::of(wanted) == Class::of(layout) {
+            return memory;
+        }
+        // SAFETY: the size is not 0 by our caller's promise.
+        let moved = unsafe { self.alloc(wanted) };
         if !moved.is_null() {
-            // SAFETY: both are at least as long as the old piece, and two pieces do not overlap.
-            unsafe { ptr::copy_nonoverlapping(memory, moved, layout.size()) };
+            // SAFETY: both are at least as long as the shorter one, and two pieces do not overlap.
+            unsafe { ptr::copy_nonoverlapping(memory, moved, layout.size().min(size)) };
+            // SAFETY: the piece is the caller's, who uses it no more.
+            unsafe { self.dealloc(memory, layout) };
         }
         moved
     }
@@ -142,44 +212,100 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_aligned_and_follow_each_other() {
-        let heap = Heap::new();
-        let offsets: Vec<_> =
-            [(3, 1), (8, 8), (1, 64), (1, 1)].map(|(s, a)| heap.take(layout(s, a)).unwrap()).into();
-        assert_eq!(offsets, [0, 8, 64, 65]);
-        assert_eq!(heap.take(layout(1, 128)), None, "more than the block is aligned to");
+    fn classes_grow_and_hold_what_is_asked_for() {
+        let mut last = Class { index: 0, size: 16 };
+        for size in 1..200_000 {
+            let Some(class) = Class::of(layout(size, 8)) else {
+                assert!(size > 64 << 10, "{size}");
+                return;
+            };
+            assert!(class.size >= size && class.size.is_multiple_of(GRAIN), "{size}: {class:?}");
+            assert!(
+                class.size <= size + GRAIN || class.size <= size + size / 4,
+                "{size}: {class:?}"
+            );
+            let next = Class { index: last.index + 1, size: class.size };
+            assert!(
+                class == last || (class == next && class.size > last.size),
+                "{size}: {class:?}"
+            );
+            last = class;
+        }
+        panic!("there is no end of classes");
     }
 
     #[test]
-    fn only_the_last_piece_is_used_again_or_grows() {
-        let heap = Box::new(Heap::new());
-        let (a, b) = (layout(16, 8), layout(32, 8));
+    fn what_is_given_back_is_used_again() {
+        static HEAP: Heap = Heap::new();
+        let heap = &HEAP;
+        let (small, large) = (layout(24, 8), layout(3000, 8));
         // SAFETY: pieces are given back with their layouts, and used no more.
         unsafe {
-            let first = heap.alloc(a);
-            let second = heap.alloc(b);
-            assert_eq!(heap.realloc(second, b, 64), second);
-            heap.dealloc(second, layout(64, 8));
-            heap.dealloc(first, a);
-            let whole = heap.alloc(layout(SIZE, 8));
-            assert_eq!(whole, first);
-            let beyond = heap.alloc(a);
-            assert_eq!(heap.offset(beyond), None, "the C library goes on");
-            heap.dealloc(beyond, a);
+            let pieces: Vec<*mut u8> = (0..4).map(|_| heap.alloc(small)).collect();
+            let big = heap.alloc(large);
+            heap.dealloc(pieces[1], small);
+            heap.dealloc(pieces[2], small);
+            assert_eq!(heap.alloc(small), pieces[2]);
+            assert_eq!(heap.alloc(layout(32, 1)), pieces[1], "another size of the same class");
+            heap.dealloc(big, large);
+            assert_eq!(heap.alloc(layout(100, 8)), big, "the last piece makes room for any");
+        }
+    }
+
+    #[test]
+    fn the_c_library_goes_on() {
+        static HEAP: Heap = Heap::new();
+        let heap = &HEAP;
+        let piece = layout(32 << 10, 8);
+        // SAFETY: pieces are given back with their layouts, and used no more.
+        unsafe {
+            let all: Vec<*mut u8> = (0..20).map(|_| heap.alloc(piece)).collect();
+            let ours = all.iter().filter(|p| heap.offset(**p).is_some()).count();
+            assert_eq!(ours, SIZE / (32 << 10));
+            all.into_iter().for_each(|p| heap.dealloc(p, piece));
+            for odd in [layout(64, 64), layout(1 << 20, 8)] {
+                let memory = heap.alloc(odd);
+                assert_eq!(heap.offset(memory), None);
+                heap.dealloc(memory, odd);
+            }
         }
     }
 
     #[test]
     fn what_moves_keeps_its_content() {
-        let heap = Box::new(Heap::new());
+        static HEAP: Heap = Heap::new();
+        let heap = &HEAP;
         // SAFETY: each piece is read and written within its size.
         unsafe {
-            let small = heap.alloc(layout(4, 1));
-            small.copy_from_nonoverlapping(b"four".as_ptr(), 4);
-            heap.alloc(layout(1, 1));
-            let large = heap.realloc(small, layout(4, 1), 8);
-            assert_ne!(large, small);
-            assert_eq!(std::slice::from_raw_parts(large, 4), b"four");
+            let mut memory = heap.alloc(layout(4, 1));
+            memory.copy_from_nonoverlapping(b"four".as_ptr(), 4);
+            let mut size = 4;
+            for next in [10, 16, 17, 600, 90_000, 2_000_000, 40, 4] {
+                memory = heap.realloc(memory, layout(size, 1), next);
+                size = next;
+                assert_eq!(std::slice::from_raw_parts(memory, 4), b"four", "{next}");
+            }
+            heap.dealloc(memory, layout(size, 1));
         }
+    }
+
+    #[test]
+    fn threads_get_in_nobodys_way() {
+        static HEAP: Heap = Heap::new();
+        let heap = &HEAP;
+        let work = |seed: u8| {
+            for round in 0..5000_usize {
+                let size = 1 + (round * 37 + usize::from(seed) * 101) % 900;
+                // SAFETY: each piece is written and read within its size, and given back once.
+                unsafe {
+                    let memory = heap.alloc(layout(size, 8));
+                    memory.write_bytes(seed, size);
+                    assert!(std::slice::from_raw_parts(memory, size).iter().all(|b| *b == seed));
+                    heap.dealloc(memory, layout(size, 8));
+                }
+            }
+        };
+        let threads: Vec<_> = (1..5).map(|seed| std::thread::spawn(move || work(seed))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
