@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use hafen_isolator::seccomp::Filter;
 use hafen_isolator::{cgroup, resctrl, systemd};
-use hafen_rootfs::store::{Guard, Image, Named, Stack, Store, Use, chain_ids};
+use hafen_rootfs::store::{Guard, Image, Named, Stack, Store, Use};
 use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
+use hafen_spec::image::Digest;
 use hafen_spec::plan::{Claim, HostStep, Plan};
 use hafen_spec::resolve::{Options, resolve};
 use hafen_spec::resolved::{Namespace, Owners, Process};
@@ -90,7 +91,9 @@ pub(crate) struct ImageBase {
     pub(crate) store: Store,
     pub(crate) named: Named,
     pub(crate) image: Image,
-    /// Topmost first; not empty.
+    /// Chain ids, from below; not empty.
+    pub(crate) chain: Vec<Digest>,
+    /// The folders of the layers, topmost first.
     pub(crate) layers: Vec<PathBuf>,
     /// What they show of accounts.
     pub(crate) stack: Stack,
@@ -117,7 +120,7 @@ impl ImageBase {
             boot_id: boot_id()?,
             container: container.to_owned(),
             image: self.named.reference.clone(),
-            layers: chain_ids(&self.image.config.diff_ids),
+            layers: self.chain.clone(),
             digest: self.image.digest.clone(),
         };
         let path = self.store.use_path(container);

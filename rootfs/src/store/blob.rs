@@ -224,8 +224,10 @@ impl Store {
         digest: &Digest,
         what: &'static str,
     ) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = Vec::new();
         let file = self.open_blob(digest, what)?;
+        let length = file.metadata().map_or(0, |found| found.len()).min(LARGEST_DOCUMENT);
+        // One more, to see the end of the file at once.
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
         let read = file.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes);
         read.call(|| format!("read {}", self.blob_path(digest).display()))?;
         if bytes.len() as u64 > LARGEST_DOCUMENT {

@@ -27,12 +27,12 @@ pub(super) fn find(store: Store, text: &str) -> Result<ImageBase, Error> {
     let image = store.image(&named.target)?;
     let boot = boot_id()?;
     let chain = chain_ids(&image.config.diff_ids);
-    let Some(top) = chain.last() else {
+    let Some(top) = chain.last().cloned() else {
         return Err(Error::Refused(format!("--image: {} has no layers", named.reference)));
     };
-    if let Some(stack) = store.stack(top, &boot) {
+    if let Some(stack) = store.stack(&top, &boot) {
         let layers = store.layer_trees(&chain);
-        return Ok(ImageBase { store, named, image, layers, stack, guard });
+        return Ok(ImageBase { store, named, image, chain, layers, stack, guard });
     }
     let layers = match store.ready_layers(&image, &boot)? {
         Some(layers) => layers,
@@ -42,8 +42,8 @@ pub(super) fn find(store: Store, text: &str) -> Result<ImageBase, Error> {
         }
     };
     let stack = look(&layers, boot)?;
-    store.keep_stack(top, &stack);
-    Ok(ImageBase { store, named, image, layers, stack, guard })
+    store.keep_stack(&top, &stack);
+    Ok(ImageBase { store, named, image, chain, layers, stack, guard })
 }
 
 fn look(layers: &[PathBuf], boot_id: String) -> Result<Stack, Error> {
