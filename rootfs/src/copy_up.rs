@@ -98,7 +98,7 @@ struct Entry<'a> {
 
 impl Copy<'_> {
     fn says(&self, verb: &str) -> String {
-        format!("copy: {verb} {}", self.path.display())
+        format!("{verb} {}", self.path.display())
     }
 
     fn folder(&mut self, from: OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), CallError> {

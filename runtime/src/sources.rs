@@ -110,7 +110,8 @@ fn filled(
     let attributes = mount.attrs.set & !attr::RDONLY;
     let tmpfs = new_file_system(c"tmpfs", c"tmpfs", &parameters, attributes)?;
     if let Some((base, path)) = base(prepared, mount, earlier) {
-        copy_up::fill(&tmpfs, base, path, given(options), None)?;
+        copy_up::fill(&tmpfs, base, path, given(options), None)
+            .map_err(|e| CallError::new(format!("tmpcopyup: {}", e.call), e.source))?;
     }
     if mount.attrs.set & attr::RDONLY != 0 {
         set_attributes(&tmpfs, &MountAttr { set: attr::RDONLY, ..MountAttr::default() }, false)?;

@@ -57,12 +57,12 @@ fn disk_is_full_when_the_folder_is_made(t: &Test) {
     is_refused(t, "size=64k,nr_inodes=2", 4, "mkdir");
 }
 
-fn disk_is_full_when_the_specification_is_saved(t: &Test) {
-    is_refused(t, PAGES, 0, "config.json");
+fn disk_is_full_when_the_plan_is_saved(t: &Test) {
+    is_refused(t, PAGES, 0, "plan.");
 }
 
-fn disk_is_full_when_the_plan_is_saved(t: &Test) {
-    is_refused(t, PAGES, 1, "plan.");
+fn disk_is_full_when_the_specification_is_saved(t: &Test) {
+    is_refused(t, PAGES, 1, "config.json");
 }
 
 fn disk_is_full_when_the_process_is_saved(t: &Test) {

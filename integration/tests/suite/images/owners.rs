@@ -121,7 +121,7 @@ fn where_nothing_can_be_mapped_all_is_copied(t: &Test) {
     fs::write(&file, "below ").unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
     chown(&file, Some(33), Some(70_000)).unwrap();
-    let inside = "stat -c \"%u %g\" /bin/busybox /file; echo x >> /file && cat /file";
+    let inside = "stat -c \"%u %g\" /etc/passwd /file; echo x >> /file && cat /file";
     let script = format!(
         "unshare -m sh -ec 'mount -n -t overlay -o lowerdir=low:{root},upperdir=upper,workdir=work overlay merged; \
          $OCI --log log run --rootfs merged --uidmap 0:100000:65536 -- /bin/sh -c \"$0\"' '{inside}'",
@@ -138,7 +138,7 @@ fn a_folder_as_root_file_system(t: &Test) {
     let bundle = t.bundle();
     let words = ["run", "--rootfs", &bundle.rootfs().display().to_string(), MAP[0], MAP[1]]
         .map(str::to_owned);
-    let script = ["--", "/bin/sh", "-c", "stat -c %u / /bin/busybox; echo x > /x && cat /x"]
+    let script = ["--", "/bin/sh", "-c", "stat -c %u / /etc/passwd; echo x > /x && cat /x"]
         .map(str::to_owned);
     assert_eq!(t.oci().call(words.iter().chain(&script)).ok().stdout, "0\n0\nx\n");
     assert!(!bundle.rootfs().join("x").exists());
