@@ -1,0 +1,193 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a task, which its owner chose.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TaskId(pub String);
+
+/// Each start of a task's container has a number, and the container a name of its own: so a second one is never taken for
+/// the first.
+pub type Attempt = u32;
+
+/// What of a task's definition decides what happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    pub restart: Restart,
+    pub back_off: BackOff,
+    /// Between the signal that asks and the one that does not.
+    pub grace: Duration,
+    /// After that it is stopped.
+    pub longest: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Restart {
+    Never,
+    /// After every end but a success; so often in a row at most.
+    OnFailure {
+        most: Option<u32>,
+    },
+    Always,
+}
+
+/// How long to wait before a restart: twice as long each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackOff {
+    pub first: Duration,
+    pub most: Duration,
+    /// Who ran that long begins with `first` again.
+    pub forget_after: Duration,
+}
+
+impl BackOff {
+    /// Before the restart after so many failures in a row.
+    #[must_use]
+    pub fn pause(&self, failures: u32) -> Duration {
+        let doubled = 2_u32.checked_pow(failures.saturating_sub(1));
+        doubled.and_then(|n| self.first.checked_mul(n)).unwrap_or(self.most).min(self.most)
+    }
+}
+
+/// What a person or a master is told. The last five are ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    Staging,
+    Starting,
+    Running,
+    Killing,
+    /// For the next start.
+    Waiting,
+    Finished,
+    Failed,
+    Killed,
+    Error,
+    Lost,
+}
+
+impl State {
+    #[must_use]
+    pub const fn is_end(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Killed | Self::Error | Self::Lost)
+    }
+}
+
+/// How a container ended, as its keeper wrote it down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub ran: Duration,
+    /// A limit that it ran into, with its numbers.
+    pub violated: Option<Violation>,
+}
+
+impl Exit {
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Violation {
+    Memory { limit: u64, peak: u64, kills: u64 },
+    Disk { limit: u64 },
+}
+
+/// Why a task is to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stop {
+    Asked,
+    TooLong { limit: Duration },
+    Unhealthy { check: String },
+}
+
+/// Why a task is in its state, for programs; its `Display` is for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reason {
+    /// Nothing is to be said.
+    None,
+    Exited(Exit),
+    Stopped {
+        why: Stop,
+        exit: Option<Exit>,
+    },
+    NotStaged {
+        why: String,
+    },
+    NotLaunched {
+        why: String,
+    },
+    /// The machine was started again while it ran.
+    Rebooted,
+    /// There is neither a container nor a word of its end.
+    Vanished,
+    /// What is there cannot be told.
+    Unclear {
+        why: String,
+    },
+}
+
+/// News of a task: numbered, and kept until somebody has taken note.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    pub sequence: u64,
+    pub attempt: Attempt,
+    pub state: State,
+    pub reason: Reason,
+    /// Of the record with which it was written down.
+    pub revision: u64,
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    Staging,
+    Starting,
+    Running,
+    Killing {
+        /// Without being asked any more.
+        forced: bool,
+    },
+    Releasing {
+        next: Next,
+    },
+    Waiting,
+    Ended(State),
+    /// Whether it runs cannot be told: it waits for orders, and is never started meanwhile.
+    Lost,
+}
+
+/// After the release of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Next {
+    End(State),
+    Restart,
+}
+
+/// Everything that is known of a task, as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub id: TaskId,
+    pub definition: Definition,
+    /// Counts the changes of this record.
+    pub revision: u64,
+    pub attempt: Attempt,
+    /// In a row.
+    pub failures: u32,
+    pub phase: Phase,
+    pub stop: Option<Stop>,
+    /// Of the last update.
+    pub sequence: u64,
+    /// Of which nobody has taken note yet.
+    pub updates: VecDeque<Update>,
+}
