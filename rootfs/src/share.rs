@@ -71,11 +71,7 @@ pub fn share(resolved: &Resolved, cgroup: &CgroupView, scratch: &Scratch, rootle
 
 fn overlay(share: &mut Share, resolved: &Resolved, scratch: &Scratch) {
     let (root, path) = (&resolved.root, &scratch.path);
-    let several = !root.below.is_empty();
-    let layers = std::iter::once(&root.path)
-        .chain(&root.below)
-        .filter(|_| several && scratch.short_names)
-        .cloned();
+    let layers = if scratch.short_names { root.layers() } else { Vec::new() };
     share.claims.push(Claim::Scratch { path: path.clone() });
     share.before.push(HostStep::MakeScratch { path: path.clone() });
     // What is made in the folder belongs to its project only if that is there before.
@@ -83,7 +79,7 @@ fn overlay(share: &mut Share, resolved: &Resolved, scratch: &Scratch) {
     share.before.extend(limit);
     share.before.push(HostStep::FillScratch {
         path: path.clone(),
-        layers: layers.collect(),
+        layers,
         owner: resolved.outer_root(),
     });
     share.child.push(ChildStep::RootOverlay {

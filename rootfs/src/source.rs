@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hafen_spec::resolved::{
-    Device, DeviceType, IdMap, IdMapSource, Mount, MountIdMap, Propagation,
+    Device, DeviceType, IdMap, IdMapSource, IdMaps, Mount, MountIdMap, Propagation,
 };
 use hafen_sys::file::{OpenHow, open_how, resolve};
 use hafen_sys::mount::{MOUNT_ATTR_IDMAP, MountAttr, clone_tree, set_attributes};
@@ -132,15 +132,31 @@ pub fn is_left(propagation: Propagation) -> bool {
 /// Show other owners than the file system has (mount_setattr(2), MOUNT_ATTR_IDMAP).
 fn map_owners(tree: &OwnedFd, id_map: &MountIdMap) -> Result<(), CallError> {
     let namespace = match &id_map.source {
-        IdMapSource::Maps(maps) => userns::with_maps(&lines(&maps.uids), &lines(&maps.gids))?,
+        IdMapSource::Maps(maps) => namespace_of(maps)?,
         IdMapSource::Joined(path) => {
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
             open(path, flags, Mode::empty()).call(|| format!("open {}", path.display()))?
         }
     };
+    show_through(tree, &namespace, id_map.recursive)
+}
+
+/// A user namespace for nothing but its maps.
+///
+/// # Errors
+/// Names the map.
+pub fn namespace_of(maps: &IdMaps) -> Result<OwnedFd, CallError> {
+    userns::with_maps(&lines(&maps.uids), &lines(&maps.gids))
+}
+
+/// Show the files of a mount that nobody sees yet with the owners that they have in this user namespace.
+///
+/// # Errors
+/// Says what may be the reason.
+pub fn show_through(tree: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> Result<(), CallError> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
     let mapped = MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() };
-    set_attributes(tree, &mapped, id_map.recursive).map_err(|e| {
+    set_attributes(tree, &mapped, recursive).map_err(|e| {
         let hint = match e.is(Errno::EINVAL) {
             true => " (not every file system can, and none that is mapped already)",
             false => "",
@@ -150,8 +166,7 @@ fn map_owners(tree: &OwnedFd, id_map: &MountIdMap) -> Result<(), CallError> {
 }
 
 /// As `/proc/PID/uid_map` takes them.
-#[must_use]
-pub fn lines(map: &[IdMap]) -> String {
+fn lines(map: &[IdMap]) -> String {
     map.iter().map(|line| format!("{} {} {}\n", line.inside, line.outside, line.size)).collect()
 }
 

@@ -7,18 +7,14 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use hafen_rootfs::copy_up::{self, Given};
 use hafen_rootfs::{scratch, source};
 use hafen_spec::plan::{ChildStep, Tmpfs};
 use hafen_spec::resolved::{IdMaps, Owners};
-use hafen_sys::mount::{
-    MOUNT_ATTR_IDMAP, MountAttr, attach, clone_tree, new_file_system, set_attributes,
-    takes_layers_one_by_one,
-};
-use hafen_sys::userns;
+use hafen_sys::mount::{attach, clone_tree, new_file_system, takes_layers_one_by_one};
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -40,8 +36,7 @@ pub(crate) fn root(prepared: &Prepared) -> Result<Option<OwnedFd>, CallError> {
         _ => None,
     });
     let (Some(owners), Some((scratch, tmpfs))) = (&resolved.user, overlay) else { return Ok(None) };
-    let layers: Vec<PathBuf> =
-        std::iter::once(&resolved.root.path).chain(&resolved.root.below).cloned().collect();
+    let layers = resolved.root.layers();
     let parts = Parts { layers: &layers, scratch, tmpfs, owners, root: resolved.outer_root() };
     match resolved.root.owners {
         Owners::Same => Ok(None),
@@ -68,7 +63,7 @@ fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
     elsewhere(|| {
         let staging = parts.scratch.join("merged");
         on_tmpfs(&staging, None)?;
-        let namespace = namespace(parts.owners)?;
+        let namespace = source::namespace_of(parts.owners)?;
         let mut names = Vec::new();
         for (i, layer) in parts.layers.iter().enumerate() {
             let place = staging.join(i.to_string());
@@ -143,7 +138,7 @@ pub(crate) fn takes_owners(layer: &Path, owners: &IdMaps) -> Result<(), CallErro
             nix::errno::Errno::ENOSYS,
         ));
     }
-    with_owners(layer, &namespace(owners)?).map(drop)
+    with_owners(layer, &source::namespace_of(owners)?).map(drop)
 }
 
 fn overlay_takes_mapped_layers() -> bool {
@@ -154,18 +149,11 @@ fn overlay_takes_mapped_layers() -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= FIRST
 }
 
-fn namespace(owners: &IdMaps) -> Result<OwnedFd, CallError> {
-    userns::with_maps(&source::lines(&owners.uids), &source::lines(&owners.gids))
-}
-
 fn with_owners(layer: &Path, namespace: &OwnedFd) -> Result<OwnedFd, CallError> {
     let tree = clone_tree(layer, false, true)?;
-    let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
-    let mapped = MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() };
-    let named = |e: CallError| {
-        CallError::new(format!("map the owners of {}: {}", layer.display(), e.call), e.source)
-    };
-    set_attributes(&tree, &mapped, false).map_err(named)?;
+    let named =
+        |e: CallError| CallError::new(format!("{} of {}", e.call, layer.display()), e.source);
+    source::show_through(&tree, namespace, false).map_err(named)?;
     Ok(tree)
 }
 

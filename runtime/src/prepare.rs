@@ -18,6 +18,7 @@ use hafen_spec::{HostFacts, Problems, Resolved, parse};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 use oci_spec::runtime::Spec;
+use serde::Serialize;
 
 use crate::encode::takes_layers_one_by_one;
 use crate::filters::{self, Compiled};
@@ -123,14 +124,19 @@ impl ImageBase {
             layers: self.chain.clone(),
             digest: self.image.digest.clone(),
         };
-        let path = self.store.use_path(container);
-        let text = serde_json::to_string(&usage).map_err(|e| Error::Refused(e.to_string()))?;
         let name = self.store.named_path(&self.named);
-        Ok((
-            Claim::Use { path: path.clone() },
-            HostStep::WriteUse { path, text, touched: Some(name) },
-        ))
+        write_down(self.store.use_path(container), &usage, Some(name))
     }
+}
+
+/// The note of a use in a store, as a claim and the step that makes it.
+pub(crate) fn write_down(
+    path: PathBuf,
+    usage: &impl Serialize,
+    touched: Option<PathBuf>,
+) -> Result<(Claim, HostStep), Error> {
+    let text = serde_json::to_string(usage).map_err(|e| Error::Refused(e.to_string()))?;
+    Ok((Claim::Use { path: path.clone() }, HostStep::WriteUse { path, text, touched }))
 }
 
 /// Read `config.json` of a bundle, or another file: its path is one from the bundle.

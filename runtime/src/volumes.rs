@@ -16,6 +16,7 @@ use hafen_sys::{CallError, Context};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
+use crate::prepare::write_down;
 use crate::{Error, apart};
 
 /// What has to be there before the container.
@@ -60,7 +61,7 @@ impl VolumeBase {
     ) -> Result<(), Error> {
         let root = &resolved.root;
         let seed = |inside: &String, owners: Option<IdMaps>| Seed {
-            layers: std::iter::once(&root.path).chain(&root.below).cloned().collect(),
+            layers: root.layers(),
             scratch: scratch.path.clone(),
             inside: inside.clone(),
             owners,
@@ -91,9 +92,7 @@ impl VolumeBase {
             container: container.to_owned(),
             volumes: self.named.iter().map(|volume| volume.name.clone()).collect(),
         };
-        let path = self.store.use_path(container);
-        let text = serde_json::to_string(&usage).map_err(|e| Error::Refused(e.to_string()))?;
-        Ok((Claim::Use { path: path.clone() }, HostStep::WriteUse { path, text, touched: None }))
+        write_down(self.store.use_path(container), &usage, None)
     }
 }
 

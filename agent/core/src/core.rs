@@ -456,7 +456,6 @@ impl Task {
             _ if again => return (State::Waiting, Next::Restart, reason),
             _ if success => State::Finished,
             Reason::NotLaunched { .. } => State::Error,
-            Reason::Vanished => State::Lost,
             _ => State::Failed,
         };
         (end, Next::End(end), reason)

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::core::{Core, Effect, Task};
@@ -41,15 +40,16 @@ impl Core {
     pub fn recover(recovered: Vec<Recovered>, found: &[Found]) -> (Self, Vec<Effect>) {
         let mut core = Self::default();
         let mut effects = Vec::new();
-        let mut known = BTreeSet::new();
         for Recovered { record, evidence, rebooted } in recovered {
             let mut task = Task::new(record);
-            known.insert(Found { id: task.id(), attempt: task.record.attempt });
             effects.extend(task.resend());
             effects.extend(task.go_on(evidence, rebooted));
             core.tasks.insert(task.id(), task);
         }
-        let orphans = found.iter().filter(|container| !known.contains(container)).cloned();
+        let is_known = |container: &&Found| {
+            core.tasks.get(&container.id).is_some_and(|t| t.record.attempt == container.attempt)
+        };
+        let orphans = found.iter().filter(|container| !is_known(container)).cloned();
         effects.extend(orphans.map(|Found { id, attempt }| Effect::Release { id, attempt }));
         (core, effects)
     }

@@ -166,6 +166,12 @@ pub enum Owners {
 }
 
 impl Root {
+    /// The lower layers of its overlay, topmost first.
+    #[must_use]
+    pub fn layers(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.path).chain(&self.below).cloned().collect()
+    }
+
     /// Propagation of all that comes from the host. Never shared: what the container mounts must not appear there. What
     /// the host mounts later appears in the container, unless the bundle wants nothing from there.
     #[must_use]

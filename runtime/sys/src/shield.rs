@@ -47,8 +47,11 @@ pub fn run_from_read_only_copy(preserved: u32) -> Result<Option<OwnedFd>, CallEr
     if left_out(Defence::SelfExe) {
         return Ok(None);
     }
+    if let Some(copy) = OWN.lock().ok().and_then(|mut own| own.take()) {
+        return Ok(Some(copy));
+    }
     if is_read_only()? {
-        return Ok(OWN.lock().ok().and_then(|mut own| own.take()).or_else(own_copy));
+        return Ok(own_copy());
     }
     let own = stat(OWN_PROGRAM).call(|| format!("stat {OWN_PROGRAM}"))?;
     if is_out_of_reach(nix::unistd::geteuid().as_raw(), own.st_uid, own.st_mode) {
