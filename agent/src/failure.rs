@@ -1,0 +1,45 @@
+use std::fmt;
+
+/// Why a request was not carried out: its kind for programs, a sentence for people that says what to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: Kind,
+    pub message: String,
+}
+
+/// The kinds, each one of gRPC's status codes (grpc.io, "Status Codes").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request itself is wrong.
+    Invalid,
+    NotFound,
+    Exists,
+    /// Not in the state that it is in.
+    State,
+    /// The node has too little of something.
+    Exhausted,
+    /// The caller may not.
+    Denied,
+    OutOfRange,
+    Deadline,
+    /// Not now.
+    Unavailable,
+    /// Not here: this node cannot.
+    Unsupported,
+    /// Ours.
+    Internal,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
