@@ -114,6 +114,10 @@ pub enum Command {
     Start { id: String },
     /// Make a container, run it in the foreground, remove it; the exit code is its program's.
     Run(RunArgs),
+    /// Make a container, run it, and stand by it for others: its output goes to files, and a socket answers.
+    ///
+    /// When it runs, a line of JSON is printed. What a keeper writes and says is in docs/keeper.md.
+    Keep(Box<KeepArgs>),
     /// Run another program in a container.
     Exec(ExecArgs),
     /// Print the state of a container as the OCI runtime spec defines it.
@@ -187,10 +191,67 @@ pub struct CreateArgs {
     pub id: String,
 }
 
+/// A container that is made and started at once.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Name of a container without a bundle; made up if it is not given.
+    #[arg(long = "id", value_name = "ID", requires = BASE)]
+    pub named: Option<String>,
+    /// Name of a container from a bundle.
+    #[arg(conflicts_with = BASE)]
+    pub id: Option<String>,
+    #[command(flatten)]
+    pub quick: QuickArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    #[command(flatten)]
+    pub what: StartArgs,
+    /// Folder of the keeper, made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// File that the container's output goes to; older ones have a number at the end.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[arg(long, value_name = "FORMAT", default_value = "json")]
+    pub output_format: OutputFormat,
+    /// Of one file; bytes, or with K, M, G, T.
+    #[arg(long, value_name = "SIZE", default_value = "10M")]
+    pub output_max: String,
+    /// Files at most.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub output_files: u32,
+    /// Leave the container's stdin open for whoever attaches.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Stand by a container whose keeper is gone.
+    #[arg(long, conflicts_with = BASE)]
+    pub resume: bool,
+    /// What the keeper that was there left to this one.
+    #[arg(long, hide = true, requires = "resume", value_delimiter = ',', value_parser = handed)]
+    pub handed: Vec<(String, i64)>,
+}
+
+fn handed(text: &str) -> Result<(String, i64), String> {
+    let (name, number) = text.split_once('=').ok_or("is not NAME=NUMBER")?;
+    Ok((name.to_owned(), number.parse().map_err(|e| format!("{number}: {e}"))?))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// An object for each line.
+    Json,
+    /// The bytes as they come.
+    Plain,
+}
+
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
-    pub launch: LaunchArgs,
+    pub what: StartArgs,
     /// Return when the program runs; `delete` removes the container then.
     #[arg(short, long)]
     pub detach: bool,
@@ -200,14 +261,6 @@ pub struct RunArgs {
     /// Write how the container ended, with the kernel's numbers, to this file as JSON.
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub report: Option<PathBuf>,
-    /// Name of a container without a bundle; made up if it is not given.
-    #[arg(long = "id", value_name = "ID", requires = BASE)]
-    pub named: Option<String>,
-    /// Name of a container from a bundle.
-    #[arg(required_unless_present = BASE, conflicts_with = BASE)]
-    pub id: Option<String>,
-    #[command(flatten)]
-    pub quick: QuickArgs,
 }
 
 /// A container without a bundle: a command on an overlay over a folder or an image.
@@ -275,6 +328,19 @@ pub struct QuickArgs {
     /// tmpfs:64M) if that is given.
     #[arg(long, value_name = "tmpfs|disk[:SIZE]")]
     pub upper: Option<Upper>,
+    /// Share a namespace: the host's own, or that of a file as /run/netns/NAME. TYPE is network, ipc, uts, pid, mount,
+    /// cgroup or time.
+    #[arg(long, value_name = "TYPE=PATH|host")]
+    pub namespace: Vec<String>,
+    /// As `linux.cgroupsPath` of a bundle.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// With a terminal of its own.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Change the specification as this JSON merge patch (RFC 7396) says, last of all.
+    #[arg(long, value_name = "FILE")]
+    pub patch: Option<PathBuf>,
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }

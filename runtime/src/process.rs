@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use hafen_sys::{CallError, Context, pidfd};
 use nix::errno::Errno;
@@ -37,9 +38,17 @@ pub(crate) fn of_namespace(first: i32) -> Result<Vec<i32>, CallError> {
     Ok(found)
 }
 
+/// The time since the boot of the machine, also that in which it slept (CLOCK_BOOTTIME).
+pub(crate) fn since_boot() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(Duration::ZERO, Duration::from)
+}
+
 struct Stat {
     state: u8,
     start_time: u64,
+    /// Only of a zombie, and only for who may trace it.
+    exit_code: Option<i32>,
 }
 
 impl Identity {
@@ -49,6 +58,19 @@ impl Identity {
         let stat = stat(pid)?;
         let gone = || CallError::errno(format!("stat process {pid}"), Errno::ESRCH);
         Ok(Self { pid, start_time: stat.ok_or_else(gone)?.start_time, creating: false })
+    }
+
+    /// When it began, since the boot of the machine.
+    pub(crate) fn born(&self) -> Duration {
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+        let ticks = ticks.and_then(|t| u64::try_from(t).ok()).filter(|t| *t > 0).unwrap_or(100);
+        Duration::from_millis(self.start_time.saturating_mul(1000) / ticks)
+    }
+
+    /// How it ended, as long as nobody has waited for it: a status of wait(2).
+    pub(crate) fn status_of_zombie(&self) -> Option<i32> {
+        let stat = stat(self.pid).ok()??;
+        (stat.start_time == self.start_time && stat.state == b'Z').then_some(stat.exit_code)?
     }
 
     /// Does it still run? A zombie does not.
@@ -101,7 +123,9 @@ fn stat(pid: i32) -> Result<Option<Stat>, CallError> {
     let mut fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
     let state = fields.next().and_then(|s| s.bytes().next()).unwrap_or(b'X');
     let start_time = fields.nth(18).and_then(|t| t.parse().ok()).unwrap_or(0);
-    Ok(Some(Stat { state, start_time }))
+    // Field 52; 22 is behind us.
+    let exit_code = fields.nth(29).and_then(|code| code.parse().ok());
+    Ok(Some(Stat { state, start_time, exit_code }))
 }
 
 #[cfg(test)]

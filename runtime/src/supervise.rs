@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use hafen_isolator::cgroup::{self, Usage};
+use hafen_isolator::cgroup;
+use hafen_spec::keep::{ExitRecord, Numbers};
 use hafen_spec::plan::Claim;
 use hafen_sys::file::replace;
 use hafen_sys::pidfd::{self, Ended};
@@ -14,7 +15,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use serde::Serialize;
 
 use crate::Error;
 use crate::launch::Running;
@@ -24,30 +24,6 @@ use crate::terminal::Relay;
 /// Shells report a death by signal as 128 and its number.
 const SIGNAL_BASE: i32 = 128;
 
-/// How a container ended, with the kernel's own numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct ExitRecord {
-    pub(crate) id: String,
-    pub(crate) pid: i32,
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) signal: Option<i32>,
-    /// RFC 3339.
-    pub(crate) started_at: String,
-    pub(crate) wall_usec: u64,
-    pub(crate) usage: Numbers,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Numbers {
-    /// Of the first process and all it waited for.
-    pub(crate) user_usec: u64,
-    pub(crate) system_usec: u64,
-    pub(crate) max_rss_bytes: u64,
-    /// Of the whole cgroup.
-    #[serde(flatten)]
-    pub(crate) cgroup: Usage,
-}
-
 /// Signals that are ours to pass on. Blocked before the launch, so that none is lost on the way.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
@@ -56,22 +32,42 @@ impl Signals {
     /// # Errors
     /// Names the call.
     pub(crate) fn block() -> Result<Self, CallError> {
+        // A child is noticed through its pidfd.
+        Self::block_but(&[Signal::SIGCHLD])
+    }
+
+    /// The same for who does not know all children.
+    ///
+    /// # Errors
+    /// Names the call.
+    pub(crate) fn block_all() -> Result<Self, CallError> {
+        Self::block_but(&[])
+    }
+
+    fn block_but(others: &[Signal]) -> Result<Self, CallError> {
         let mut set = SigSet::all();
-        // Faults of our own must still end us, and children are noticed through their pidfd.
-        let own = [
-            Signal::SIGSEGV,
-            Signal::SIGBUS,
-            Signal::SIGILL,
-            Signal::SIGFPE,
-            Signal::SIGABRT,
-            Signal::SIGCHLD,
-        ];
-        for signal in own {
-            set.remove(signal);
+        // Faults of our own must still end us.
+        let own =
+            [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT];
+        for signal in own.iter().chain(others) {
+            set.remove(*signal);
         }
         set.thread_block().call(|| "sigprocmask".to_owned())?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         SignalFd::with_flags(&set, flags).map(Self).call(|| "signalfd".to_owned())
+    }
+
+    pub(crate) fn handle(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The next that has come; nobody waits.
+    ///
+    /// # Errors
+    /// Of reading.
+    pub(crate) fn next(&self) -> Result<Option<i32>, CallError> {
+        let info = self.0.read_signal().call(|| "read signalfd".to_owned())?;
+        Ok(info.map(|info| info.ssi_signo.cast_signed()))
     }
 }
 
@@ -139,8 +135,7 @@ fn forward(
     process: BorrowedFd<'_>,
     relay: Option<&Relay>,
 ) -> Result<(), CallError> {
-    while let Some(info) = signals.0.read_signal().call(|| "read signalfd".to_owned())? {
-        let signal = info.ssi_signo.cast_signed();
+    while let Some(signal) = signals.next()? {
         if let Some(relay) = relay.filter(|_| signal == libc::SIGWINCH) {
             relay.resize();
             continue;
@@ -169,6 +164,8 @@ pub(crate) fn record(running: &Running, end: &Ended) -> ExitRecord {
             max_rss_bytes: end.max_rss_bytes,
             cgroup: cgroup::observe(&claims(running)),
         },
+        oom: None,
+        log_lost_bytes: 0,
     }
 }
 
@@ -184,12 +181,10 @@ pub(crate) fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-impl ExitRecord {
-    /// # Errors
-    /// Names the file.
-    pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {
-        let bytes = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::Refused(format!("exit record: {e}")))?;
-        Ok(replace(path, &bytes, true)?)
-    }
+/// # Errors
+/// Names the file.
+pub(crate) fn save(record: &ExitRecord, path: &Path) -> Result<(), Error> {
+    let bytes = serde_json::to_vec_pretty(record)
+        .map_err(|e| Error::Refused(format!("exit record: {e}")))?;
+    Ok(replace(path, &bytes, true)?)
 }

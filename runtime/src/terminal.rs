@@ -37,6 +37,20 @@ impl Console {
         Ok(Self { theirs: Some(theirs.into()), ours: Some(ours) })
     }
 
+    /// The master that was sent to a console of our own, which nobody waits for.
+    ///
+    /// # Errors
+    /// Names the call.
+    pub(crate) fn receive(self) -> Result<OwnedFd, CallError> {
+        let ours =
+            self.ours.ok_or_else(|| CallError::errno("receive the terminal", Errno::EBADF))?;
+        let master = socket::receive(&ours).call(|| "receive the terminal".to_owned())?;
+        let flags = fcntl(&master, FcntlArg::F_GETFL).call(|| "fcntl F_GETFL".to_owned())?;
+        let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
+        fcntl(&master, FcntlArg::F_SETFL(flags)).call(|| "fcntl F_SETFL".to_owned())?;
+        Ok(master)
+    }
+
     /// The end for the process, once: the other one notices when nobody holds it any more.
     pub(crate) const fn give(&mut self) -> Option<OwnedFd> {
         self.theirs.take()
@@ -86,11 +100,10 @@ impl Relay {
     /// # Errors
     /// Names the call.
     pub(crate) fn take(console: Console) -> Result<Option<Self>, CallError> {
-        let Some(ours) = console.ours else { return Ok(None) };
-        let master = socket::receive(&ours).call(|| "receive the terminal".to_owned())?;
-        let flags = fcntl(&master, FcntlArg::F_GETFL).call(|| "fcntl F_GETFL".to_owned())?;
-        let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
-        fcntl(&master, FcntlArg::F_SETFL(flags)).call(|| "fcntl F_SETFL".to_owned())?;
+        if console.ours.is_none() {
+            return Ok(None);
+        }
+        let master = console.receive()?;
         let saved = make_raw().call(|| "tcsetattr".to_owned())?;
         let relay =
             Self { master: master.into(), saved, pending: Vec::new(), input: true, output: true };

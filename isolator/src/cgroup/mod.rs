@@ -36,7 +36,7 @@ pub use release::release;
 pub use share::{Share, check_free, missing_parents, share};
 pub use stats::{Stats, stats};
 pub use update::{Change, Failure, apply, change, held};
-pub use usage::{Usage, observe};
+pub use usage::observe;
 
 /// Carry out one step of [`Share::before`] or [`Share::beside`]; the latter need the pid of the process.
 ///

@@ -1,35 +1,9 @@
 use std::path::Path;
 
+use hafen_spec::keep::Usage;
 use hafen_spec::plan::Claim;
-use serde::Serialize;
 
 use super::folder::Folder;
-
-/// The kernel's own numbers about a container. `None`: this kernel, or this kind of hierarchy, has no such number, or
-/// there is no such limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// Microseconds of CPU time of all its processes, also of those that nobody waited for.
-    pub cpu_usec: Option<u64>,
-    pub memory_limit_bytes: Option<u64>,
-    /// The most it held at one time, page cache included; cgroup v2 counts this from Linux 5.19 on.
-    pub memory_peak_bytes: Option<u64>,
-    /// How often it ran into its limit and reclaim did not help; cgroup v1 counts the kills only.
-    pub oom_events: Option<u64>,
-    /// Processes that the OOM killer ended.
-    pub oom_kills: Option<u64>,
-    /// Periods (`cpu.max`) in which it ran at all.
-    pub cpu_periods: Option<u64>,
-    /// Those of them in which it had used up its quota.
-    pub cpu_throttled_periods: Option<u64>,
-    /// Microseconds that its processes, each counted, were kept waiting for that.
-    pub cpu_throttled_usec: Option<u64>,
-    pub pids_limit: Option<u64>,
-    /// The most processes and threads at one time; from Linux 6.1 on.
-    pub pids_peak: Option<u64>,
-    /// How often a fork failed because of the limit.
-    pub pids_limit_hits: Option<u64>,
-}
 
 /// Read what the folders of a container tell, before they are released. Never fails: a number that cannot be had is
 /// `None`, because usage is told about a container that has ended, which it did in any case.
@@ -38,9 +12,9 @@ pub fn observe(claims: &[Claim]) -> Usage {
     let mut usage = Usage::default();
     for claim in claims {
         match claim {
-            Claim::Cgroup { path, .. } => open(path, |f| usage.unified(f)),
+            Claim::Cgroup { path, .. } => open(path, |f| unified(&mut usage, f)),
             Claim::LegacyCgroup { controller, path, .. } => {
-                open(path, |f| controller.split(',').for_each(|c| usage.legacy(c, f)));
+                open(path, |f| controller.split(',').for_each(|c| legacy(&mut usage, c, f)));
             }
             Claim::Scratch { .. } | Claim::Resctrl { .. } | Claim::Use { .. } => {}
         }
@@ -54,56 +28,50 @@ fn open(path: &Path, read: impl FnOnce(&Folder)) {
     }
 }
 
-impl Usage {
-    fn unified(&mut self, folder: &Folder) {
-        let cpu = Keyed::read(folder, "cpu.stat");
-        self.cpu_usec = cpu.get("usage_usec");
-        // These lines are there only while the controller is enabled for the folder.
-        fill(&mut self.cpu_periods, cpu.get("nr_periods"));
-        fill(&mut self.cpu_throttled_periods, cpu.get("nr_throttled"));
-        fill(&mut self.cpu_throttled_usec, cpu.get("throttled_usec"));
+fn unified(usage: &mut Usage, folder: &Folder) {
+    let cpu = Keyed::read(folder, "cpu.stat");
+    usage.cpu_usec = cpu.get("usage_usec");
+    // These lines are there only while the controller is enabled for the folder.
+    fill(&mut usage.cpu_periods, cpu.get("nr_periods"));
+    fill(&mut usage.cpu_throttled_periods, cpu.get("nr_throttled"));
+    fill(&mut usage.cpu_throttled_usec, cpu.get("throttled_usec"));
 
-        let memory = Keyed::read(folder, "memory.events");
-        fill(&mut self.oom_events, memory.get("oom"));
-        fill(&mut self.oom_kills, memory.get("oom_kill"));
-        fill(&mut self.memory_limit_bytes, number(folder, "memory.max"));
-        fill(&mut self.memory_peak_bytes, number(folder, "memory.peak"));
-        self.pids(folder);
-    }
+    let memory = Keyed::read(folder, "memory.events");
+    fill(&mut usage.oom_events, memory.get("oom"));
+    fill(&mut usage.oom_kills, memory.get("oom_kill"));
+    fill(&mut usage.memory_limit_bytes, number(folder, "memory.max"));
+    fill(&mut usage.memory_peak_bytes, number(folder, "memory.peak"));
+    pids(usage, folder);
+}
 
-    fn legacy(&mut self, controller: &str, folder: &Folder) {
-        match controller {
-            "cpu" => {
-                let cpu = Keyed::read(folder, "cpu.stat");
-                fill(&mut self.cpu_periods, cpu.get("nr_periods"));
-                fill(&mut self.cpu_throttled_periods, cpu.get("nr_throttled"));
-                fill(
-                    &mut self.cpu_throttled_usec,
-                    cpu.get("throttled_time").map(|nanos| nanos / 1000),
-                );
-            }
-            "memory" => {
-                let limit = number(folder, "memory.limit_in_bytes").filter(|l| *l < NO_LIMIT);
-                fill(&mut self.memory_limit_bytes, limit);
-                fill(&mut self.memory_peak_bytes, number(folder, "memory.max_usage_in_bytes"));
-                fill(
-                    &mut self.oom_kills,
-                    Keyed::read(folder, "memory.oom_control").get("oom_kill"),
-                );
-            }
-            "pids" => self.pids(folder),
-            _ => {}
+fn legacy(usage: &mut Usage, controller: &str, folder: &Folder) {
+    match controller {
+        "cpu" => {
+            let cpu = Keyed::read(folder, "cpu.stat");
+            fill(&mut usage.cpu_periods, cpu.get("nr_periods"));
+            fill(&mut usage.cpu_throttled_periods, cpu.get("nr_throttled"));
+            fill(
+                &mut usage.cpu_throttled_usec,
+                cpu.get("throttled_time").map(|nanos| nanos / 1000),
+            );
         }
-    }
-
-    /// The same files in both kinds of hierarchy.
-    fn pids(&mut self, folder: &Folder) {
-        fill(&mut self.pids_limit, number(folder, "pids.max"));
-        fill(&mut self.pids_peak, number(folder, "pids.peak"));
-        fill(&mut self.pids_limit_hits, Keyed::read(folder, "pids.events").get("max"));
+        "memory" => {
+            let limit = number(folder, "memory.limit_in_bytes").filter(|l| *l < NO_LIMIT);
+            fill(&mut usage.memory_limit_bytes, limit);
+            fill(&mut usage.memory_peak_bytes, number(folder, "memory.max_usage_in_bytes"));
+            fill(&mut usage.oom_kills, Keyed::read(folder, "memory.oom_control").get("oom_kill"));
+        }
+        "pids" => pids(usage, folder),
+        _ => {}
     }
 }
 
+/// The same files in both kinds of hierarchy.
+fn pids(usage: &mut Usage, folder: &Folder) {
+    fill(&mut usage.pids_limit, number(folder, "pids.max"));
+    fill(&mut usage.pids_peak, number(folder, "pids.peak"));
+    fill(&mut usage.pids_limit_hits, Keyed::read(folder, "pids.events").get("max"));
+}
 /// v1 counts in pages and has no word for "no limit": it is the largest number of whole pages, whatever their size.
 pub(super) const NO_LIMIT: u64 = (i64::MAX as u64) & !0xf_ffff;
 

@@ -11,6 +11,7 @@
 
 pub mod facts;
 pub mod image;
+pub mod keep;
 pub mod parse;
 pub mod plan;
 mod problem;

@@ -57,6 +57,14 @@ fn send(handle: &OwnedFd, signal: i32) -> Result<(), Error> {
     }
 }
 
+/// Every process of a cgroup.
+///
+/// # Errors
+/// Of sending; what has ended meanwhile is none.
+pub(crate) fn signal_all(tree: &Path, signal: i32) -> Result<(), Error> {
+    kill_all(Some(tree), signal)
+}
+
 fn kill_all(tree: Option<&Path>, signal: i32) -> Result<(), Error> {
     let tree = tree.ok_or(Error::NotRunning)?;
     if !tree.exists() {

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::quick;
-use crate::cli::{Cli, CreateArgs, LaunchArgs, Rootless, RunArgs};
+use crate::cli::{Cli, CreateArgs, LaunchArgs, Rootless, RunArgs, StartArgs};
 use crate::guest;
 use crate::join::Container;
 use crate::journal::{Entry, Record, Status};
@@ -36,14 +36,14 @@ pub(super) fn create(cli: &Cli, args: &CreateArgs) -> Result<u8, Error> {
 }
 
 pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
-    let copy = shield::run_from_read_only_copy(kept(&args.launch))?;
+    let copy = shield::run_from_read_only_copy(kept(&args.what.launch))?;
     let signals = Signals::block()?;
-    let mut prepared = prepare_run(cli, args)?;
-    let mut console = console(&prepared, &args.launch, args.detach)?;
+    let mut prepared = prepare_start(cli, &args.what)?;
+    let mut console = console(&prepared, &args.what.launch, args.detach)?;
     let theirs = console.as_mut().and_then(Console::give);
     let running = launch::launch(&cli.root, &prepared, false, (copy, theirs))?;
     prepared.stores.clear();
-    let mut running = after_start(announce(&args.launch, running)?)?;
+    let mut running = after_start(announce(&args.what.launch, running)?)?;
     if args.detach {
         if let Some(notify) = running.notify {
             notify.await_ready(running.process.pid, running.process.pidfd.as_fd())?;
@@ -56,7 +56,7 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
     let end = supervise::attend(&running.process, &signals, relay, notify.as_ref())?;
     let code = exit_code(end.code, end.signal);
     fault::point();
-    let report = |path| supervise::record(&running, &end).save(path);
+    let report = |path| supervise::save(&supervise::record(&running, &end), path);
     let saved = args.report.as_deref().map_or(Ok(()), report);
     let Running { mut entry, record, .. } = running;
     if args.keep {
@@ -74,7 +74,7 @@ pub(super) fn run(cli: &Cli, args: &RunArgs) -> Result<u8, Error> {
 }
 
 /// Descriptors after the three standard ones: those of a service manager come first, as with runc.
-fn kept(args: &LaunchArgs) -> u32 {
+pub(super) fn kept(args: &LaunchArgs) -> u32 {
     args.preserve_fds.saturating_add(activation::listening())
 }
 
@@ -88,7 +88,7 @@ fn console(
 }
 
 /// The container runs: a hook that fails now ends it.
-fn after_start(mut running: Running) -> Result<Running, Error> {
+pub(super) fn after_start(mut running: Running) -> Result<Running, Error> {
     let pid = running.process.pid;
     match join::run_poststart_hooks(&running.record, pid) {
         Ok(()) => Ok(running),
@@ -102,14 +102,17 @@ fn after_start(mut running: Running) -> Result<Running, Error> {
     }
 }
 
-fn prepare_run(cli: &Cli, args: &RunArgs) -> Result<Prepared, Error> {
+pub(super) fn prepare_start(cli: &Cli, args: &StartArgs) -> Result<Prepared, Error> {
     if quick::is_meant(&args.quick) {
         let id = args.named.clone().unwrap_or_else(quick::made_up_id);
         return ready(cli, &args.launch, quick::bundle(&args.quick)?, &id, false);
     }
     quick::refuse_beside_a_bundle(&args.quick)?;
+    let missing =
+        "the name of the container is missing: ID, or --rootfs or --image for one without a bundle";
+    let id = args.id.as_deref().ok_or_else(|| Error::Refused(missing.to_owned()))?;
     let bundle = read_bundle(&args.launch.bundle, &args.launch.config)?;
-    ready(cli, &args.launch, bundle, args.id.as_deref().unwrap_or_default(), false)
+    ready(cli, &args.launch, bundle, id, false)
 }
 
 fn ready(
@@ -167,7 +170,7 @@ pub(super) fn tell(
 }
 
 /// Tell others the pid. From here on they may act on the container, so the lock is given up.
-fn announce(args: &LaunchArgs, mut running: Running) -> Result<Running, Error> {
+pub(super) fn announce(args: &LaunchArgs, mut running: Running) -> Result<Running, Error> {
     let process = &running.process;
     if let Err(e) = tell(process, args.pid_file.as_deref(), args.pidfd_socket.as_deref()) {
         return Err(release::after_failure(running.entry, Some(&running.record), e.into()));

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod explain;
 mod features;
+mod keep;
 mod kill;
 mod launch;
 mod list;
@@ -19,16 +20,23 @@ use hafen_sys::shield;
 use crate::cli::{Cli, Command, NO_ROOT};
 use crate::{Error, activation};
 
+pub(crate) use kill::signal_all;
+
 /// Go on from a read-only copy of our program as soon as it is likely that a command will. Nothing is lost where it is
 /// not: the words are only looked at, and what fails is told by the command. The answer is whether it is.
 #[must_use]
 pub fn hasten() -> bool {
-    const COMMANDS: [&str; 3] = ["create", "run", "exec"];
+    const COMMANDS: [&str; 4] = ["create", "run", "exec", "keep"];
+    // What goes on does so in as little memory as it can.
+    const GOES_ON: &str = "--resume";
     const PRESERVE: &str = "--preserve-fds";
     let mut words = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok());
     let (mut likely, mut preserved) = (false, 0);
     while let Some(word) = words.next() {
         likely |= COMMANDS.contains(&word.as_str());
+        if word == GOES_ON {
+            return false;
+        }
         let number = match word.strip_prefix(PRESERVE) {
             Some("") => words.next(),
             value => value.and_then(|v| v.strip_prefix('=')).map(str::to_owned),
@@ -56,6 +64,7 @@ pub fn dispatch(cli: &Cli) -> Result<u8, Error> {
         Command::Create(args) => launch::create(cli, args),
         Command::Start { id } => launch::start(cli, id),
         Command::Run(args) => launch::run(cli, args),
+        Command::Keep(args) => keep::keep(cli, args),
         Command::Exec(args) => exec::exec(cli, args),
         Command::State { id } => containers::state(cli, id),
         Command::Kill(args) => kill::kill(cli, args),

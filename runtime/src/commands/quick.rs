@@ -1,6 +1,7 @@
 //! A container without a bundle: the default specification, changed by a few options.
 
 mod image;
+mod joined;
 mod owners;
 mod volumes;
 
@@ -48,6 +49,10 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--tmpfs", !args.tmpfs.is_empty()),
         ("--uidmap", !args.uidmap.is_empty()),
         ("--upper", args.upper.is_some()),
+        ("--namespace", !args.namespace.is_empty()),
+        ("--cgroup", args.cgroup.is_some()),
+        ("--tty", args.tty),
+        ("--patch", args.patch.is_some()),
         ("COMMAND", !args.command.is_empty()),
     ];
     let mut problems = Problems::default();
@@ -94,6 +99,7 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     if let Some(hostname) = &args.hostname {
         value["hostname"] = json!(hostname);
     }
+    joined::apply(args, &mut value, &mut problems)?;
     problems.into_result(()).map_err(Error::Options)?;
     let bytes = serde_json::to_vec(&value).map_err(|e| Error::Refused(e.to_string()))?;
     let spec = parse::parse(&bytes).map_err(Error::Options)?;

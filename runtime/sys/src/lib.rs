@@ -10,6 +10,7 @@ pub mod child;
 mod error;
 pub mod feature;
 pub mod file;
+pub mod handed;
 pub mod heap;
 pub mod limit;
 pub mod mount;

@@ -82,3 +82,34 @@ fn ended(status: i32, usage: &libc::rusage) -> Ended {
         max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
     }
 }
+
+/// `struct pidfd_info` (linux/pidfd.h), its first version.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const INFO_EXIT: u64 = 1 << 3;
+nix::ioctl_readwrite!(get_info, 0xff, 11, Info);
+
+/// How a process ended that is no child of ours, once its parent has waited for it (PIDFD_INFO_EXIT, Linux 6.15). `None`:
+/// this kernel does not tell.
+#[must_use]
+pub fn told_end(pidfd: impl AsFd) -> Option<Ended> {
+    let mut info = Info { mask: INFO_EXIT, ..Info::default() };
+    // SAFETY: the structure is plain integers and as long as the number of the call says; it lives across the call.
+    unsafe { get_info(pidfd.as_fd().as_raw_fd(), &raw mut info) }.ok()?;
+    (info.mask & INFO_EXIT != 0).then(|| end_of(info.exit_code))
+}
+
+/// What a status of wait(2) says, which tells nothing of what was used.
+#[must_use]
+pub fn end_of(status: i32) -> Ended {
+    // SAFETY: all zero is a value of these plain integers.
+    let usage: libc::rusage = unsafe { std::mem::zeroed() };
+    ended(status, &usage)
+}

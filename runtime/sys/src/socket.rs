@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use nix::cmsg_space;
@@ -66,4 +66,56 @@ pub fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
         }
     }
     Err(Errno::EBADMSG.into())
+}
+
+/// Listen, also where the path is longer than an address. What had the name before is gone.
+///
+/// # Errors
+/// Of opening the folder or binding.
+pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
+    let path = folder.join(name);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let folder =
+        open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    UnixListener::bind(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+}
+
+/// The most descriptors that come with one message.
+pub const MOST: usize = 4;
+
+/// Receive bytes and the descriptors that came with them.
+///
+/// # Errors
+/// Of recvmsg(2).
+pub fn receive_some(
+    socket: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut vectors = [IoSliceMut::new(bytes)];
+    let mut space = cmsg_space!([RawFd; MOST]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(all) = control {
+            // SAFETY: the kernel has just put them into our table, and nobody else knows them.
+            fds.extend(all.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    Ok(message.bytes)
+}
+
+/// Send bytes with descriptors, which go with the first of them. The answer is how many bytes were taken.
+///
+/// # Errors
+/// Of sendmsg(2).
+pub fn send_all(socket: &UnixStream, fds: &[BorrowedFd<'_>], bytes: &[u8]) -> io::Result<usize> {
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let control = [ControlMessage::ScmRights(&fds)];
+    let control = if fds.is_empty() { &[][..] } else { &control[..] };
+    let words = [IoSlice::new(bytes)];
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &words, control, MsgFlags::MSG_NOSIGNAL, None)?)
 }

@@ -1,0 +1,298 @@
+//! What a keeper writes down, and what it says on its socket.
+//!
+//! A keeper is the parent of one container. Everything of it is in one folder:
+//!
+//! | file | written | holds |
+//! |---|---|---|
+//! | `keep.json` | before anything else | [`Policy`]: what a keeper that takes over has to know |
+//! | `lock` | | locked (flock) for as long as there is a keeper |
+//! | `stdin`, `stdout`, `stderr` | before the launch | fifos to and from the program; they hold what a dead keeper has not read |
+//! | `socket` | when the container runs | listens |
+//! | `exit.json` | after the end, before anybody is told | [`ExitRecord`], on the disk |
+//!
+//! On the socket go frames: a byte that says what it is ([`Frame`]), four bytes of length, the lowest first, and the
+//! content. The keeper begins with a [`Told::Status`]; whoever has asked for nothing is told of the end all the same.
+//! [`Told::Released`] is the last that is heard of it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Claim;
+
+/// Of the files and of the frames.
+pub const VERSION: u32 = 1;
+/// The most bytes of one frame.
+pub const LONGEST: usize = 1 << 20;
+/// A frame's first byte and its length.
+pub const HEAD: usize = 5;
+
+pub const POLICY: &str = "keep.json";
+pub const LOCK: &str = "lock";
+pub const SOCKET: &str = "socket";
+pub const EXIT: &str = "exit.json";
+
+/// How a container is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    pub version: u32,
+    /// Of the container.
+    pub id: String,
+    pub boot_id: String,
+    pub log: Log,
+    /// Its stdin stays open.
+    pub stdin: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// The newest file; older ones have `.1`, `.2` and so on at the end. Without one nothing is kept.
+    pub path: Option<PathBuf>,
+    pub format: LogFormat,
+    /// Of one file.
+    pub max_bytes: u64,
+    pub max_files: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// An object for each line: `time`, `stream`, and `log`, the line with its end. Where the line is not UTF-8, `base64`
+    /// holds its bytes.
+    Json,
+    /// The bytes as they come, both streams in one file.
+    Plain,
+}
+
+/// How a container ended, with the kernel's own numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub id: String,
+    pub pid: i32,
+    /// Neither this nor a signal: nobody who may know was there when it ended.
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    /// RFC 3339.
+    pub started_at: String,
+    pub wall_usec: u64,
+    pub usage: Numbers,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<Oom>,
+    /// Bytes of the program that could not be written to its log.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub log_lost_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like that")]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbers {
+    /// Of the first process and all it waited for.
+    pub user_usec: u64,
+    pub system_usec: u64,
+    pub max_rss_bytes: u64,
+    /// Of the whole cgroup.
+    #[serde(flatten)]
+    pub cgroup: Usage,
+}
+
+/// The kernel's own numbers about a container. `None`: this kernel, or this kind of hierarchy, has no such number, or
+/// there is no such limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Microseconds of CPU time of all its processes, also of those that nobody waited for.
+    pub cpu_usec: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+    /// The most it held at one time, page cache included; cgroup v2 counts this from Linux 5.19 on.
+    pub memory_peak_bytes: Option<u64>,
+    /// How often it ran into its limit and reclaim did not help; cgroup v1 counts the kills only.
+    pub oom_events: Option<u64>,
+    /// Processes that the OOM killer ended.
+    pub oom_kills: Option<u64>,
+    /// Periods (`cpu.max`) in which it ran at all.
+    pub cpu_periods: Option<u64>,
+    /// Those of them in which it had used up its quota.
+    pub cpu_throttled_periods: Option<u64>,
+    /// Microseconds that its processes, each counted, were kept waiting for that.
+    pub cpu_throttled_usec: Option<u64>,
+    pub pids_limit: Option<u64>,
+    /// The most processes and threads at one time; from Linux 6.1 on.
+    pub pids_peak: Option<u64>,
+    /// How often a fork failed because of the limit.
+    pub pids_limit_hits: Option<u64>,
+}
+
+/// The process that the OOM killer ended last, as the kernel's log has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Oom {
+    pub pid: i32,
+    pub process: String,
+    /// Resident, in bytes.
+    pub resident: u64,
+}
+
+/// The first byte of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// A [`Request`] or a [`Told`], as JSON.
+    Word = 0,
+    Stdout = 1,
+    Stderr = 2,
+    Stdin = 3,
+}
+
+impl Frame {
+    #[must_use]
+    pub const fn of(byte: u8) -> Option<Self> {
+        Some(match byte {
+            0 => Self::Word,
+            1 => Self::Stdout,
+            2 => Self::Stderr,
+            3 => Self::Stdin,
+            _ => return None,
+        })
+    }
+
+    /// What goes before the content.
+    ///
+    /// # Panics
+    /// Where the content is longer than [`LONGEST`].
+    #[must_use]
+    pub fn head(self, length: usize) -> [u8; HEAD] {
+        assert!(length <= LONGEST, "a frame of {length} bytes");
+        let [a, b, c, d, ..] = length.to_le_bytes();
+        [self as u8, a, b, c, d]
+    }
+
+    /// The frame of a head, and the length of its content.
+    #[must_use]
+    pub fn read_head(head: [u8; HEAD]) -> Option<(Self, usize)> {
+        let [kind, a, b, c, d] = head;
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
+        Some((Self::of(kind)?, length)).filter(|_| length <= LONGEST)
+    }
+}
+
+/// What a keeper is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "ask")]
+pub enum Request {
+    /// What the program writes from now on, and its stdin.
+    #[serde(rename_all = "camelCase")]
+    Attach {
+        /// The last bytes first.
+        replay: bool,
+        /// The program waits where nobody takes what it writes; otherwise it goes on, and bytes are left out.
+        lossless: bool,
+    },
+    /// No more will come for stdin.
+    EndInput,
+    Resize {
+        rows: u16,
+        columns: u16,
+    },
+    /// To the first process, or to all.
+    Signal {
+        signal: i32,
+        all: bool,
+    },
+    /// End all processes.
+    Kill,
+    /// Run another program. Its stdin, stdout and stderr come with the frame (SCM_RIGHTS); where one is missing, it is
+    /// `/dev/null`.
+    #[serde(rename_all = "camelCase")]
+    Exec {
+        /// For the answers.
+        number: u64,
+        /// A `process` object of the OCI runtime spec; only `args` must be there, the rest is the container's own.
+        process: serde_json::Value,
+        /// With a terminal: the socket that its master is sent to.
+        console: Option<PathBuf>,
+    },
+    /// A signal to a program that was run so.
+    SignalExec {
+        number: u64,
+        signal: i32,
+    },
+}
+
+/// What a keeper says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "told")]
+pub enum Told {
+    Status(Box<Status>),
+    /// The OOM killer has acted.
+    #[serde(rename_all = "camelCase")]
+    Oom {
+        kills: u64,
+        last: Option<Oom>,
+    },
+    /// So many bytes were left out, because they were not taken.
+    #[serde(rename_all = "camelCase")]
+    Lagged {
+        bytes: u64,
+    },
+    /// It has ended; the record is on the disk.
+    Exited(Box<ExitRecord>),
+    /// Nothing is left of the container but its keeper's folder.
+    Released {
+        error: Option<String>,
+    },
+    /// A request that could not be carried out.
+    Failed {
+        error: String,
+    },
+    ExecStarted {
+        number: u64,
+        pid: i32,
+    },
+    #[serde(rename_all = "camelCase")]
+    ExecEnded {
+        number: u64,
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: u32,
+    pub id: String,
+    /// Of the first process.
+    pub pid: i32,
+    pub started_at: String,
+    /// For how long it has run.
+    pub ran_usec: u64,
+    pub terminal: bool,
+    /// What is to be looked at for its numbers.
+    pub claims: Vec<Claim>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_says_what_comes() {
+        for (frame, length) in [(Frame::Word, 0), (Frame::Stderr, 258), (Frame::Stdin, LONGEST)] {
+            assert_eq!(Frame::read_head(frame.head(length)), Some((frame, length)));
+        }
+        assert_eq!(Frame::read_head([9, 0, 0, 0, 0]), None);
+        assert_eq!(Frame::read_head([1, 255, 255, 255, 255]), None);
+    }
+
+    #[test]
+    fn words_have_a_name_first() {
+        let word = serde_json::to_value(Request::Signal { signal: 15, all: false }).unwrap();
+        assert_eq!(word, serde_json::json!({ "ask": "signal", "signal": 15, "all": false }));
+        let word = serde_json::to_value(Told::Lagged { bytes: 7 }).unwrap();
+        assert_eq!(word, serde_json::json!({ "told": "lagged", "bytes": 7 }));
+    }
+}

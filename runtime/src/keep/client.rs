@@ -1,0 +1,156 @@
+//! One connection to a keeper.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use hafen_spec::keep::{Frame, HEAD, Told};
+use hafen_sys::socket;
+use nix::poll::PollFlags;
+
+/// With more than this waiting for it, a client is slow.
+const WAITING: usize = 256 << 10;
+/// With more than this, it is gone.
+const MOST_WAITING: usize = 8 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) number: u64,
+    socket: UnixStream,
+    incoming: Vec<u8>,
+    /// Descriptors that came with what is incoming.
+    pub(crate) fds: Vec<OwnedFd>,
+    outgoing: VecDeque<u8>,
+    pub(crate) attached: Option<Attached>,
+    pub(crate) gone: bool,
+}
+
+/// How a client gets what the program writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attached {
+    pub(crate) lossless: bool,
+    /// Bytes left out since the last that were not.
+    pub(crate) left_out: u64,
+}
+
+impl Client {
+    pub(crate) fn new(number: u64, socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            number,
+            socket,
+            incoming: Vec::new(),
+            fds: Vec::new(),
+            outgoing: VecDeque::new(),
+            attached: None,
+            gone: false,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// What to wait for; without `listening` nothing that it asks for is looked at now.
+    pub(crate) fn interest(&self, listening: bool) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::POLLIN, listening);
+        flags.set(PollFlags::POLLOUT, !self.outgoing.is_empty());
+        flags
+    }
+
+    /// Is the program to wait for it?
+    pub(crate) fn holds_back(&self) -> bool {
+        self.attached.is_some_and(|a| a.lossless) && self.outgoing.len() > WAITING
+    }
+
+    pub(crate) fn tell(&mut self, told: &Told) {
+        if let Ok(text) = serde_json::to_vec(told) {
+            self.queue(Frame::Word, &text);
+        }
+    }
+
+    /// What the program wrote, if it is attached.
+    pub(crate) fn pass(&mut self, frame: Frame, bytes: &[u8]) {
+        let Some(attached) = self.attached else { return };
+        if !attached.lossless && self.outgoing.len() > WAITING {
+            let left_out = attached.left_out + bytes.len() as u64;
+            self.attached = Some(Attached { left_out, ..attached });
+            return;
+        }
+        if attached.left_out > 0 {
+            self.attached = Some(Attached { left_out: 0, ..attached });
+            self.tell(&Told::Lagged { bytes: attached.left_out });
+        }
+        self.queue(frame, bytes);
+    }
+
+    fn queue(&mut self, frame: Frame, bytes: &[u8]) {
+        if self.outgoing.len() > MOST_WAITING {
+            self.gone = true;
+            return;
+        }
+        self.outgoing.extend(frame.head(bytes.len()));
+        self.outgoing.extend(bytes);
+        self.flush();
+    }
+
+    /// Send what can be sent without waiting.
+    pub(crate) fn flush(&mut self) {
+        while !self.outgoing.is_empty() && !self.gone {
+            match self.socket.write(self.outgoing.as_slices().0) {
+                Ok(n) => drop(self.outgoing.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.gone = true,
+            }
+        }
+        if self.outgoing.is_empty() && self.outgoing.capacity() > WAITING {
+            self.outgoing = VecDeque::new();
+        }
+    }
+
+    pub(crate) fn has_all(&self) -> bool {
+        self.outgoing.is_empty() || self.gone
+    }
+
+    /// Read what has come, once.
+    pub(crate) fn receive(&mut self) {
+        let mut bytes = [0; 4096];
+        match socket::receive_some(&self.socket, &mut bytes, &mut self.fds) {
+            Ok(0) => self.gone = true,
+            Ok(n) => self.incoming.extend_from_slice(&bytes[..n]),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => self.gone = true,
+        }
+    }
+
+    /// The next frame that is there as a whole. What is none ends the connection.
+    pub(crate) fn next(&mut self) -> Option<(Frame, Vec<u8>)> {
+        let head: [u8; HEAD] = self.incoming.get(..HEAD)?.try_into().ok()?;
+        let Some((frame, length)) = Frame::read_head(head) else {
+            self.gone = true;
+            return None;
+        };
+        let content = self.incoming.get(HEAD..HEAD + length)?.to_vec();
+        self.incoming.drain(..HEAD + length);
+        if self.incoming.is_empty() {
+            self.incoming = Vec::new();
+        }
+        Some((frame, content))
+    }
+}
+
+/// The end of a pipe or terminal that bytes come from, without waiting.
+pub(crate) fn read_some(mut from: impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(bytes) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // Nobody holds the other end of a terminal any more (pty(7)).
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => return Ok(0),
+            answer => return answer,
+        }
+    }
+}

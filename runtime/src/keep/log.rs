@@ -1,0 +1,335 @@
+//! What a program writes, in files that rotate.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hafen_spec::keep::{self, LogFormat};
+use hafen_sys::{CallError, Context};
+use nix::fcntl::{SpliceFFlags, splice};
+use serde::Serialize;
+
+/// A line longer than this is told in pieces, of which only the last has an end.
+const LONGEST_LINE: usize = 16 << 10;
+/// How much is moved at once without being looked at.
+const MOVED: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    policy: keep::Log,
+    file: Option<File>,
+    size: u64,
+    /// Bytes of the program that are in no file.
+    pub(crate) lost: u64,
+    /// Of them, how many the file itself tells of.
+    told: u64,
+    /// What has no end of line yet, of both streams.
+    open: [Vec<u8>; 2],
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: &'a str,
+    stream: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+}
+
+impl Log {
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn open(policy: &keep::Log) -> Result<Self, CallError> {
+        let mut log = Self {
+            policy: policy.clone(),
+            file: None,
+            size: 0,
+            lost: 0,
+            told: 0,
+            open: [Vec::new(), Vec::new()],
+        };
+        if let Some(path) = &policy.path {
+            let file = newest(path, false).call(|| format!("open log {}", path.display()))?;
+            let meta = file.metadata().call(|| format!("stat {}", path.display()))?;
+            log.size = meta.len();
+            log.file = Some(file);
+        }
+        Ok(log)
+    }
+
+    /// Can bytes go to the file without being looked at?
+    pub(crate) fn takes_bytes(&self) -> bool {
+        self.policy.format == LogFormat::Plain && self.file.is_some()
+    }
+
+    /// Move what is there from a fifo to the file, within the kernel (splice(2)). The answer is how much; 0 is the end.
+    ///
+    /// # Errors
+    /// EAGAIN: nothing is there. Others: the file does not take it.
+    pub(crate) fn move_from(&mut self, fifo: BorrowedFd<'_>) -> io::Result<usize> {
+        self.rotate_before(1);
+        let Some(file) = &self.file else { return Err(io::ErrorKind::Unsupported.into()) };
+        let left = self.policy.max_bytes.saturating_sub(self.size).max(1);
+        let length = usize::try_from(left).unwrap_or(MOVED).min(MOVED);
+        let moved = splice(fifo, None, file, None, length, SpliceFFlags::SPLICE_F_NONBLOCK)?;
+        self.size += moved as u64;
+        Ok(moved)
+    }
+
+    /// Write down what a program wrote. It never fails: a program does not stop because a disk is full, and what is lost
+    /// is counted.
+    pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        if self.policy.path.is_none() {
+            return;
+        }
+        match self.policy.format {
+            LogFormat::Plain => self.append(bytes, bytes.len()),
+            LogFormat::Json => self.write_lines(stream, bytes),
+        }
+    }
+
+    fn write_lines(&mut self, stream: Stream, bytes: &[u8]) {
+        let mut open = std::mem::take(&mut self.open[stream as usize]);
+        let time = now();
+        let (mut text, mut raw) = (Vec::new(), 0);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = LONGEST_LINE - open.len();
+            let window = &rest[..rest.len().min(room)];
+            let end = window.iter().position(|b| *b == b'\n').map(|at| at + 1);
+            let (piece, after) = rest.split_at(end.unwrap_or(window.len()));
+            rest = after;
+            open.extend_from_slice(piece);
+            if end.is_none() && open.len() < LONGEST_LINE {
+                break;
+            }
+            let size = self.size + text.len() as u64;
+            put_line(&mut text, &time, stream.name(), &open);
+            raw += open.len();
+            open.clear();
+            if size >= self.policy.max_bytes {
+                self.append(&text, raw);
+                (text, raw) = (Vec::new(), 0);
+            }
+        }
+        self.append(&text, raw);
+        self.open[stream as usize] = open;
+    }
+
+    /// What has no end of line will not get one any more.
+    pub(crate) fn finish(&mut self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let open = std::mem::take(&mut self.open[stream as usize]);
+            if !open.is_empty() {
+                let mut text = Vec::new();
+                put_line(&mut text, &now(), stream.name(), &open);
+                self.append(&text, open.len());
+            }
+        }
+        self.tell_of_loss();
+    }
+
+    fn append(&mut self, text: &[u8], raw: usize) {
+        if text.is_empty() {
+            return;
+        }
+        self.tell_of_loss();
+        self.put(text, raw);
+    }
+
+    fn put(&mut self, text: &[u8], raw: usize) {
+        self.rotate_before(text.len());
+        let written = self
+            .file
+            .as_mut()
+            .map_or(Err(io::ErrorKind::NotFound.into()), |file| file.write_all(text));
+        match written {
+            Ok(()) => self.size += text.len() as u64,
+            Err(_) => self.take_back(raw),
+        }
+    }
+
+    /// A line that is there in part is none.
+    fn take_back(&mut self, raw: usize) {
+        use std::io::Seek;
+        self.lost += raw as u64;
+        if let Some(file) = &mut self.file {
+            let _ = file.set_len(self.size);
+            let _ = file.seek(io::SeekFrom::Start(self.size));
+        }
+    }
+
+    fn tell_of_loss(&mut self) {
+        let lost = self.lost - self.told;
+        if lost == 0 || self.policy.path.is_none() {
+            return;
+        }
+        let words = format!("{lost} bytes could not be written here\n");
+        let mut text = Vec::new();
+        match self.policy.format {
+            LogFormat::Json => put_line(&mut text, &now(), "keeper", words.as_bytes()),
+            LogFormat::Plain => {
+                text = format!("[keeper: {words}").replace('\n', "]\n").into_bytes();
+            }
+        }
+        let before = self.lost;
+        self.put(&text, 0);
+        if self.size > 0 && self.lost == before {
+            self.told = self.lost;
+        }
+    }
+
+    fn rotate_before(&mut self, more: usize) {
+        let full = self.size > 0 && self.size + more as u64 > self.policy.max_bytes;
+        let Some(path) = self.policy.path.clone().filter(|_| full) else { return };
+        let file = self.rotate(&path);
+        // Where it cannot be, the old one goes on.
+        if let Ok(file) = file {
+            (self.file, self.size) = (Some(file), 0);
+        }
+    }
+
+    fn rotate(&self, path: &Path) -> io::Result<File> {
+        for number in (1..self.policy.max_files.max(1)).rev() {
+            let older = if number == 1 { path.to_owned() } else { numbered(path, number - 1) };
+            match fs::rename(older, numbered(path, number)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        newest(path, true)
+    }
+}
+
+fn newest(path: &Path, empty: bool) -> io::Result<File> {
+    use std::io::Seek;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(empty).mode(0o640);
+    let mut file = options.open(path)?;
+    // Not O_APPEND, which splice(2) refuses.
+    file.seek(io::SeekFrom::End(0))?;
+    Ok(file)
+}
+
+pub(crate) fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+}
+
+fn put_line(text: &mut Vec<u8>, time: &str, stream: &str, line: &[u8]) {
+    let log = std::str::from_utf8(line).ok();
+    let base64 = log.is_none().then(|| STANDARD.encode(line));
+    // Text and numbers into memory: nothing can fail.
+    let _ = serde_json::to_writer(&mut *text, &Line { time, stream, log, base64 });
+    text.push(b'\n');
+}
+
+/// For splice(2): a file as the kernel wants it.
+impl AsFd for Log {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.file {
+            Some(file) => file.as_fd(),
+            None => crate::terminal::stdin(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(folder: &Path, format: LogFormat, max_bytes: u64) -> Log {
+        let path = Some(folder.join("log"));
+        Log::open(&keep::Log { path, format, max_bytes, max_files: 3 }).unwrap()
+    }
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn lines_come_whole_and_bytes_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = log(folder.path(), LogFormat::Json, 1 << 20);
+        log.write(Stream::Stdout, b"one\ntw");
+        log.write(Stream::Stderr, b"bad \xff\n");
+        log.write(Stream::Stdout, b"o\nopen");
+        log.finish();
+        let found = lines(&folder.path().join("log"));
+        let text: Vec<_> = found.iter().map(|l| (&l["stream"], &l["log"], &l["base64"])).collect();
+        let wanted = serde_json::json!([
+            ["stdout", "one\n", null],
+            ["stderr", null, "YmFkIP8K"],
+            ["stdout", "two\n", null],
+            ["stdout", "open", null]
+        ]);
+        assert_eq!(serde_json::to_value(text).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_line_without_end_comes_in_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = log(folder.path(), LogFormat::Json, 1 << 20);
+        log.write(Stream::Stdout, &vec![b'x'; LONGEST_LINE + 5]);
+        log.write(Stream::Stdout, b"\n");
+        let found = lines(&folder.path().join("log"));
+        let lengths: Vec<_> = found.iter().map(|l| l["log"].as_str().unwrap().len()).collect();
+        assert_eq!(lengths, [LONGEST_LINE, 6]);
+    }
+
+    #[test]
+    fn old_files_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = log(folder.path(), LogFormat::Plain, 10);
+        for word in ["aaaaaaa\n", "bbbbbbb\n", "ccccccc\n", "ddddddd\n"] {
+            log.write(Stream::Stdout, word.as_bytes());
+        }
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).ok();
+        assert_eq!(read("log").as_deref(), Some("ddddddd\n"));
+        assert_eq!(read("log.1").as_deref(), Some("ccccccc\n"));
+        assert_eq!(read("log.2").as_deref(), Some("bbbbbbb\n"));
+        assert_eq!(read("log.3"), None);
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_counted_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = log(folder.path(), LogFormat::Json, 1 << 20);
+        log.write(Stream::Stdout, b"before\n");
+        log.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
+        log.write(Stream::Stdout, b"lost\n");
+        assert_eq!(log.lost, 5);
+        log.file = Some(newest(&folder.path().join("log"), false).unwrap());
+        log.write(Stream::Stdout, b"after\n");
+        let found = lines(&folder.path().join("log"));
+        let text: Vec<_> = found.iter().map(|l| l["log"].as_str().unwrap()).collect();
+        assert_eq!(text, ["before\n", "5 bytes could not be written here\n", "after\n"]);
+    }
+}

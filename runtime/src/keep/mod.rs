@@ -1,0 +1,725 @@
+//! The keeper: one small parent of one container, which outlives whoever asked for it.
+//!
+//! ```text
+//!   agent --exec--> hafen-oci keep: writes down how, launches, executes itself anew (small) --+
+//!                                                                                             |
+//!   program --fifos--> +--------+ --> log files                                               |
+//!                      | keeper | <----------------------------------------------------------+
+//!   agent <--socket--> +--------+ --> exit.json, on the disk; then all are told; then release
+//! ```
+//!
+//! One thread that waits in poll(2). What it writes and says is in [`hafen_spec::keep`]. It executes itself once the
+//! container runs, because what a launch has touched would be many times what a keeper needs. One that dies leaves the
+//! container alone: another one takes over from what is in the folder.
+
+mod client;
+mod exec;
+mod log;
+mod oom;
+pub(crate) mod stdio;
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hafen_isolator::cgroup::{self, OomWatch};
+use hafen_spec::keep::{
+    self, ExitRecord, Frame, Numbers, Oom, POLICY, Policy, Request, SOCKET, Status, Told, VERSION,
+};
+use hafen_sys::file::{boot_id, replace};
+use hafen_sys::pidfd::{self, Ended};
+use hafen_sys::{CallError, Context, socket, terminal};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use serde_json::Value;
+
+use self::client::{Attached, Client, read_some};
+use self::exec::{Exec, Wanted};
+use self::log::{Log, Stream};
+use self::stdio::Streams;
+use crate::journal::{Entry, Record};
+use crate::patch::merge;
+use crate::process::Identity;
+use crate::process::since_boot;
+use crate::supervise::{Signals, save};
+use crate::{Error, fault, release};
+
+/// Bytes of one read.
+const CHUNK: usize = 64 << 10;
+/// For clients that have come late: so much of what was written last.
+const REPLAY: usize = 16 << 10;
+/// Input that the program has not taken yet; with more than this nobody may give more.
+const INPUT: usize = 64 << 10;
+/// How long clients have to take the last that they are told.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The folder of a keeper.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
+    pub(crate) policy: Policy,
+    lock: Flock<File>,
+}
+
+impl Folder {
+    /// Begin to keep: write down how, and hold the lock.
+    ///
+    /// # Errors
+    /// Names the file; a folder that has a keeper is refused.
+    pub(crate) fn make(path: &Path, policy: Policy) -> Result<Self, Error> {
+        match std::fs::create_dir(path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            answer => answer.call(|| format!("mkdir {}", path.display()))?,
+        }
+        let lock = lock(path)?;
+        if path.join(keep::EXIT).exists() {
+            let words = format!("--dir: {} holds the end of a container", path.display());
+            return Err(Error::Refused(words));
+        }
+        // Of one that died before its container was there.
+        stdio::remove(path)?;
+        let text = serde_json::to_vec(&policy).map_err(|e| Error::Refused(e.to_string()))?;
+        replace(&path.join(POLICY), &text, false)?;
+        Ok(Self { path: path.to_owned(), policy, lock })
+    }
+
+    /// Take over.
+    ///
+    /// # Errors
+    /// Names the file; a folder that has a keeper is refused.
+    pub(crate) fn open(path: &Path, lock_of_before: Option<OwnedFd>) -> Result<Self, Error> {
+        let lock = match lock_of_before {
+            // The lock belongs to what is open, and outlives an execve(2).
+            Some(fd) => Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock)
+                .map_err(|(_, e)| CallError::errno("flock", e))?,
+            None => lock(path)?,
+        };
+        let file = path.join(POLICY);
+        let text = hafen_sys::file::read_text(&file)?;
+        let policy: Policy = serde_json::from_str(&text)
+            .map_err(|e| Error::Refused(format!("{}: {e}", file.display())))?;
+        if policy.version != VERSION {
+            let words = format!("{}: version {} is not {VERSION}", file.display(), policy.version);
+            return Err(Error::Refused(words));
+        }
+        Ok(Self { path: path.to_owned(), policy, lock })
+    }
+
+    pub(crate) fn lock(&self) -> &File {
+        &self.lock
+    }
+}
+
+fn lock(folder: &Path) -> Result<Flock<File>, Error> {
+    let path = folder.join(keep::LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.call(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => Error::Refused(format!("{} has a keeper", folder.display())),
+        e => CallError::errno(format!("flock {}", path.display()), e).into(),
+    })
+}
+
+/// What one keeper leaves to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    pub(crate) streams: Streams,
+    pub(crate) process: Option<OwnedFd>,
+    /// Since the boot of the machine.
+    pub(crate) born: Option<Duration>,
+}
+
+/// The first process of the container.
+#[derive(Debug)]
+struct First {
+    identity: Identity,
+    /// `None`: it has ended before we came.
+    handle: Option<OwnedFd>,
+    /// Since the boot of the machine: nobody sets that clock.
+    born: Duration,
+    started: SystemTime,
+}
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    root: PathBuf,
+    folder: Folder,
+    entry: Entry,
+    record: Record,
+    first: First,
+    streams: Streams,
+    input: Vec<u8>,
+    end_input: bool,
+    log: Log,
+    listener: UnixListener,
+    signals: Signals,
+    clients: Vec<Client>,
+    /// How many there have been.
+    met: u64,
+    execs: Vec<Exec>,
+    watch: Option<OomWatch>,
+    oom: Option<Oom>,
+    replay: Vec<u8>,
+}
+
+impl Keeper {
+    /// Stand by a container that runs, or has ended without a word about it.
+    ///
+    /// # Errors
+    /// Names the file or call; the container goes on then.
+    pub(crate) fn take_over(
+        root: &Path,
+        folder: Folder,
+        handed: Handed,
+        signals: Signals,
+    ) -> Result<Self, Error> {
+        let entry = Entry::find(root, &folder.policy.id)?;
+        let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
+        let identity = entry.process()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
+        let handle = match handed.process {
+            Some(handle) => Some(handle),
+            None => identity.open()?,
+        };
+        let born = handed.born.unwrap_or_else(|| identity.born());
+        let started = SystemTime::now() - since_boot().saturating_sub(born);
+        let listen = || socket::listen(&folder.path, SOCKET);
+        let listener =
+            listen().call(|| format!("listen {}", folder.path.join(SOCKET).display()))?;
+        listener.set_nonblocking(true).call(|| "fcntl O_NONBLOCK".to_owned())?;
+        // Without it ends are still told; it is of an old kernel, or of a folder that is gone.
+        let watch = OomWatch::new(&record.claims).unwrap_or_default();
+        Ok(Self {
+            root: root.to_owned(),
+            log: Log::open(&folder.policy.log)?,
+            folder,
+            entry,
+            record,
+            first: First { identity, handle, born, started },
+            streams: handed.streams,
+            input: Vec::new(),
+            end_input: false,
+            listener,
+            signals,
+            clients: Vec::new(),
+            met: 0,
+            execs: Vec::new(),
+            watch,
+            oom: None,
+            replay: Vec::new(),
+        })
+    }
+
+    /// Of the container's first process.
+    pub(crate) const fn pid(&self) -> i32 {
+        self.first.identity.pid
+    }
+
+    /// Until nothing is left of the container.
+    ///
+    /// # Errors
+    /// What could not be written down or released; it is in the folder's lock then that nobody keeps it any more.
+    pub(crate) fn keep(mut self) -> Result<(), Error> {
+        while self.first.handle.is_some() {
+            if self.turn(PollTimeout::NONE)? {
+                break;
+            }
+        }
+        let end = self.reap()?;
+        fault::point();
+        // Who is left has no first process any more, and may hold the output open for ever.
+        if let Some(tree) = self.record.tree() {
+            cgroup::kill(tree)?;
+        }
+        self.drain();
+        self.log.finish();
+        let exit = self.exit(end);
+        fault::point();
+        save(&exit, &self.folder.path.join(keep::EXIT))?;
+        fault::point();
+        self.tell_all(&Told::Exited(Box::new(exit)));
+        let released = self.release();
+        let error = released.as_ref().err().map(Error::chain);
+        self.tell_all(&Told::Released { error });
+        self.part()?;
+        released
+    }
+
+    /// Wait for what comes next, and do what follows. `true`: the first process has ended.
+    fn turn(&mut self, patience: PollTimeout) -> Result<bool, Error> {
+        let Ready { ended, signals, listener, oom, clients } = self.look(patience)?;
+        self.pump();
+        self.give_input();
+        if signals {
+            self.take_signals()?;
+        }
+        if oom {
+            self.note_oom();
+        }
+        for number in clients {
+            self.serve(number);
+        }
+        if listener {
+            self.welcome();
+        }
+        self.clients.retain(|client| !client.gone);
+        Ok(ended)
+    }
+
+    fn look(&self, patience: PollTimeout) -> Result<Ready, CallError> {
+        let reading = !self.clients.iter().any(Client::holds_back);
+        let listening = self.input.len() < INPUT;
+        let mut fds = vec![
+            PollFd::new(self.signals.handle(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Some((fd, flags)) = self.watch.as_ref().map(OomWatch::poll) {
+            fds.push(PollFd::new(fd, flags));
+        }
+        let oom = self.watch.is_some().then_some(2);
+        let clients = fds.len();
+        for client in &self.clients {
+            fds.push(PollFd::new(client.handle(), client.interest(listening)));
+        }
+        let first = self.first.handle.as_ref().map(|_| fds.len());
+        fds.extend(self.first.handle.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        if reading {
+            fds.extend(self.outputs().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        }
+        if let Some(fd) = self.sink().filter(|_| !self.input.is_empty()) {
+            fds.push(PollFd::new(fd, PollFlags::POLLOUT));
+        }
+        match poll(&mut fds, patience) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(CallError::errno("poll", e)),
+        }
+        let ready = |at: usize| fds[at].any().unwrap_or(false);
+        let numbers = self.clients.iter().enumerate();
+        let clients =
+            numbers.filter(|(i, _)| ready(clients + i)).map(|(_, client)| client.number).collect();
+        Ok(Ready {
+            ended: first.is_some_and(ready),
+            signals: ready(0),
+            listener: ready(1),
+            oom: oom.is_some_and(ready),
+            clients,
+        })
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let streams = &self.streams;
+        let all = [&streams.stdout, &streams.stderr, &streams.terminal];
+        all.into_iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// Where input goes.
+    fn sink(&self) -> Option<BorrowedFd<'_>> {
+        self.streams.terminal.as_ref().or(self.streams.stdin.as_ref()).map(AsFd::as_fd)
+    }
+
+    /// Take what the program has written, as far as everybody takes it from us.
+    fn pump(&mut self) {
+        if self.clients.iter().any(Client::holds_back) {
+            return;
+        }
+        let mut streams = std::mem::take(&mut self.streams);
+        self.pass(&mut streams.stdout, Stream::Stdout, Frame::Stdout);
+        self.pass(&mut streams.stderr, Stream::Stderr, Frame::Stderr);
+        self.pass(&mut streams.terminal, Stream::Stdout, Frame::Stdout);
+        self.streams = streams;
+    }
+
+    /// One read of one stream. `false`: nothing was there.
+    fn pass(&mut self, from: &mut Option<OwnedFd>, stream: Stream, frame: Frame) -> bool {
+        let Some(end) = from.as_ref() else { return false };
+        let is_watched = self.clients.iter().any(|client| client.attached.is_some());
+        if self.log.takes_bytes() && !is_watched {
+            match self.log.move_from(end.as_fd()) {
+                Ok(0) => *from = None,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
+                Ok(_) => return true,
+                // The file does not take it: read, then, and count.
+                Err(_) => {}
+            }
+            if from.is_none() {
+                return false;
+            }
+        }
+        let Some(end) = from.as_ref() else { return false };
+        let mut bytes = [0; CHUNK];
+        match read_some(Reading(end), &mut bytes) {
+            Ok(0) => *from = None,
+            Ok(n) => {
+                self.distribute(stream, frame, &bytes[..n]);
+                return true;
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => *from = None,
+        }
+        false
+    }
+
+    fn distribute(&mut self, stream: Stream, frame: Frame, bytes: &[u8]) {
+        self.log.write(stream, bytes);
+        self.clients.iter_mut().for_each(|client| client.pass(frame, bytes));
+        let keep = REPLAY.saturating_sub(bytes.len()).min(self.replay.len());
+        self.replay.drain(..self.replay.len() - keep);
+        self.replay.extend_from_slice(&bytes[bytes.len().saturating_sub(REPLAY)..]);
+    }
+
+    /// What is left in the fifos when nobody writes any more.
+    fn drain(&mut self) {
+        let patience = SystemTime::now() + FAREWELL;
+        loop {
+            let mut streams = std::mem::take(&mut self.streams);
+            let mut more = self.pass(&mut streams.stdout, Stream::Stdout, Frame::Stdout);
+            more |= self.pass(&mut streams.stderr, Stream::Stderr, Frame::Stderr);
+            more |= self.pass(&mut streams.terminal, Stream::Stdout, Frame::Stdout);
+            self.streams = streams;
+            if !more || SystemTime::now() > patience {
+                return;
+            }
+        }
+    }
+
+    fn give_input(&mut self) {
+        while !self.input.is_empty() {
+            let Some(sink) = self.sink() else {
+                self.input.clear();
+                break;
+            };
+            match nix::unistd::write(sink, &self.input) {
+                Ok(n) => drop(self.input.drain(..n)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                // Nobody reads it any more.
+                Err(_) => {
+                    self.input.clear();
+                    self.streams.stdin = None;
+                }
+            }
+        }
+        if self.end_input {
+            // A terminal has no end; who types there types it.
+            self.streams.stdin = None;
+        }
+    }
+
+    fn take_signals(&mut self) -> Result<(), CallError> {
+        const PASSED_ON: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
+        while let Some(signal) = self.signals.next()? {
+            if signal == libc::SIGCHLD {
+                self.reap_others()?;
+            } else if PASSED_ON.contains(&signal) {
+                let _ = self.signal(signal, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Children but the first process: runtimes that run others, those others, and who lost its parent.
+    fn reap_others(&mut self) -> Result<(), CallError> {
+        let mut ended = Vec::new();
+        loop {
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            let pid = match waitid(Id::All, flags) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
+                Ok(status) => status.pid().map_or(-1, nix::unistd::Pid::as_raw),
+                Err(e) => return Err(CallError::errno("waitid", e)),
+            };
+            // That one is for later, and hides the others until then.
+            if pid == self.first.identity.pid {
+                break;
+            }
+            let Some(end) = pidfd::wait(pid, false)? else { break };
+            ended.push((pid, end));
+        }
+        // A program's starter first: it knows whose the program is.
+        for _ in 0..2 {
+            ended.retain(|(pid, end)| !self.exec_ended(*pid, *end));
+        }
+        Ok(())
+    }
+
+    /// Was it of a program that somebody asked for?
+    fn exec_ended(&mut self, pid: i32, end: Ended) -> bool {
+        for at in 0..self.execs.len() {
+            let Some((told, over)) = self.execs[at].ended(pid, end) else { continue };
+            let client = self.execs[at].client;
+            if over {
+                self.execs.remove(at);
+            }
+            if let Some(client) = self.clients.iter_mut().find(|c| c.number == client) {
+                client.tell(&told);
+            }
+            return true;
+        }
+        false
+    }
+
+    fn note_oom(&mut self) {
+        if !self.watch.as_mut().is_some_and(OomWatch::happened) {
+            return;
+        }
+        // The killer counts after it has acted.
+        let kills = cgroup::observe(&self.record.claims).oom_kills.unwrap_or_default().max(1);
+        self.oom = self.find_victim().or(self.oom.take());
+        self.tell_all(&Told::Oom { kills, last: self.oom.clone() });
+    }
+
+    fn find_victim(&self) -> Option<Oom> {
+        let memory = self.record.claims.iter().find_map(|claim| match claim {
+            hafen_spec::plan::Claim::Cgroup { path, .. } => Some(path),
+            _ => None,
+        });
+        oom::last_of(memory?)
+    }
+
+    fn welcome(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            self.met += 1;
+            let Ok(mut client) = Client::new(self.met, stream) else { continue };
+            client.tell(&self.status());
+            self.clients.push(client);
+        }
+    }
+
+    fn status(&self) -> Told {
+        Told::Status(Box::new(Status {
+            version: VERSION,
+            id: self.entry.id.clone(),
+            pid: self.first.identity.pid,
+            started_at: rfc3339(self.first.started),
+            ran_usec: micros(self.first.ran()),
+            terminal: self.streams.terminal.is_some(),
+            claims: self.record.claims.clone(),
+        }))
+    }
+
+    fn serve(&mut self, number: u64) {
+        let Some(at) = self.clients.iter().position(|client| client.number == number) else {
+            return;
+        };
+        self.clients[at].flush();
+        if self.input.len() >= INPUT {
+            return;
+        }
+        self.clients[at].receive();
+        while let Some((frame, content)) = self.clients[at].next() {
+            match frame {
+                Frame::Stdin => self.input.extend(content),
+                Frame::Word => {
+                    if let Err(error) = self.answer(at, &content) {
+                        self.clients[at].tell(&Told::Failed { error: error.chain() });
+                    }
+                }
+                Frame::Stdout | Frame::Stderr => self.clients[at].gone = true,
+            }
+        }
+        self.give_input();
+    }
+
+    fn answer(&mut self, at: usize, word: &[u8]) -> Result<(), Error> {
+        let wrong = |e: serde_json::Error| Error::Refused(format!("request: {e}"));
+        match serde_json::from_slice(word).map_err(wrong)? {
+            Request::Attach { replay, lossless } => {
+                self.clients[at].attached = Some(Attached { lossless, left_out: 0 });
+                if replay && !self.replay.is_empty() {
+                    self.clients[at].pass(Frame::Stdout, &self.replay);
+                }
+            }
+            Request::EndInput => self.end_input = true,
+            Request::Resize { rows, columns } => self.resize(rows, columns)?,
+            Request::Signal { signal, all } => self.signal(signal, all)?,
+            Request::Kill => self.kill()?,
+            Request::Exec { number, process, console } => {
+                let fds = std::mem::take(&mut self.clients[at].fds);
+                let wanted = Wanted {
+                    root: &self.root,
+                    folder: &self.folder.path,
+                    id: &self.entry.id,
+                    process: &self.process_like(process)?,
+                    console: console.as_deref(),
+                    fds,
+                };
+                let exec = Exec::begin(self.clients[at].number, number, &wanted)?;
+                self.execs.push(exec);
+            }
+            Request::SignalExec { number, signal } => {
+                let client = self.clients[at].number;
+                let exec = self.execs.iter().find(|e| (e.client, e.number) == (client, number));
+                let pid = exec.and_then(|e| e.pid).ok_or(Error::NotRunning)?;
+                // It is our child, not waited for: its pid is still its own.
+                pidfd::send_signal(&pidfd::open(pid)?, signal)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The container's own process, changed. Variables come to its own.
+    fn process_like(&self, mut wanted: Value) -> Result<Value, Error> {
+        let own = self.entry.config();
+        let text = hafen_sys::file::read_text(&own)?;
+        let spec: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::Refused(format!("{}: {e}", own.display())))?;
+        let mut process = spec["process"].clone();
+        process["terminal"] = Value::Bool(false);
+        let more = wanted.as_object_mut().and_then(|wanted| wanted.remove("env"));
+        if let (Some(env), Some(Value::Array(more))) = (process["env"].as_array_mut(), more) {
+            env.extend(more);
+        }
+        merge(&mut process, wanted);
+        Ok(process)
+    }
+
+    fn resize(&self, rows: u16, columns: u16) -> Result<(), Error> {
+        let Some(master) = &self.streams.terminal else {
+            return Err(Error::Refused("resize: it has no terminal".to_owned()));
+        };
+        let size = terminal::Size { rows, columns, ..terminal::Size::default() };
+        Ok(terminal::set_size(master, size).map_err(|e| CallError::errno("ioctl TIOCSWINSZ", e))?)
+    }
+
+    fn signal(&self, signal: i32, all: bool) -> Result<(), Error> {
+        if all && let Some(tree) = self.record.tree() {
+            return crate::commands::signal_all(tree, signal);
+        }
+        let handle = self.first.handle.as_ref().ok_or(Error::NotRunning)?;
+        Ok(pidfd::send_signal(handle, signal)?)
+    }
+
+    fn kill(&self) -> Result<(), Error> {
+        match self.record.tree() {
+            Some(tree) => Ok(cgroup::kill(tree)?),
+            None => self.signal(libc::SIGKILL, false),
+        }
+    }
+
+    fn tell_all(&mut self, told: &Told) {
+        self.clients.iter_mut().for_each(|client| client.tell(told));
+        self.clients.retain(|client| !client.gone);
+    }
+
+    /// How the first process ended. A child of ours has waited for us; of another one the kernel may know.
+    fn reap(&self) -> Result<Ended, CallError> {
+        let unknown =
+            Ended { code: None, signal: None, user_usec: 0, system_usec: 0, max_rss_bytes: 0 };
+        match pidfd::wait(self.first.identity.pid, true) {
+            Ok(end) => Ok(end.unwrap_or(unknown)),
+            Err(e) if e.is(Errno::ECHILD) => Ok(self.first.told_end().unwrap_or(unknown)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn exit(&self, end: Ended) -> ExitRecord {
+        let record = self.entry.record().ok().flatten();
+        let claims = &record.as_ref().unwrap_or(&self.record).claims;
+        let usage = cgroup::observe(claims);
+        let killed = usage.oom_kills.is_some_and(|kills| kills > 0);
+        ExitRecord {
+            id: self.entry.id.clone(),
+            pid: self.first.identity.pid,
+            exit_code: end.code,
+            signal: end.signal,
+            started_at: rfc3339(self.first.started),
+            wall_usec: micros(self.first.ran()),
+            usage: Numbers {
+                user_usec: end.user_usec,
+                system_usec: end.system_usec,
+                max_rss_bytes: end.max_rss_bytes,
+                cgroup: usage,
+            },
+            oom: self.oom.clone().or_else(|| self.find_victim().filter(|_| killed)),
+            log_lost_bytes: self.log.lost,
+        }
+    }
+
+    fn release(&mut self) -> Result<(), Error> {
+        // Somebody else may have been quicker, and what has its name now is not ours.
+        let mut entry = match Entry::find(&self.root, &self.entry.id) {
+            Err(Error::Unknown(_)) => return Ok(()),
+            answer => answer?,
+        };
+        entry.lock_within(FAREWELL)?;
+        match entry.record()? {
+            Some(now) if now.created == self.record.created => {
+                release::release(entry, Some(&now))?;
+            }
+            _ => return Ok(()),
+        }
+        Ok(stdio::remove(&self.folder.path)?)
+    }
+
+    /// Everybody gets the last word, if they take it soon.
+    fn part(&mut self) -> Result<(), Error> {
+        let deadline = SystemTime::now() + FAREWELL;
+        while !self.clients.iter().all(Client::has_all) && SystemTime::now() < deadline {
+            let mut fds: Vec<_> =
+                self.clients.iter().filter(|c| !c.has_all()).map(waiting).collect();
+            let _ = poll(&mut fds, PollTimeout::from(100_u16));
+            drop(fds);
+            self.clients.iter_mut().for_each(Client::flush);
+        }
+        let socket = self.folder.path.join(SOCKET);
+        match std::fs::remove_file(&socket) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).call(|| format!("unlink {}", socket.display()))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn waiting(client: &Client) -> PollFd<'_> {
+    PollFd::new(client.handle(), PollFlags::POLLOUT)
+}
+
+/// What poll(2) found.
+struct Ready {
+    ended: bool,
+    signals: bool,
+    listener: bool,
+    oom: bool,
+    /// By their numbers.
+    clients: Vec<u64>,
+}
+
+impl First {
+    /// Somebody else's child: its status is in /proc until that one has waited for it, and in the pidfd after that.
+    fn told_end(&self) -> Option<Ended> {
+        let status = || self.identity.status_of_zombie().map(pidfd::end_of);
+        let told = || self.handle.as_ref().and_then(pidfd::told_end);
+        status().or_else(told)
+    }
+
+    fn ran(&self) -> Duration {
+        since_boot().saturating_sub(self.born)
+    }
+}
+
+/// A descriptor to read from.
+struct Reading<'a>(&'a OwnedFd);
+
+impl io::Read for Reading<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(nix::unistd::read(self.0, bytes)?)
+    }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(time).to_string()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How a container shall be kept.
+pub(crate) fn policy(id: &str, log: keep::Log, stdin: bool) -> Result<Policy, CallError> {
+    Ok(Policy { version: VERSION, id: id.to_owned(), boot_id: boot_id()?, log, stdin })
+}
