@@ -1,4 +1,9 @@
 //! The agent of a node, and what a person types to it.
 
+pub mod events;
 pub mod failure;
+pub mod keeper;
 pub mod node;
+pub mod records;
+pub mod resolve;
+pub mod view;

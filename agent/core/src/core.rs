@@ -44,6 +44,8 @@ pub enum Event {
     Stop {
         id: TaskId,
         why: Stop,
+        /// In place of the task's own.
+        grace: Option<Duration>,
     },
     Elapsed {
         id: TaskId,
@@ -175,6 +177,21 @@ impl Core {
         Ok(effects)
     }
 
+    /// Take back a task that could not be written down: nothing has been done for it yet.
+    pub fn withdraw(&mut self, id: &TaskId) -> bool {
+        let unsaved = self.tasks.get(id).is_some_and(|task| task.saved == 0);
+        if unsaved {
+            self.tasks.remove(id);
+        }
+        unsaved
+    }
+
+    /// The record of a task.
+    #[must_use]
+    pub fn record(&self, id: &TaskId) -> Option<&Record> {
+        self.tasks.get(id).map(|task| &task.record)
+    }
+
     /// What follows from what has happened. An event that is late, or of a task that is not known, changes nothing.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -190,7 +207,7 @@ impl Core {
             }
             Event::Vanished { id, attempt } => self.with(&id, |task| task.vanished(attempt)),
             Event::Released { id, attempt } => self.with(&id, |task| task.released(attempt)),
-            Event::Stop { id, why } => self.with(&id, |task| task.stop(why)),
+            Event::Stop { id, why, grace } => self.with(&id, |task| task.stop(why, grace)),
             Event::Elapsed { id, attempt, timer } => {
                 self.with(&id, |task| task.elapsed(attempt, timer))
             }
@@ -319,10 +336,12 @@ impl Task {
         Effect::Arm { id: self.id(), attempt: self.record.attempt, timer, after }
     }
 
-    fn stop(&mut self, why: Stop) -> Vec<Effect> {
+    fn stop(&mut self, why: Stop, grace: Option<Duration>) -> Vec<Effect> {
         if self.record.stop.is_some() {
             return Vec::new();
         }
+        let own = self.record.definition.grace;
+        self.record.definition.grace = grace.unwrap_or(own);
         match self.record.phase {
             Phase::Staging | Phase::Waiting => {
                 self.record.stop = Some(why.clone());

@@ -81,8 +81,8 @@ pub struct Exit {
     pub code: Option<i32>,
     pub signal: Option<i32>,
     pub ran: Duration,
-    /// A limit that it ran into, with its numbers.
-    pub violated: Option<Violation>,
+    /// Limits that it ran into, with their numbers.
+    pub violated: Vec<Violation>,
 }
 
 impl Exit {
@@ -95,8 +95,23 @@ impl Exit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Violation {
-    Memory { limit: u64, peak: u64, kills: u64 },
-    Disk { limit: u64 },
+    Memory {
+        /// Bytes.
+        limit: u64,
+        peak: u64,
+        /// How often the OOM killer was called for.
+        events: u64,
+        /// The process that it ended last, and how many bytes that held.
+        largest: Option<(String, u64)>,
+    },
+    Pids {
+        limit: u64,
+        /// Forks.
+        refused: u64,
+    },
+    Disk {
+        limit: u64,
+    },
 }
 
 /// Why a task is to end.
@@ -106,6 +121,12 @@ pub enum Stop {
     Asked,
     TooLong { limit: Duration },
     Unhealthy { check: String },
+    /// Another one of its group has ended, and they end together.
+    Group { task: String },
+    /// Something more important needs its place.
+    Preempted,
+    /// Nobody has directed the node for so long.
+    Disconnected { longest: Duration },
 }
 
 /// Why a task is in its state, for programs; its `Display` is for people.

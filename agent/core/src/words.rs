@@ -32,28 +32,46 @@ impl fmt::Display for Stop {
             Self::Asked => f.write_str("stopped"),
             Self::TooLong { limit } => write!(f, "stopped: ran longer than {}", seconds(*limit)),
             Self::Unhealthy { check } => write!(f, "stopped: unhealthy: {check}"),
+            Self::Group { task } => write!(f, "stopped: {task} of its group has ended"),
+            Self::Preempted => f.write_str("stopped: its place was needed for another task"),
+            Self::Disconnected { longest } => {
+                write!(f, "stopped: no master was heard for {}", seconds(*longest))
+            }
         }
     }
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.code, self.signal) {
-            (Some(code), _) => write!(f, "exited with code {code}")?,
-            (None, Some(signal)) => write!(f, "killed by signal {signal}")?,
-            (None, None) => f.write_str("ended")?,
+        const SIGKILL: i32 = 9;
+        let by_memory = self.violated.iter().find(|v| matches!(v, Violation::Memory { .. }));
+        let mut rest: Vec<_> = self.violated.iter().collect();
+        match (self.code, self.signal, by_memory) {
+            (None, Some(SIGKILL), Some(memory)) => {
+                rest.retain(|v| v != &memory);
+                write!(f, "killed: {memory}")?;
+            }
+            (Some(code), _, _) => write!(f, "exited with code {code}")?,
+            (None, Some(signal), _) => write!(f, "killed by signal {signal}")?,
+            (None, None, _) => f.write_str("ended, and nobody saw how")?,
         }
-        write!(f, " after {}", seconds(self.ran))?;
-        self.violated.as_ref().map_or(Ok(()), |violated| write!(f, ", {violated}"))
+        write!(f, ", after {}", seconds(self.ran))?;
+        rest.iter().try_for_each(|violated| write!(f, "; {violated}"))
     }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Memory { limit, peak, kills } => {
+            Self::Memory { limit, peak, events, largest } => {
                 let (limit, peak) = (mebibytes(*limit), mebibytes(*peak));
-                write!(f, "memory limit {limit} reached, peak {peak}, {kills} OOM kills")
+                write!(f, "memory limit {limit} reached, peak {peak}, {events} OOM events")?;
+                largest.as_ref().map_or(Ok(()), |(name, bytes)| {
+                    write!(f, ", largest process {name:?} {}", mebibytes(*bytes))
+                })
+            }
+            Self::Pids { limit, refused } => {
+                write!(f, "limit of {limit} processes reached, {refused} forks refused")
             }
             Self::Disk { limit } => write!(f, "disk limit {} reached", mebibytes(*limit)),
         }
@@ -66,7 +84,8 @@ fn seconds(duration: Duration) -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "one digit is told")]
 fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    let text = format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    format!("{} MiB", text.strip_suffix(".0").unwrap_or(&text))
 }
 
 #[cfg(test)]
@@ -75,14 +94,17 @@ mod tests {
 
     #[test]
     fn a_sentence_has_the_numbers() {
-        let violated = Some(Violation::Memory { limit: 64 << 20, peak: 64 << 20, kills: 3 });
+        let largest = Some(("python3".to_owned(), 58 << 20));
+        let memory = Violation::Memory { limit: 64 << 20, peak: 64 << 20, events: 3, largest };
+        let pids = Violation::Pids { limit: 32, refused: 7 };
         let ran = Duration::from_millis(1500);
-        let exit = Exit { code: None, signal: Some(9), ran, violated };
-        let wanted = "killed by signal 9 after 1.5 s, memory limit 64.0 MiB reached, peak 64.0 MiB, 3 OOM kills";
+        let exit = Exit { code: None, signal: Some(9), ran, violated: vec![memory, pids] };
+        let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, \
+                      after 1.5 s; limit of 32 processes reached, 7 forks refused";
         assert_eq!(Reason::Exited(exit).to_string(), wanted);
         let why = Stop::TooLong { limit: Duration::from_secs(5) };
-        let exit = Some(Exit { code: Some(143), signal: None, ran, violated: None });
+        let exit = Some(Exit { code: Some(143), signal: None, ran, violated: Vec::new() });
         let stopped = Reason::Stopped { why, exit }.to_string();
-        assert_eq!(stopped, "stopped: ran longer than 5.0 s: exited with code 143 after 1.5 s");
+        assert_eq!(stopped, "stopped: ran longer than 5.0 s: exited with code 143, after 1.5 s");
     }
 }

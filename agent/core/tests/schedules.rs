@@ -72,7 +72,7 @@ impl World {
             180..=209 => self.fire(pick(self.timers.len())),
             210..=219 => {
                 let why = Stop::Asked;
-                self.deliver(Event::Stop { id: task(detail % 3), why });
+                self.deliver(Event::Stop { id: task(detail % 3), why, grace: None });
             }
             220..=229 => self.deliver(Event::Resend),
             230..=249 => self.crash(false, detail),
@@ -153,7 +153,7 @@ impl World {
             return;
         }
         let ran = Duration::from_secs(1);
-        let exit = Exit { code, signal, ran, violated: None };
+        let exit = Exit { code, signal, ran, violated: Vec::new() };
         *container = Container::Exited(exit.clone());
         self.ends.push((id.clone(), attempt, exit.clone()));
         self.events.push(Event::Exited { id, attempt, exit });
@@ -324,7 +324,7 @@ proptest! {
             world.happen(choice, detail);
         }
         for number in 0..definitions.len() as u8 {
-            world.deliver(Event::Stop { id: task(number), why: Stop::Asked });
+            world.deliver(Event::Stop { id: task(number), why: Stop::Asked, grace: None });
         }
         world.deliver(Event::Resend);
         world.settle();

@@ -2,9 +2,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use hafen_isolator::cgroup;
-use hafen_sys::pidfd;
+use hafen_sys::{pidfd, signal};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 use crate::Error;
 use crate::cli::{Cli, KillArgs};
@@ -83,46 +82,6 @@ fn kill_all(tree: Option<&Path>, signal: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// `9`, `KILL`, `SIGKILL`, `sigkill`, `RTMIN+3`.
 fn number(text: &str) -> Result<i32, Error> {
-    const LAST: i32 = 64;
-    const RTMIN: i32 = 34;
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let offset = |prefix: &str| {
-        name.strip_prefix(prefix)
-            .and_then(|n| if n.is_empty() { Some(0) } else { n.parse::<i32>().ok() })
-    };
-    let found = name
-        .parse::<i32>()
-        .ok()
-        .or_else(|| offset("RTMIN").map(|n| RTMIN + n))
-        .or_else(|| offset("RTMAX").map(|n| LAST + n))
-        .or_else(|| format!("SIG{name}").parse::<Signal>().ok().map(|s| s as i32));
-    found
-        .filter(|n| (0..=LAST).contains(n))
-        .ok_or_else(|| Error::Refused(format!("unknown signal {text:?}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::number;
-
-    #[test]
-    fn signals_by_number_and_name() {
-        for (text, wanted) in [
-            ("9", 9),
-            ("KILL", 9),
-            ("SIGTERM", 15),
-            ("sigusr1", 10),
-            ("0", 0),
-            ("RTMIN+3", 37),
-            ("SIGRTMAX-1", 63),
-        ] {
-            assert_eq!(number(text).unwrap(), wanted, "{text}");
-        }
-        for wrong in ["", "SIGNOPE", "65", "-1", "RTMAX+1"] {
-            assert!(number(wrong).is_err(), "{wrong}");
-        }
-    }
+    signal::number(text).ok_or_else(|| Error::Refused(format!("unknown signal {text:?}")))
 }

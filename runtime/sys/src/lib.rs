@@ -19,6 +19,7 @@ pub mod quota;
 mod raw;
 pub mod seccomp;
 pub mod shield;
+pub mod signal;
 pub mod socket;
 pub mod spawn;
 pub mod terminal;

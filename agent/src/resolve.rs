@@ -1,0 +1,564 @@
+//! What a task's specification means here: every problem of it at once, or what the node works with.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hafen_agent_core::{BackOff, Definition, Restart, TaskId};
+use hafen_protocol::v1;
+use hafen_spec::{Problems, resolve::valid_id};
+use hafen_sys::signal;
+use pbjson_types::Duration as Wire;
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, Kind};
+
+const SECOND: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(10);
+const BACK_OFF: BackOff = BackOff {
+    first: SECOND,
+    most: Duration::from_secs(300),
+    forget_after: Duration::from_secs(600),
+};
+/// Of a log file, where the task does not say.
+const LOG_BYTES: u64 = 10 << 20;
+const LOG_FILES: u32 = 5;
+/// Of a name: a number comes to it, and it becomes part of paths.
+const LONGEST_NAME: usize = 63;
+/// Of secrets in all.
+const MOST_SECRET_BYTES: usize = 1 << 20;
+
+/// The name of a task, if it can be one.
+///
+/// # Errors
+/// In words.
+pub fn name(text: &str) -> Result<TaskId, String> {
+    if text.is_empty() || text.len() > LONGEST_NAME {
+        return Err(format!("{text:?} is not 1 to {LONGEST_NAME} characters long"));
+    }
+    valid_id(text)?;
+    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    // In the name of a container a point comes before the attempt, and in a pod "+" before the task.
+    match first && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+        true => Ok(TaskId(text.to_owned())),
+        false => Err(format!("{text:?} is not of letters, digits, \"_\", \"-\" and \".\"")),
+    }
+}
+
+/// What of a specification decides what happens to its task.
+///
+/// # Errors
+/// [`Kind::Invalid`] with every problem.
+pub fn definition(spec: &v1::TaskSpec) -> Result<Definition, Failure> {
+    let mut problems = Problems::default();
+    let definition = Definition {
+        restart: restart(spec.restart.as_ref()),
+        back_off: back_off(spec.restart.as_ref(), &mut problems),
+        grace: optional("kill.grace", spec.kill.as_ref().and_then(|k| k.grace.as_ref()), &mut problems)
+            .unwrap_or(GRACE),
+        longest: optional("maxRunTime", spec.max_run_time.as_ref(), &mut problems),
+    };
+    check(spec, &mut problems);
+    problems.into_result(definition).map_err(|e| Failure::new(Kind::Invalid, e.to_string()))
+}
+
+fn restart(policy: Option<&v1::RestartPolicy>) -> Restart {
+    use v1::restart_policy::When;
+    match policy.map(v1::RestartPolicy::when) {
+        Some(When::Always) => Restart::Always,
+        Some(When::OnFailure) => Restart::OnFailure { most: policy.and_then(|p| p.most) },
+        Some(When::Never | When::Unspecified) | None => Restart::Never,
+    }
+}
+
+fn back_off(policy: Option<&v1::RestartPolicy>, problems: &mut Problems) -> BackOff {
+    let mut take = |field: &str, wire: Option<&Wire>, usual| {
+        optional(&format!("restart.{field}"), wire, problems).unwrap_or(usual)
+    };
+    let first = take("backOff", policy.and_then(|p| p.back_off.as_ref()), BACK_OFF.first);
+    let most = policy.and_then(|p| p.back_off_most.as_ref());
+    let most = take("backOffMost", most, BACK_OFF.most.max(first));
+    let forget = policy.and_then(|p| p.forget_after.as_ref());
+    let forget_after = take("forgetAfter", forget, BACK_OFF.forget_after);
+    if most < first {
+        problems.add("restart.backOffMost", "is less than restart.backOff");
+    }
+    BackOff { first, most, forget_after }
+}
+
+/// A duration of proto3, which may be negative there.
+fn optional(field: &str, wire: Option<&Wire>, problems: &mut Problems) -> Option<Duration> {
+    let wire = wire?;
+    let whole = u64::try_from(wire.seconds).ok();
+    match whole.zip(u32::try_from(wire.nanos).ok()) {
+        Some((seconds, nanos)) => Some(Duration::new(seconds, nanos)),
+        None => {
+            problems.add(field, "is negative");
+            None
+        }
+    }
+}
+
+/// To the wire.
+#[must_use]
+pub fn duration(duration: Duration) -> Wire {
+    Wire {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: duration.subsec_nanos().cast_signed(),
+    }
+}
+
+fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
+    if !spec.id.is_empty()
+        && let Err(why) = name(&spec.id)
+    {
+        problems.add("id", why);
+    }
+    check_root(spec, problems);
+    for key in spec.env.keys() {
+        if key.is_empty() || key.contains(['=', '\0']) {
+            problems.add("env", format!("{key:?} is not a name of a variable"));
+        }
+    }
+    if let Some(kill) = spec.kill.as_ref().filter(|kill| !kill.signal.is_empty())
+        && signal::number(&kill.signal).is_none()
+    {
+        problems.add("kill.signal", format!("there is no signal {:?}", kill.signal));
+    }
+    check_amounts(spec.resources.as_ref(), problems);
+    for (i, mount) in spec.mounts.iter().enumerate() {
+        check_mount(&format!("mounts[{i}]"), mount, problems);
+    }
+    check_log(spec.log.as_ref(), problems);
+    let secret = spec.secrets.iter().map(|secret| secret.content.len()).sum::<usize>();
+    if secret > MOST_SECRET_BYTES {
+        problems.add("secrets", format!("are {secret} bytes, {MOST_SECRET_BYTES} at most"));
+    }
+    for (i, secret) in spec.secrets.iter().enumerate() {
+        check_destination(&format!("secrets[{i}].destination"), &secret.destination, problems);
+    }
+    for (i, artifact) in spec.artifacts.iter().enumerate() {
+        check_destination(&format!("artifacts[{i}].destination"), &artifact.destination, problems);
+    }
+}
+
+fn check_root(spec: &v1::TaskSpec, problems: &mut Problems) {
+    use v1::root::Kind as Root;
+    let kind = spec.root.as_ref().and_then(|root| root.kind.as_ref());
+    match kind {
+        None => problems.add("root", "is missing: say image, rootfs or host"),
+        Some(Root::Host(false)) => problems.add("root.host", "is false: leave it out"),
+        Some(Root::Rootfs(path)) if !path.starts_with('/') => {
+            problems.add("root.rootfs", format!("{path:?} is not an absolute path"));
+        }
+        Some(Root::Image(name)) => {
+            if let Err(why) = name.parse::<hafen_spec::image::Reference>() {
+                problems.add("root.image", why);
+            }
+        }
+        Some(_) => {}
+    }
+    if !matches!(kind, Some(Root::Image(_))) && spec.command.is_empty() {
+        problems.add("command", "is missing: only an image can say what runs");
+    }
+    if !matches!(kind, Some(Root::Image(_))) && spec.entrypoint.is_some() {
+        problems.add("entrypoint", "is of images only");
+    }
+}
+
+fn check_amounts(resources: Option<&v1::Resources>, problems: &mut Problems) {
+    let Some(resources) = resources else { return };
+    let (request, limit) = (resources.request.clone().unwrap_or_default(), resources.limit.clone());
+    let limit = limit.unwrap_or_default();
+    let mut both = |field: &str, request: Option<u64>, limit: Option<u64>| {
+        if limit == Some(0) {
+            problems.add(format!("resources.limit.{field}"), "is 0: leave it out for no limit");
+        }
+        if let (Some(request), Some(limit)) = (request, limit)
+            && request > limit
+        {
+            problems.add(format!("resources.request.{field}"), "is more than the limit");
+        }
+    };
+    both("cpuMilli", request.cpu_milli, limit.cpu_milli);
+    both("memory", request.memory, limit.memory);
+    both("pids", request.pids, limit.pids);
+    both("disk", request.disk, limit.disk);
+    if limit.swap.is_some() && limit.memory.is_none() {
+        problems.add("resources.limit.swap", "needs resources.limit.memory");
+    }
+    for (field, value) in [("memory", limit.memory), ("swap", limit.swap), ("disk", limit.disk)] {
+        if value.is_some_and(|v| i64::try_from(v).is_err()) {
+            problems.add(format!("resources.limit.{field}"), "is more than there can be");
+        }
+    }
+}
+
+fn check_mount(field: &str, mount: &v1::Mount, problems: &mut Problems) {
+    use v1::mount::Source;
+    check_destination(&format!("{field}.destination"), &mount.destination, problems);
+    match &mount.source {
+        None => problems.add(field, "has no source: say host, volume or tmpfs"),
+        Some(Source::Host(path)) if !path.starts_with('/') => {
+            problems.add(format!("{field}.host"), format!("{path:?} is not an absolute path"));
+        }
+        Some(Source::Volume(name)) if hafen_rootfs::volumes::valid_name(name).is_err() => {
+            problems.add(format!("{field}.volume"), format!("{name:?} is not a name of a volume"));
+        }
+        Some(_) => {}
+    }
+    // They are told to the runtime in one word.
+    let host = matches!(&mount.source, Some(Source::Host(path)) if path.contains(':'));
+    if host || mount.destination.contains(':') || mount.options.iter().any(|o| o.contains([':', ','])) {
+        problems.add(field, "has a colon or comma where there can be none");
+    }
+}
+
+fn check_destination(field: &str, path: &str, problems: &mut Problems) {
+    let clean = Path::new(path).components().all(|c| !matches!(c, std::path::Component::ParentDir));
+    if !path.starts_with('/') || path == "/" || !clean || path.contains(':') {
+        problems.add(field, format!("{path:?} is not an absolute path inside the container"));
+    }
+}
+
+fn check_log(log: Option<&v1::LogPolicy>, problems: &mut Problems) {
+    const LEAST: u64 = 4096;
+    let Some(log) = log else { return };
+    if log.max_bytes != 0 && log.max_bytes < LEAST {
+        problems.add("log.maxBytes", format!("is less than {LEAST}"));
+    }
+    if log.max_files > 1000 {
+        problems.add("log.maxFiles", "is more than 1000");
+    }
+}
+
+/// Where things of a task are on this node.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// Name of the container.
+    pub container: String,
+    pub cgroup: String,
+    pub keeper: PathBuf,
+    pub log: PathBuf,
+    pub images: PathBuf,
+    pub volumes: PathBuf,
+    /// Network namespace; `None`: one of its own.
+    pub network: Option<Namespace>,
+    pub ipc: Option<PathBuf>,
+    pub hostname: Option<String>,
+    /// Files and folders of the node's to be shown read-only: source and destination.
+    pub shown: Vec<(PathBuf, String)>,
+    /// Where a change of the specification is written to, if there is one.
+    pub patch: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Namespace {
+    Host,
+    At(PathBuf),
+}
+
+/// The words for the runtime, and what no word of it says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Words {
+    pub words: Vec<OsString>,
+    pub patch: Option<Value>,
+}
+
+/// How the runtime is told to keep a task's container.
+#[must_use]
+pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
+    let mut list = List::default();
+    list.option("--dir", &places.keeper);
+    log_words(&mut list, spec.log.as_ref(), places);
+    if spec.stdin {
+        list.word("--interactive");
+    }
+    list.option("--id", &places.container);
+    list.option("--cgroup", &places.cgroup);
+    list.option("--volumes", &places.volumes);
+    root_words(&mut list, spec, places);
+    resource_words(&mut list, spec.resources.as_ref());
+    spec.env.iter().for_each(|(key, value)| list.option("--env", format!("{key}={value}")));
+    let texts = [("--user", &spec.user), ("--cwd", &spec.cwd)];
+    for (option, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        list.option(option, text);
+    }
+    if let Some(hostname) = &places.hostname {
+        list.option("--hostname", hostname);
+    }
+    spec.mounts.iter().for_each(|mount| mount_words(&mut list, mount));
+    for (source, destination) in &places.shown {
+        list.option("--volume", format!("{}:{destination}:ro", source.display()));
+    }
+    match &places.network {
+        Some(Namespace::Host) => list.option("--namespace", "network=host"),
+        Some(Namespace::At(path)) => list.option("--namespace", format!("network={}", path.display())),
+        None => {}
+    }
+    if let Some(path) = &places.ipc {
+        list.option("--namespace", format!("ipc={}", path.display()));
+    }
+    if spec.terminal {
+        list.word("--tty");
+    }
+    let patch = patch(spec);
+    if patch.is_some() {
+        list.option("--patch", &places.patch);
+    }
+    list.word("--");
+    spec.command.iter().for_each(|word| list.word(word));
+    Words { words: list.0, patch }
+}
+
+#[derive(Default)]
+struct List(Vec<OsString>);
+
+impl List {
+    fn word(&mut self, word: impl Into<OsString>) {
+        self.0.push(word.into());
+    }
+
+    /// In one word, so that a value is never taken for an option.
+    fn option(&mut self, option: &str, value: impl AsRef<std::ffi::OsStr>) {
+        let mut word = OsString::from(option);
+        word.push("=");
+        word.push(value);
+        self.0.push(word);
+    }
+}
+
+fn log_words(list: &mut List, log: Option<&v1::LogPolicy>, places: &Places) {
+    use v1::log_policy::Format;
+    let log = log.cloned().unwrap_or_default();
+    if log.format() == Format::None {
+        return;
+    }
+    list.option("--output", &places.log);
+    if log.format() == Format::Plain {
+        list.option("--output-format", "plain");
+    }
+    let bytes = if log.max_bytes == 0 { LOG_BYTES } else { log.max_bytes };
+    let files = if log.max_files == 0 { LOG_FILES } else { log.max_files };
+    list.option("--output-max", bytes.to_string());
+    list.option("--output-files", files.to_string());
+}
+
+fn root_words(list: &mut List, spec: &v1::TaskSpec, places: &Places) {
+    use v1::root::Kind as Root;
+    let Some(root) = &spec.root else { return };
+    match &root.kind {
+        Some(Root::Image(image)) => {
+            list.option("--image", image);
+            list.option("--images", &places.images);
+        }
+        Some(Root::Rootfs(path)) => list.option("--rootfs", path),
+        Some(Root::Host(_)) | None => list.option("--rootfs", "host"),
+    }
+    if let Some(entrypoint) = &spec.entrypoint {
+        list.option("--entrypoint", entrypoint);
+    }
+    if root.read_only {
+        list.word("--read-only");
+        return;
+    }
+    let disk = spec.resources.as_ref().and_then(|r| r.limit.as_ref()?.disk);
+    match (disk, root.upper.as_str()) {
+        (Some(bytes), "" | "disk") => list.option("--upper", format!("disk:{bytes}")),
+        (_, "") => {}
+        (_, upper) => list.option("--upper", upper),
+    }
+}
+
+fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
+    /// What one CPU is worth in shares, as everybody counts.
+    const CPU: u64 = 1024;
+    let Some(resources) = resources else { return };
+    let limit = resources.limit.clone().unwrap_or_default();
+    if let Some(memory) = limit.memory {
+        list.option("--memory", memory.to_string());
+        if let Some(swap) = limit.swap {
+            list.option("--memory-swap", memory.saturating_add(swap).to_string());
+        }
+    }
+    if let Some(milli) = limit.cpu_milli {
+        list.option("--cpus", format!("{}.{:03}", milli / 1000, milli % 1000));
+    }
+    if let Some(pids) = limit.pids {
+        list.option("--pids", pids.to_string());
+    }
+    if let Some(milli) = resources.request.as_ref().and_then(|r| r.cpu_milli) {
+        let shares = (milli.saturating_mul(CPU) / 1000).clamp(2, 262_144);
+        list.option("--cpu-shares", shares.to_string());
+    }
+    if !resources.cpuset.is_empty() {
+        list.option("--cpuset-cpus", &resources.cpuset);
+    }
+}
+
+fn mount_words(list: &mut List, mount: &v1::Mount) {
+    use v1::mount::Source;
+    let options = mount.options.join(",");
+    let after = if options.is_empty() { String::new() } else { format!(":{options}") };
+    let destination = &mount.destination;
+    match &mount.source {
+        Some(Source::Host(source) | Source::Volume(source)) => {
+            list.option("--volume", format!("{source}:{destination}{after}"));
+        }
+        Some(Source::Tmpfs(bytes)) => {
+            let size = (*bytes > 0).then(|| format!("size={bytes}"));
+            let all: Vec<&str> =
+                size.as_deref().into_iter().chain(mount.options.iter().map(String::as_str)).collect();
+            let after = if all.is_empty() { String::new() } else { format!(":{}", all.join(",")) };
+            list.option("--tmpfs", format!("{destination}{after}"));
+        }
+        None => {}
+    }
+}
+
+/// What is in the OCI runtime spec, and in no word of the runtime's.
+fn patch(spec: &v1::TaskSpec) -> Option<Value> {
+    let mut patch = json!({});
+    let resources = spec.resources.clone().unwrap_or_default();
+    if let Some(memory) = resources.request.as_ref().and_then(|r| r.memory) {
+        patch["linux"]["resources"]["memory"]["reservation"] = json!(memory);
+    }
+    let block = block_io(&resources.io);
+    if block != json!({}) {
+        patch["linux"]["resources"]["blockIO"] = block;
+    }
+    for (key, value) in &spec.labels {
+        patch["annotations"][key] = json!(value);
+    }
+    (patch != json!({})).then_some(patch)
+}
+
+fn block_io(limits: &[v1::IoLimit]) -> Value {
+    let mut block = json!({});
+    for limit in limits {
+        let Some((major, minor)) = numbers(&limit.device) else { continue };
+        for (field, rate) in [
+            ("throttleReadBpsDevice", limit.read_bps),
+            ("throttleWriteBpsDevice", limit.write_bps),
+            ("throttleReadIOPSDevice", limit.read_iops),
+            ("throttleWriteIOPSDevice", limit.write_iops),
+        ] {
+            let Some(rate) = rate else { continue };
+            let entry = json!({ "major": major, "minor": minor, "rate": rate });
+            match block[field].as_array_mut() {
+                Some(list) => list.push(entry),
+                None => block[field] = json!([entry]),
+            }
+        }
+    }
+    block
+}
+
+/// `8:0`; names are turned into numbers when the task is taken on.
+fn numbers(device: &str) -> Option<(u64, u64)> {
+    let (major, minor) = device.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Name the devices of limits by their numbers.
+///
+/// # Errors
+/// [`Kind::Invalid`]: there is no such device.
+pub fn name_devices(spec: &mut v1::TaskSpec) -> Result<(), Failure> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    for limit in spec.resources.iter_mut().flat_map(|resources| &mut resources.io) {
+        if numbers(&limit.device).is_some() {
+            continue;
+        }
+        let found = std::fs::metadata(&limit.device).ok().filter(|m| m.file_type().is_block_device());
+        let Some(found) = found else {
+            let words = format!("resources.io: {:?} is not a block device", limit.device);
+            return Err(Failure::new(Kind::Invalid, words));
+        };
+        let device = found.rdev();
+        limit.device = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task() -> v1::TaskSpec {
+        let root = v1::Root { kind: Some(v1::root::Kind::Host(true)), ..v1::Root::default() };
+        v1::TaskSpec {
+            root: Some(root),
+            command: vec!["true".to_owned()],
+            ..v1::TaskSpec::default()
+        }
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let limit = v1::Amounts { memory: Some(1), cpu_milli: Some(0), ..v1::Amounts::default() };
+        let request = v1::Amounts { memory: Some(2), ..v1::Amounts::default() };
+        let spec = v1::TaskSpec {
+            id: "no/name".to_owned(),
+            resources: Some(v1::Resources {
+                request: Some(request),
+                limit: Some(limit),
+                ..v1::Resources::default()
+            }),
+            kill: Some(v1::KillPolicy { signal: "NOPE".to_owned(), grace: None }),
+            mounts: vec![v1::Mount { destination: "rel".to_owned(), ..v1::Mount::default() }],
+            max_run_time: Some(Wire { seconds: -1, nanos: 0 }),
+            ..v1::TaskSpec::default()
+        };
+        let failure = definition(&spec).unwrap_err();
+        for field in [
+            "id", "root", "command", "kill.signal", "resources.request.memory",
+            "resources.limit.cpuMilli", "mounts[0].destination", "mounts[0]", "maxRunTime",
+        ] {
+            assert!(failure.message.contains(field), "{field}: {}", failure.message);
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_usual() {
+        let definition = definition(&task()).unwrap();
+        assert_eq!(definition.restart, Restart::Never);
+        assert_eq!((definition.grace, definition.longest), (GRACE, None));
+        assert_eq!(definition.back_off, BACK_OFF);
+    }
+
+    #[test]
+    fn words_for_the_runtime() {
+        let mut spec = task();
+        let limit = v1::Amounts {
+            cpu_milli: Some(1500),
+            memory: Some(64 << 20),
+            swap: Some(1 << 20),
+            pids: Some(32),
+            ..v1::Amounts::default()
+        };
+        let request = v1::Amounts { cpu_milli: Some(500), memory: Some(7), ..v1::Amounts::default() };
+        spec.resources = Some(v1::Resources {
+            request: Some(request),
+            limit: Some(limit),
+            ..v1::Resources::default()
+        });
+        spec.env.insert("A".to_owned(), "--b".to_owned());
+        spec.mounts = vec![v1::Mount {
+            source: Some(v1::mount::Source::Tmpfs(5)),
+            destination: "/t".to_owned(),
+            options: vec!["noexec".to_owned()],
+        }];
+        let Words { words, patch } = words(&spec, &Places::default());
+        let words: Vec<_> = words.iter().map(|w| w.to_str().unwrap()).collect();
+        for wanted in [
+            "--memory=67108864", "--memory-swap=68157440", "--cpus=1.500", "--pids=32",
+            "--cpu-shares=512", "--env=A=--b", "--tmpfs=/t:size=5,noexec", "--rootfs=host",
+        ] {
+            assert!(words.contains(&wanted), "{wanted}: {words:?}");
+        }
+        assert_eq!(words[words.len() - 2..], ["--", "true"]);
+        let wanted = json!({ "linux": { "resources": { "memory": { "reservation": 7 } } } });
+        assert_eq!(patch, Some(wanted));
+    }
+}

@@ -1,0 +1,174 @@
+//! What the core knows, in the words of the protocol.
+
+use hafen_agent_core::{Exit, Phase, Reason, Record, State, Stop, Violation};
+use hafen_protocol::v1;
+use hafen_spec::keep::{ExitRecord, Usage};
+
+use crate::resolve::duration;
+
+/// The state that a task is in.
+#[must_use]
+pub const fn state(record: &Record) -> State {
+    match record.phase {
+        Phase::Staging => State::Staging,
+        Phase::Starting => State::Starting,
+        Phase::Running => State::Running,
+        Phase::Killing { .. } => State::Killing,
+        Phase::Releasing { next: hafen_agent_core::Next::End(state) } | Phase::Ended(state) => state,
+        Phase::Releasing { next: hafen_agent_core::Next::Restart } | Phase::Waiting => State::Waiting,
+        Phase::Lost => State::Lost,
+    }
+}
+
+#[must_use]
+pub const fn wire(state: State) -> v1::State {
+    match state {
+        State::Staging => v1::State::Staging,
+        State::Starting => v1::State::Starting,
+        State::Running => v1::State::Running,
+        State::Killing => v1::State::Killing,
+        State::Waiting => v1::State::Waiting,
+        State::Finished => v1::State::Finished,
+        State::Failed => v1::State::Failed,
+        State::Killed => v1::State::Killed,
+        State::Error => v1::State::Error,
+        State::Lost => v1::State::Lost,
+    }
+}
+
+/// A reason, with what the last end tells.
+#[must_use]
+pub fn reason(reason: &Reason, end: Option<&ExitRecord>) -> Option<v1::Reason> {
+    use v1::reason::Kind;
+    let exit = match reason {
+        Reason::Exited(exit) => Some(exit),
+        Reason::Stopped { exit, .. } => exit.as_ref(),
+        _ => None,
+    };
+    let kind = match reason {
+        Reason::None => return None,
+        Reason::Exited(_) => Kind::Exited,
+        Reason::Stopped { why: Stop::Asked | Stop::Group { .. }, .. } => Kind::Stopped,
+        Reason::Stopped { why: Stop::TooLong { .. }, .. } => Kind::TooLong,
+        Reason::Stopped { why: Stop::Unhealthy { .. }, .. } => Kind::Unhealthy,
+        Reason::Stopped { why: Stop::Preempted, .. } => Kind::Preempted,
+        Reason::Stopped { why: Stop::Disconnected { .. }, .. } => Kind::Disconnected,
+        Reason::NotStaged { .. } => Kind::NotStaged,
+        Reason::NotLaunched { .. } => Kind::NotLaunched,
+        Reason::Rebooted => Kind::Rebooted,
+        Reason::Vanished => Kind::Vanished,
+        Reason::Unclear { .. } => Kind::Unclear,
+    };
+    let exit = exit.map(|exit| wire_exit(exit, end));
+    Some(v1::Reason { kind: kind.into(), sentence: reason.to_string(), exit })
+}
+
+fn wire_exit(exit: &Exit, end: Option<&ExitRecord>) -> v1::Exit {
+    v1::Exit {
+        code: exit.code,
+        signal: exit.signal,
+        ran: Some(duration(exit.ran)),
+        violations: exit.violated.iter().map(violation).collect(),
+        usage: end.map(|end| usage(&end.usage.cgroup)),
+    }
+}
+
+#[must_use]
+pub fn violation(violation: &Violation) -> v1::Violation {
+    use v1::violation::Kind;
+    let sentence = violation.to_string();
+    let bare = |kind: Kind, limit, events| v1::Violation {
+        kind: kind.into(),
+        limit,
+        events,
+        sentence: sentence.clone(),
+        ..v1::Violation::default()
+    };
+    match violation {
+        Violation::Memory { limit, peak, events, largest } => v1::Violation {
+            peak: *peak,
+            largest: largest.as_ref().map(|(name, _)| name.clone()).unwrap_or_default(),
+            largest_amount: largest.as_ref().map(|(_, bytes)| *bytes).unwrap_or_default(),
+            ..bare(Kind::Memory, *limit, *events)
+        },
+        Violation::Pids { limit, refused } => bare(Kind::Pids, *limit, *refused),
+        Violation::Disk { limit } => bare(Kind::Disk, *limit, 1),
+    }
+}
+
+fn usage(usage: &Usage) -> v1::Usage {
+    let micros = |n: Option<u64>| n.map(|n| duration(std::time::Duration::from_micros(n)));
+    v1::Usage {
+        cpu: micros(usage.cpu_usec),
+        cpu_periods: usage.cpu_periods.unwrap_or_default(),
+        cpu_throttled_periods: usage.cpu_throttled_periods.unwrap_or_default(),
+        cpu_throttled: micros(usage.cpu_throttled_usec),
+        memory_peak: usage.memory_peak_bytes.unwrap_or_default(),
+        memory_limit: usage.memory_limit_bytes.unwrap_or_default(),
+        oom_events: usage.oom_events.unwrap_or_default(),
+        oom_kills: usage.oom_kills.unwrap_or_default(),
+        pids_peak: usage.pids_peak.unwrap_or_default(),
+        pids_limit: usage.pids_limit.unwrap_or_default(),
+        pids_refused: usage.pids_limit_hits.unwrap_or_default(),
+        ..v1::Usage::default()
+    }
+}
+
+/// How a keeper's record of an end reads to the core: with the limits that were reached.
+#[must_use]
+pub fn exit(end: &ExitRecord) -> Exit {
+    let numbers = &end.usage.cgroup;
+    let mut violated = Vec::new();
+    if numbers.oom_kills.unwrap_or_default() > 0
+        && let Some(limit) = numbers.memory_limit_bytes
+    {
+        violated.push(Violation::Memory {
+            limit,
+            peak: numbers.memory_peak_bytes.unwrap_or(limit),
+            events: numbers.oom_events.or(numbers.oom_kills).unwrap_or_default(),
+            largest: end.oom.as_ref().map(|oom| (oom.process.clone(), oom.resident)),
+        });
+    }
+    if let (Some(limit), Some(refused @ 1..)) = (numbers.pids_limit, numbers.pids_limit_hits) {
+        violated.push(Violation::Pids { limit, refused });
+    }
+    Exit {
+        code: end.exit_code,
+        signal: end.signal,
+        ran: std::time::Duration::from_micros(end.wall_usec),
+        violated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hafen_spec::keep::{Numbers, Oom};
+
+    use super::*;
+
+    #[test]
+    fn an_end_by_the_oom_killer_is_a_sentence_with_its_numbers() {
+        let cgroup = Usage {
+            memory_limit_bytes: Some(64 << 20),
+            memory_peak_bytes: Some(64 << 20),
+            oom_events: Some(3),
+            oom_kills: Some(1),
+            ..Usage::default()
+        };
+        let end = ExitRecord {
+            id: "a.1".to_owned(),
+            pid: 7,
+            exit_code: None,
+            signal: Some(9),
+            started_at: String::new(),
+            wall_usec: 2_000_000,
+            usage: Numbers { cgroup, ..Numbers::default() },
+            oom: Some(Oom { pid: 7, process: "python3".to_owned(), resident: 58 << 20 }),
+            log_lost_bytes: 0,
+        };
+        let told = reason(&Reason::Exited(exit(&end)), Some(&end)).unwrap();
+        let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, after 2.0 s";
+        assert_eq!(told.sentence, wanted);
+        assert_eq!(told.exit.unwrap().usage.unwrap().oom_events, 3);
+    }
+}
