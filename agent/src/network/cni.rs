@@ -2,7 +2,7 @@
 //!
 //! | call | record on disk | after a crash |
 //! |---|---|---|
-//! | [`Cni::add`] | written before the first plugin, again with the result | [`Cni::delete`] undoes what there is |
+//! | [`Cni::add`] | written before the first plugin, and after each | [`Cni::delete`] undoes what there is |
 //! | [`Cni::delete`] | removed once all plugins have succeeded | called again |
 
 use std::collections::BTreeMap;
@@ -127,8 +127,10 @@ struct Record {
     attachment: Attachment,
     network: Network,
     version: String,
-    /// Of the last plugin; without one ADD has not come to its end.
+    /// Of the last plugin that has given one: others need it to undo what they did.
     result: Option<Value>,
+    /// All plugins have.
+    complete: bool,
 }
 
 impl Cni {
@@ -152,9 +154,9 @@ impl Cni {
             return Err(CniError::Invalid { field: "record", reason });
         }
         let (attachment, network) = (attachment.clone(), network.clone());
-        let mut known = Record { attachment, network, version, result: None };
+        let mut known = Record { attachment, network, version, result: None, complete: false };
         known.save(record)?;
-        match self.add_all(&mut known).await.and_then(|()| Ok(known.save(record)?)) {
+        match self.add_all(&mut known, record).await {
             Ok(()) => Ok(known.attached()),
             Err(e) => {
                 // The first failure is the one to tell; what is left stays in the record.
@@ -164,7 +166,7 @@ impl Cni {
         }
     }
 
-    async fn add_all(&self, known: &mut Record) -> Result<(), CniError> {
+    async fn add_all(&self, known: &mut Record, record: &Path) -> Result<(), CniError> {
         for at in 0..known.network.plugins.len() {
             let plugin = &known.network.plugins[at];
             let output = self.call("ADD", plugin, known).await?;
@@ -179,6 +181,8 @@ impl Cni {
             let result = Value::Object(result);
             addresses(&result).map_err(wrong)?;
             known.result = Some(result);
+            known.complete = at + 1 == known.network.plugins.len();
+            known.save(record)?;
         }
         Ok(())
     }
@@ -192,19 +196,20 @@ impl Cni {
         let known = Record::load(record)?.ok_or_else(|| {
             missing(format!("there is no {}: nothing is attached", record.display()))
         })?;
-        if known.result.is_none() {
+        if !known.complete {
             return Err(missing(format!("{}: ADD did not come to its end", record.display())));
         }
         if known.network.disable_check || known.version.starts_with("0.3.") {
             return Ok(());
         }
-        for plugin in &known.network.plugins {
+        for plugin in known.network.plugins.iter().filter(|plugin| !plugin.unchecked) {
             self.call("CHECK", plugin, &known).await?;
         }
         Ok(())
     }
 
-    /// Detach again, last plugin first; one that fails does not keep the others. What is gone is deleted already.
+    /// Detach again, last plugin first; one that fails does not keep the others. What is gone is deleted already. To be
+    /// called while the namespace is there: plugins look into it for what they have to undo on the node.
     ///
     /// # Errors
     /// The first failure; the record stays then.
@@ -225,7 +230,7 @@ impl Cni {
     /// # Errors
     /// The record cannot be read. `None`: nothing is attached, or not completely.
     pub fn attached(record: &Path) -> Result<Option<Attached>, CniError> {
-        let known = Record::load(record)?.filter(|known| known.result.is_some());
+        let known = Record::load(record)?.filter(|known| known.complete);
         Ok(known.map(|known| known.attached()))
     }
 
@@ -562,6 +567,7 @@ mod tests {
                         .as_object()
                         .unwrap()
                         .clone(),
+                unchecked: false,
             };
             let network = Network {
                 name: "net".to_owned(),

@@ -36,6 +36,9 @@ pub struct Plugin {
     #[serde(rename = "type")]
     pub kind: String,
     pub config: Map<String, Value>,
+    /// Its CHECK would fail without anything being wrong.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// A configuration that cannot be used.
@@ -124,7 +127,10 @@ impl BuiltIn {
             plugins.push(json!({ "type": "firewall" }));
         }
         let list = json!({ "cniVersion": "1.0.0", "name": BUILT_IN, "plugins": plugins });
-        read_list(&format!("built-in network {BUILT_IN}"), list)
+        let mut network = read_list(&format!("built-in network {BUILT_IN}"), list)?;
+        // Version 1.1.1, which Debian 12 has, misses rules for IPv6 where the container has no such address.
+        network.plugins.iter_mut().for_each(|plugin| plugin.unchecked = plugin.kind == "portmap");
+        Ok(network)
     }
 }
 
@@ -292,7 +298,7 @@ impl Reader<'_> {
         if config.get("ipam").is_some_and(|ipam| ipam.as_object().is_none_or(|i| !i.is_empty())) {
             self.program(&plugin["ipam"], &format!("{place}ipam."))?;
         }
-        Ok(Plugin { kind: kind.to_owned(), config: config.clone() })
+        Ok(Plugin { kind: kind.to_owned(), config: config.clone(), unchecked: false })
     }
 
     /// It is looked for in folders: no way out of them.
