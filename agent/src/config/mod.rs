@@ -15,6 +15,7 @@ use serde::Serialize;
 
 pub use gather::{Given, Raw, Source, gather};
 pub use keys::{KEYS, Key};
+pub use resolve::find_runtime;
 
 /// Where the file is if nobody says another.
 pub const DEFAULT_FILE: &str = "/etc/hafen/agent.toml";

@@ -165,7 +165,7 @@ fn runtime(r: &mut Reader<'_>) -> PathBuf {
 
 /// Beside our own program, or where the shell would find it.
 #[must_use]
-pub(crate) fn find_runtime() -> Option<PathBuf> {
+pub fn find_runtime() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name(RUNTIME));
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let in_path =
