@@ -9,28 +9,60 @@ use hafen_rootfs::store::{DEFAULT_ROOT, Policy, Watermarks};
 use hafen_rootfs::unpack::Bounds;
 use hafen_rootfs::volumes;
 
+use crate::Error;
+use crate::commands::{HostArgs, NodeCommand};
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrongly asked; 3 not found; 4 there already, or not in this state; 5 denied;
+6 no agent; 7 not in time. run, exec and attach: the program's own, 128 + N for signal N, 125 for a failure of ours,
+126 and 127 for a program that cannot be run or found.";
+
 /// A container node without Docker.
 #[derive(Debug, Parser)]
 #[command(name = "hafen", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Cli {
-    /// Folder of the image store.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT, global = true)]
-    pub(crate) images: PathBuf,
-    /// Folder of the named volumes.
-    #[arg(long, value_name = "DIR", default_value = volumes::DEFAULT_ROOT, global = true)]
-    pub(crate) volumes: PathBuf,
+    /// Folder of the image store [default: /var/lib/hafen/images].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) images: Option<PathBuf>,
+    /// Folder of the named volumes [default: /var/lib/hafen/volumes].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) volumes: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
+impl Cli {
+    pub(crate) fn images(&self) -> PathBuf {
+        self.images.clone().unwrap_or_else(|| DEFAULT_ROOT.into())
+    }
+
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.volumes.clone().unwrap_or_else(|| volumes::DEFAULT_ROOT.into())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Node(NodeCommand),
     /// Images: take in, look at, remove.
     #[command(subcommand)]
     Image(ImageCommand),
     /// Named volumes: make, look at, remove. `hafen-oci run --volume NAME:DESTINATION` makes them as well.
     #[command(subcommand)]
     Volume(VolumeCommand),
+}
+
+impl Command {
+    /// The exit code of our failure.
+    pub(crate) fn failure(&self, error: &Error) -> u8 {
+        match self {
+            Self::Node(command) => command.failure(error),
+            Self::Image(_) | Self::Volume(_) => error.code(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -240,4 +272,16 @@ fn mirror(text: &str) -> Result<(String, String), String> {
 pub(crate) enum Format {
     Table,
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn no_two_options_have_one_name() {
+        Cli::command().debug_assert();
+    }
 }

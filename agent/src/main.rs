@@ -1,6 +1,7 @@
 //! `hafen`: what a person does with a node.
 
 mod cli;
+mod commands;
 mod fsck;
 mod image;
 mod volume;
@@ -8,8 +9,12 @@ mod volume;
 use std::process::ExitCode;
 
 use clap::Parser;
+use hafen::api::ServeError;
+use hafen::client::ConnectError;
+use hafen::config::Problems;
+use hafen::failure::{Failure, Kind};
 
-use cli::{Cli, Command};
+use cli::Cli;
 
 /// What went wrong, and nothing else.
 #[derive(Debug, thiserror::Error)]
@@ -22,21 +27,62 @@ enum Error {
     Call(#[from] hafen_sys::CallError),
     #[error(transparent)]
     Pull(#[from] hafen_registry::PullError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The node said so.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("the configuration is wrong:\n{0}")]
+    Config(#[from] Problems),
+    #[error("{0}")]
+    Unconfigured(String),
+    /// Of the command line.
+    #[error("{0}")]
+    Options(hafen_spec::Problems),
     #[error("{0}")]
     Refused(String),
+    /// Whoever read what we print has gone away: they have what they wanted.
+    #[error("nobody reads what is printed")]
+    Closed,
+}
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        Self::Failure(status.into())
+    }
+}
+
+impl Error {
+    /// What a script can tell apart; `cli::EXIT_CODES` says it to people.
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Unconfigured(_) | Self::Options(_) => 2,
+            Self::Connect(ConnectError::Denied(_)) => 5,
+            Self::Connect(_) => 6,
+            Self::Failure(failure) => match failure.kind {
+                Kind::Invalid | Kind::OutOfRange => 2,
+                Kind::NotFound => 3,
+                Kind::Exists | Kind::State => 4,
+                Kind::Denied => 5,
+                Kind::Unavailable => 6,
+                Kind::Deadline => 7,
+                Kind::Exhausted | Kind::Unsupported | Kind::Internal => 1,
+            },
+            _ => 1,
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match &cli.command {
-        Command::Image(command) => image::run(&cli.images, command),
-        Command::Volume(command) => volume::run(&cli.volumes, command),
-    };
-    match done {
+    match commands::dispatch(&cli) {
         Ok(code) => code,
+        Err(Error::Closed) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hafen: {}", chain(&error));
-            ExitCode::FAILURE
+            ExitCode::from(cli.command.failure(&error))
         }
     }
 }

@@ -1,0 +1,77 @@
+//! Every key of the configuration: one table for the file, the variables and the flags.
+
+/// What may be said, by its path in the file.
+#[derive(Debug)]
+pub struct Key {
+    pub path: &'static str,
+    /// What the value is, for help.
+    pub value: &'static str,
+    pub about: &'static str,
+    /// Empty: worked out, or nothing.
+    pub default: &'static str,
+}
+
+const fn key(
+    path: &'static str,
+    value: &'static str,
+    default: &'static str,
+    about: &'static str,
+) -> Key {
+    Key { path, value, about, default }
+}
+
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("state", "DIR", "/var/lib/hafen", "Folder of what outlives a reboot"),
+    key("run", "DIR", "/run/hafen", "Folder of what does not"),
+    key("socket", "FILE", "", "Unix socket to serve on [default: agent.sock in the run folder]"),
+    key("group", "GROUP", "", "Members of this group may use the socket, beside root"),
+    key("name", "NAME", "", "Name of this node [default: the host's]"),
+    key("instance", "NAME", "hafen", "Name of this agent among those of the machine, also of its cgroup"),
+    key("runtime", "FILE", "", "The program hafen-oci [default: beside this one, or in PATH]"),
+    key("images", "DIR", "", "Folder of the image store [default: images in the state folder]"),
+    key("volumes", "DIR", "", "Folder of the named volumes [default: volumes in the state folder]"),
+    key("log.format", "FORMAT", "text", "How the agent logs: text, json or journald"),
+    key("log.level", "LEVEL", "info", "How much: error, warn, info, debug, trace, or a filter as info,hafen=debug"),
+    key("task-log.max-bytes", "SIZE", "10M", "Most bytes of one log file of a task that says nothing else"),
+    key("task-log.max-files", "N", "5", "Most files of such a log"),
+    key("task-log.format", "FORMAT", "json", "What is kept of it: json, plain or none"),
+    key("cni.config", "DIR", "/etc/cni/net.d", "Folder of CNI networks"),
+    key("cni.plugins", "DIRS", "/opt/cni/bin:/usr/lib/cni", "Folders of CNI plugins, in this order"),
+    key("cni.subnet", "CIDR", "10.88.0.0/16", "Addresses of the node's own network"),
+    key("reserved.cpu", "CPUS", "0", "Set aside for the system"),
+    key("reserved.memory", "SIZE", "0", "Set aside for the system"),
+    key("gc.high", "PERCENT", "85", "Images are collected when so much of the disk is used"),
+    key("gc.low", "PERCENT", "75", "... until less than this is"),
+    key("gc.min-age", "DURATION", "1h", "What was used since then is kept"),
+    key("gc.ended-tasks", "DURATION", "1day", "Tasks that ended longer ago are forgotten"),
+    key("tcp.address", "IP:PORT", "", "Serve there, too, with mutual TLS"),
+    key("tcp.cert", "FILE", "", "Certificate of the node, in PEM, with those between it and its authority"),
+    key("tcp.key", "FILE", "", "Its key"),
+    key("tcp.client-ca", "FILE", "", "Who signs the certificates of clients"),
+];
+
+impl Key {
+    #[must_use]
+    pub fn find(path: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.path == path)
+    }
+
+    /// `log.level` is `HAFEN_LOG_LEVEL`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("HAFEN_{}", self.path.to_ascii_uppercase().replace(['.', '-'], "_"))
+    }
+
+    /// `log.level` is `--log-level`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.path.replace('.', "-")
+    }
+
+    /// The program has these for all of its commands.
+    #[must_use]
+    pub fn is_global(&self) -> bool {
+        matches!(self.path, "images" | "volumes")
+    }
+}
