@@ -337,7 +337,9 @@ impl Task {
     }
 
     fn stop(&mut self, why: Stop, grace: Option<Duration>) -> Vec<Effect> {
-        if self.record.stop.is_some() {
+        // Who is stopped for its health may be started again; other reasons are for good.
+        let unhealthy = |stop: &Stop| matches!(stop, Stop::Unhealthy { .. });
+        if self.record.stop.as_ref().is_some_and(|stop| !unhealthy(stop) || unhealthy(&why)) {
             return Vec::new();
         }
         let own = self.record.definition.grace;
@@ -366,7 +368,11 @@ impl Task {
                 let release = self.release();
                 self.commit(vec![release])
             }
-            Phase::Killing { .. } | Phase::Releasing { .. } | Phase::Ended(_) => Vec::new(),
+            Phase::Killing { .. } => {
+                self.record.stop = Some(why);
+                self.commit(Vec::new())
+            }
+            Phase::Releasing { .. } | Phase::Ended(_) => Vec::new(),
         }
     }
 
@@ -451,18 +457,27 @@ impl Task {
         let recovered =
             matches!(reason, Reason::Exited(exit) if exit.is_success() || exit.ran >= long);
         let before = if recovered { 0 } else { self.record.failures };
-        let failed = !matches!(reason, Reason::Exited(exit) if exit.is_success());
+        let unhealthy = matches!(self.record.stop, Some(Stop::Unhealthy { .. }));
+        let failed = unhealthy || !matches!(reason, Reason::Exited(exit) if exit.is_success());
         self.record.failures = before.saturating_add(u32::from(failed));
     }
 
     fn judge(&self, reason: Reason) -> (State, Next, Reason) {
-        if let Some(why) = self.record.stop.clone() {
-            let exit = match reason {
-                Reason::Exited(exit) => Some(exit),
-                _ => None,
-            };
-            return (State::Killed, Next::End(State::Killed), Reason::Stopped { why, exit });
-        }
+        let reason = match (self.record.stop.clone(), reason) {
+            (None, reason) => reason,
+            (Some(why), reason) => {
+                let exit = match reason {
+                    Reason::Exited(exit) => Some(exit),
+                    _ => None,
+                };
+                let is_for_good = !matches!(why, Stop::Unhealthy { .. });
+                let reason = Reason::Stopped { why, exit };
+                if is_for_good {
+                    return (State::Killed, Next::End(State::Killed), reason);
+                }
+                reason
+            }
+        };
         let success = matches!(&reason, Reason::Exited(exit) if exit.is_success());
         let again = match self.record.definition.restart {
             Restart::Never => false,
@@ -492,6 +507,7 @@ impl Task {
             }
             Next::Restart => {
                 self.record.phase = Phase::Waiting;
+                self.record.stop = None;
                 let pause = self.pause();
                 self.commit(vec![pause])
             }

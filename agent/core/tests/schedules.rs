@@ -71,7 +71,10 @@ impl World {
             150..=179 => self.end_of_one(pick(self.containers.len()), detail),
             180..=209 => self.fire(pick(self.timers.len())),
             210..=219 => {
-                let why = Stop::Asked;
+                let why = match detail % 5 {
+                    0 => Stop::Unhealthy { check: "http".to_owned() },
+                    _ => Stop::Asked,
+                };
                 self.deliver(Event::Stop { id: task(detail % 3), why, grace: None });
             }
             220..=229 => self.deliver(Event::Resend),

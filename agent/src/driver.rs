@@ -1,0 +1,809 @@
+//! The one loop that owns the tasks of a node.
+//!
+//! Everything that happens comes in through one queue: what people and masters ask for, what keepers tell, what was
+//! written down, which timers have run out. The core decides what follows, and here it is done, in tasks of their own
+//! that answer into the queue. Nothing in the loop waits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use hafen_agent_core::{
+    Attempt, Core, Effect, Event, Found, Phase, Reason, Record, Recovered, State, Stop, TaskId,
+    Timer, Update,
+};
+use hafen_protocol::v1;
+use hafen_spec::keep::{ExitRecord, Request, Told};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::container::{Container, Ground, Inquiry, Job, Listener, News};
+use crate::events::Events;
+use crate::failure::{Failure, Kind};
+use crate::records::{Document, Writers, Written};
+use crate::{check, resolve, view};
+
+/// Between two tries of what failed and must be.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_MOST: Duration = Duration::from_secs(30);
+/// After that an operation is late, and shown so.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What comes into the queue.
+pub enum Input {
+    /// A question or a wish, which may look at everything.
+    Ask(Box<dyn FnOnce(&mut Driver) + Send>),
+    Happened(Event),
+    Written(Written),
+    Launched(Job, Result<Box<Container>, String>),
+    Inquired(Job, Inquiry),
+    Heard(TaskId, Attempt, News),
+    Checked(TaskId, Attempt, check::Change),
+    /// A try of something failed, and will be made again.
+    Failing(TaskId, &'static str, String),
+    /// Nothing is left of the sandbox.
+    Cleaned(TaskId),
+}
+
+/// A task beside what the core knows of it.
+#[derive(Debug)]
+pub struct Live {
+    pub spec: Arc<v1::TaskSpec>,
+    pub group: Option<Arc<v1::PodSpec>>,
+    pub created: String,
+    pub end: Option<ExitRecord>,
+    pub reason: Reason,
+    pub container: Option<Container>,
+    /// What the image says, where the task does not.
+    pub signal: Option<String>,
+    pub checks: Vec<v1::CheckStatus>,
+    checking: Option<AbortHandle>,
+    timers: HashMap<Timer, AbortHandle>,
+    pub operations: BTreeMap<&'static str, Operation>,
+    /// Who waits until it is written down, and in which state it is then.
+    accepted: Vec<oneshot::Sender<Result<(), String>>>,
+    waiters: Vec<(Vec<State>, oneshot::Sender<()>)>,
+    /// Nobody wants to see it any more.
+    remove: bool,
+    cleaning: bool,
+}
+
+/// Something under way.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    pub since: SystemTime,
+    begun: Instant,
+    pub last_error: Option<String>,
+}
+
+impl Operation {
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.begun.elapsed() > DEADLINE
+    }
+
+    #[must_use]
+    pub const fn deadline() -> Duration {
+        DEADLINE
+    }
+}
+
+pub struct Driver {
+    pub ground: Ground,
+    pub events: Events,
+    pub core: Core,
+    pub live: BTreeMap<TaskId, Live>,
+    pub groups: BTreeMap<String, Arc<v1::PodSpec>>,
+    pub quarantined: BTreeMap<String, String>,
+    pub boot_id: String,
+    writers: Writers,
+    inputs: mpsc::UnboundedSender<Input>,
+    /// Who takes note of updates; without one the node itself does.
+    pub has_master: bool,
+    /// How long launches took, in seconds.
+    pub launches: Vec<f64>,
+}
+
+impl Driver {
+    #[must_use]
+    pub fn new(
+        ground: Ground,
+        events: Events,
+        boot_id: String,
+        inputs: mpsc::UnboundedSender<Input>,
+    ) -> Self {
+        let written = inputs.clone();
+        let writers = Writers::start(&ground.folders, move |done| {
+            let _ = written.send(Input::Written(done));
+        });
+        Self {
+            ground,
+            events,
+            core: Core::default(),
+            live: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
+            boot_id,
+            writers,
+            inputs,
+            has_master: false,
+            launches: Vec::new(),
+        }
+    }
+
+    /// Until nobody can ask any more.
+    pub async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Input>) {
+        while let Some(input) = queue.recv().await {
+            self.take(input);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Ask(ask) => ask(self),
+            Input::Happened(event) => self.happened(event),
+            Input::Written(written) => self.written(written),
+            Input::Launched(job, result) => self.launched(job, result),
+            Input::Inquired(job, inquiry) => self.inquired(&job, inquiry),
+            Input::Heard(id, attempt, news) => self.heard(&id, attempt, news),
+            Input::Checked(id, attempt, change) => self.checked(&id, attempt, &change),
+            Input::Failing(id, phase, why) => self.failing(&id, phase, why),
+            Input::Cleaned(id) => self.cleaned(&id),
+        }
+    }
+
+    pub fn happened(&mut self, event: Event) {
+        let id = of(&event).cloned();
+        let effects = self.core.step(event);
+        self.perform(effects);
+        if let Some(id) = id {
+            self.settle(&id);
+        }
+    }
+
+    /// After anything has changed: whoever waits is told, and what has ended goes.
+    fn settle(&mut self, id: &TaskId) {
+        let Some(record) = self.core.record(id) else { return };
+        let (phase, state, told) =
+            (record.phase.clone(), view::state(record), record.updates.is_empty());
+        let Some(live) = self.live.get_mut(id) else { return };
+        let is_over = matches!(phase, Phase::Ended(_) | Phase::Lost);
+        let mut waiting = Vec::new();
+        for (states, waiter) in live.waiters.drain(..) {
+            let is_there = if states.is_empty() { is_over } else { states.contains(&state) };
+            // What has ended will not come to another state.
+            if is_there || matches!(phase, Phase::Ended(_)) {
+                let _ = waiter.send(());
+            } else if !waiter.is_closed() {
+                waiting.push((states, waiter));
+            }
+        }
+        live.waiters = waiting;
+        if !matches!(phase, Phase::Ended(_)) {
+            return;
+        }
+        live.timers.drain().for_each(|(_, timer)| timer.abort());
+        if !live.cleaning {
+            live.cleaning = true;
+            self.clean(id.clone());
+        } else if live.remove && told && !live.operations.contains_key("clean") {
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: &TaskId) {
+        let effects = self.core.step(Event::Forget { id: id.clone() });
+        self.perform(effects);
+    }
+
+    /// Leave nothing around a task that has ended. What a group shares goes with the last of it.
+    fn clean(&mut self, id: TaskId) {
+        let group = self.live.get(&id).and_then(|live| live.group.clone());
+        let ended = |core: &Core, other: &TaskId| {
+            core.record(other).is_none_or(|record| matches!(record.phase, Phase::Ended(_)))
+        };
+        let last = group.as_ref().is_none_or(|group| {
+            let of_group = |live: &Live| live.group.as_ref().is_some_and(|g| g.id == group.id);
+            let mut all = self.live.iter().filter(|(_, live)| of_group(live));
+            all.all(|(other, _)| ended(&self.core, other))
+        });
+        let mut names = vec![id.0.clone()];
+        names.extend(group.filter(|_| last).map(|group| group.id.clone()));
+        self.begin(&id, "clean");
+        let (sandboxes, inputs) = (self.ground.sandboxes.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            for name in names {
+                again(&inputs, &id, "clean", async || {
+                    sandboxes.remove(&name).await.map_err(|e| e.to_string())
+                })
+                .await;
+            }
+            let _ = inputs.send(Input::Cleaned(id));
+        });
+    }
+
+    fn cleaned(&mut self, id: &TaskId) {
+        self.end(id, "clean");
+        self.settle(id);
+    }
+
+    fn written(&mut self, Written { id, revision, result }: Written) {
+        match result {
+            Ok(()) => {
+                self.end(&id, "save");
+                let accepted = self.live.get_mut(&id).map(|live| std::mem::take(&mut live.accepted));
+                accepted.into_iter().flatten().for_each(|reply| drop(reply.send(Ok(()))));
+                self.happened(Event::Saved { id, revision });
+            }
+            Err(e) => self.not_written(&id, &crate::failure::chain(&e)),
+        }
+    }
+
+    /// Who has not got an answer yet is told so; what was promised is tried again.
+    fn not_written(&mut self, id: &TaskId, why: &str) {
+        if self.core.withdraw(id) {
+            let accepted = self.live.remove(id).map(|live| live.accepted);
+            for reply in accepted.into_iter().flatten() {
+                let _ = reply.send(Err(why.to_owned()));
+            }
+            let _ = self.ground.folders.remove(id);
+            return;
+        }
+        self.failing(id, "save", why.to_owned());
+        let (inputs, id) = (self.inputs.clone(), id.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(AGAIN).await;
+            let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.save_again(&id))));
+        });
+    }
+
+    fn save_again(&mut self, id: &TaskId) {
+        if let Some(record) = self.core.record(id).cloned() {
+            self.save(record);
+        }
+    }
+
+    pub fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.perform_one(effect);
+        }
+    }
+
+    fn perform_one(&mut self, effect: Effect) {
+        match effect {
+            Effect::Save(record) => self.save(record),
+            Effect::Stage { id } => self.stage(id),
+            Effect::Launch { id, attempt } => self.launch(&id, attempt),
+            Effect::Signal { id, attempt } => self.signal(&id, attempt),
+            Effect::Kill { id, attempt } => self.kill(&id, attempt),
+            Effect::Release { id, attempt } => self.release(id, attempt),
+            Effect::Send { id, update } => self.send(&id, &update),
+            Effect::Arm { id, attempt, timer, after } => self.arm(&id, attempt, timer, after),
+            Effect::Erase { id } => self.erase(&id),
+        }
+    }
+
+    fn save(&mut self, record: Record) {
+        let Some(live) = self.live.get(&record.id) else { return };
+        let id = record.id.clone();
+        self.writers.write(Document {
+            format: Document::format(),
+            boot_id: self.boot_id.clone(),
+            created: live.created.clone(),
+            spec: (*live.spec).clone(),
+            pod: live.group.as_ref().map(|group| group.id.clone()).unwrap_or_default(),
+            record,
+            end: live.end.clone(),
+        });
+        self.begin(&id, "save");
+    }
+
+    fn job(&self, id: &TaskId, attempt: Attempt) -> Option<Job> {
+        let live = self.live.get(id)?;
+        let (spec, group) = (live.spec.clone(), live.group.clone());
+        Some(Job { id: id.clone(), attempt, spec, group })
+    }
+
+    fn stage(&mut self, id: TaskId) {
+        let Some(job) = self.job(&id, 0) else { return };
+        self.begin(&id, "stage");
+        let (ground, inputs) = (self.ground.clone(), self.inputs.clone());
+        let staging = tokio::spawn(async move {
+            let result = ground.stage(&job).await;
+            let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.staged(id, result))));
+        });
+        drop(staging);
+    }
+
+    fn staged(&mut self, id: TaskId, result: Result<Option<String>, String>) {
+        self.end(&id, "stage");
+        if let (Ok(signal), Some(live)) = (&result, self.live.get_mut(&id)) {
+            live.signal.clone_from(signal);
+        }
+        self.happened(Event::Staged { id, result: result.map(drop) });
+    }
+
+    fn listener(&self) -> Listener {
+        let inputs = self.inputs.clone();
+        Arc::new(move |id, attempt, news| drop(inputs.send(Input::Heard(id, attempt, news))))
+    }
+
+    fn launch(&mut self, id: &TaskId, attempt: Attempt) {
+        let Some(job) = self.job(id, attempt) else { return };
+        self.begin(id, "launch");
+        let (ground, inputs, listener) =
+            (self.ground.clone(), self.inputs.clone(), self.listener());
+        tokio::spawn(async move {
+            // After a reboot what was ready is not ready any more.
+            let result = match ground.stage(&job).await {
+                Ok(_) => ground.launch(&job, listener).await.map(Box::new),
+                Err(why) => Err(why),
+            };
+            let _ = inputs.send(Input::Launched(job, result));
+        });
+    }
+
+    fn launched(&mut self, job: Job, result: Result<Box<Container>, String>) {
+        let took = self.end(&job.id, "launch");
+        self.launches.extend(took.map(|took| took.as_secs_f64()));
+        let (id, attempt) = (job.id.clone(), job.attempt);
+        match result {
+            Ok(container) => {
+                if let Some(live) = self.live.get_mut(&id) {
+                    live.container = Some(*container);
+                    live.end = None;
+                }
+                self.happened(Event::Launched { id: id.clone(), attempt, result: Ok(()) });
+                self.begin_checks(&job);
+            }
+            // It may have run and ended so quickly that nobody could connect: then that is what happened.
+            Err(why) => {
+                let folder = self.ground.folders.attempt(&id, attempt);
+                match crate::keeper::read_end(&folder) {
+                    Ok(Some(end)) => {
+                        self.happened(Event::Launched { id: id.clone(), attempt, result: Ok(()) });
+                        self.ended(&id, attempt, end);
+                    }
+                    _ => self.happened(Event::Launched { id, attempt, result: Err(why) }),
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, id: &TaskId, attempt: Attempt, news: News) {
+        match news {
+            News::Told(told) => match *told {
+                Told::Exited(end) => self.ended(id, attempt, *end),
+                Told::Oom { kills, last } => self.oom(id, kills, last),
+                Told::Released { error: Some(error) } => self.failing(id, "release", error),
+                Told::Failed { error } => tracing::warn!(task = %id, error, "a keeper refused"),
+                _ => {}
+            },
+            News::Gone => self.gone(id, attempt),
+        }
+    }
+
+    fn oom(&mut self, id: &TaskId, kills: u64, last: Option<hafen_spec::keep::Oom>) {
+        let limit = self.live.get(id).and_then(|live| live.spec.resources.as_ref()?.limit.as_ref()?.memory);
+        let violation = hafen_agent_core::Violation::Memory {
+            limit: limit.unwrap_or_default(),
+            peak: limit.unwrap_or_default(),
+            events: kills,
+            largest: last.map(|oom| (oom.process, oom.resident)),
+        };
+        self.events.tell(&id.0, v1::event::What::Oom(view::violation(&violation)));
+    }
+
+    fn ended(&mut self, id: &TaskId, attempt: Attempt, end: ExitRecord) {
+        let exit = view::exit(&end);
+        if let Some(live) = self.live.get_mut(id) {
+            live.end = Some(end);
+            live.checking.take().into_iter().for_each(|checking| checking.abort());
+        }
+        self.happened(Event::Exited { id: id.clone(), attempt, exit });
+    }
+
+    /// A keeper is not heard any more. Did its container end, or did only the keeper?
+    fn gone(&mut self, id: &TaskId, attempt: Attempt) {
+        let current = self.core.record(id).is_some_and(|record| {
+            let alive =
+                matches!(record.phase, Phase::Starting | Phase::Running | Phase::Killing { .. });
+            record.attempt == attempt && alive
+        });
+        if !current {
+            return;
+        }
+        self.inquire(id, attempt);
+    }
+
+    fn inquire(&mut self, id: &TaskId, attempt: Attempt) {
+        let Some(job) = self.job(id, attempt) else { return };
+        self.begin(id, "inquire");
+        let (ground, inputs, listener) =
+            (self.ground.clone(), self.inputs.clone(), self.listener());
+        tokio::spawn(async move {
+            let inquiry = ground.inquire(&job, listener).await;
+            let _ = inputs.send(Input::Inquired(job, inquiry));
+        });
+    }
+
+    fn inquired(&mut self, job: &Job, inquiry: Inquiry) {
+        let (id, attempt) = (job.id.clone(), job.attempt);
+        self.end(&id, "inquire");
+        match inquiry {
+            Inquiry::Running(container) => {
+                let killing = self.core.record(&id).map(|record| record.phase.clone());
+                if let Some(live) = self.live.get_mut(&id) {
+                    live.container = Some(*container);
+                }
+                self.begin_checks(job);
+                // What was asked of the keeper before may not have been heard.
+                match killing {
+                    Some(Phase::Killing { forced: false }) => self.signal(&id, attempt),
+                    Some(Phase::Killing { forced: true }) => self.kill(&id, attempt),
+                    _ => {}
+                }
+            }
+            Inquiry::Ended(end) => self.ended(&id, attempt, *end),
+            Inquiry::Nothing => self.happened(Event::Vanished { id, attempt }),
+            Inquiry::Unclear(why) => {
+                self.failing(&id, "inquire", why);
+                let inputs = self.inputs.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(AGAIN).await;
+                    let ask = move |driver: &mut Self| driver.gone(&id, attempt);
+                    let _ = inputs.send(Input::Ask(Box::new(ask)));
+                });
+            }
+        }
+    }
+
+    fn signal(&mut self, id: &TaskId, attempt: Attempt) {
+        let Some(live) = self.live.get(id) else { return };
+        let own = live.spec.kill.as_ref().map(|kill| kill.signal.as_str());
+        let name = own.filter(|s| !s.is_empty()).or(live.signal.as_deref()).unwrap_or("TERM");
+        let signal = hafen_sys::signal::number(name).unwrap_or(nix::libc::SIGTERM);
+        self.ask_keeper(id, attempt, Request::Signal { signal, all: false }, (signal, false));
+    }
+
+    fn kill(&mut self, id: &TaskId, attempt: Attempt) {
+        self.ask_keeper(id, attempt, Request::Kill, (nix::libc::SIGKILL, true));
+    }
+
+    /// Through the keeper, or past it.
+    fn ask_keeper(&mut self, id: &TaskId, attempt: Attempt, request: Request, past: (i32, bool)) {
+        let container = self.live.get(id).and_then(|live| live.container.as_ref());
+        let current = container.filter(|container| container.attempt == attempt);
+        if current.is_some_and(|container| container.ask(request)) {
+            return;
+        }
+        let Some(job) = self.job(id, attempt) else { return };
+        let (ground, inputs) = (self.ground.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let (signal, all) = past;
+            if ground.signal(&job, signal, all).await.is_err() {
+                // There may be nothing to signal any more.
+                let ask = move |driver: &mut Self| driver.gone(&job.id, job.attempt);
+                let _ = inputs.send(Input::Ask(Box::new(ask)));
+            }
+        });
+    }
+
+    fn release(&mut self, id: TaskId, attempt: Attempt) {
+        if let Some(live) = self.live.get_mut(&id) {
+            live.container = None;
+            live.checks.clear();
+        }
+        self.begin(&id, "release");
+        let (ground, inputs) = (self.ground.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            again(&inputs, &id, "release", async || ground.release(&id, attempt).await).await;
+            let ask = move |driver: &mut Self| {
+                driver.end(&id, "release");
+                driver.happened(Event::Released { id, attempt });
+            };
+            let _ = inputs.send(Input::Ask(Box::new(ask)));
+        });
+    }
+
+    fn send(&mut self, id: &TaskId, update: &Update) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        live.reason = update.reason.clone();
+        let reason = view::reason(&update.reason, live.end.as_ref());
+        let state = view::wire(update.state).into();
+        let change = v1::StateChange { state, reason, attempt: update.attempt };
+        self.events.tell(&id.0, v1::event::What::State(change));
+        if update.state.is_end() {
+            self.end_group_of(id);
+        }
+        if !self.has_master {
+            let event = Event::Acknowledged { id: id.clone(), sequence: update.sequence };
+            let _ = self.inputs.send(Input::Happened(event));
+        }
+    }
+
+    /// Tasks of a group end together: when one has failed, or was stopped, or when all that are left have been.
+    fn end_group_of(&mut self, id: &TaskId) {
+        let Some(group) = self.live.get(id).and_then(|live| live.group.clone()) else { return };
+        let finished = self.core.record(id).is_some_and(|r| view::state(r) == State::Finished);
+        if finished {
+            return;
+        }
+        let others: Vec<TaskId> = self.members(&group.id).filter(|other| *other != id).cloned().collect();
+        for other in others {
+            let why = Stop::Group { task: id.0.clone() };
+            self.happened(Event::Stop { id: other, why, grace: None });
+        }
+    }
+
+    pub fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a TaskId> {
+        let of_group = move |live: &Live| live.group.as_ref().is_some_and(|g| g.id == group);
+        self.live.iter().filter(move |(_, live)| of_group(live)).map(|(id, _)| id)
+    }
+
+    fn arm(&mut self, id: &TaskId, attempt: Attempt, timer: Timer, after: Duration) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        let (inputs, event) =
+            (self.inputs.clone(), Event::Elapsed { id: id.clone(), attempt, timer });
+        let waiting = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let _ = inputs.send(Input::Happened(event));
+        });
+        let before = live.timers.insert(timer, waiting.abort_handle());
+        before.into_iter().for_each(|before| before.abort());
+    }
+
+    fn erase(&mut self, id: &TaskId) {
+        self.live.remove(id);
+        let (folders, id) = (self.ground.folders.clone(), id.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(e) = folders.remove(&id) {
+                // Without its document it is no task at the next start, and goes then.
+                tracing::warn!(task = %id, error = crate::failure::chain(&e), "not all removed");
+            }
+        });
+    }
+
+    fn begin_checks(&mut self, job: &Job) {
+        let Some(live) = self.live.get_mut(&job.id) else { return };
+        let Some(container) = &live.container else { return };
+        let Ok(checks) = check::validate(&job.spec.checks) else { return };
+        if checks.is_empty() || !matches!(live.container, Some(ref c) if c.attempt == job.attempt) {
+            return;
+        }
+        live.checks = checks.iter().map(check::Schedule::status).collect();
+        let target = check::Target {
+            namespace: format!("/proc/{}/ns/net", container.status.pid).into(),
+            address: container.sandbox.addresses.first().copied(),
+        };
+        let (sender, mut changes) = mpsc::channel(16);
+        let folder = self.ground.folders.attempt(&job.id, job.attempt);
+        let exec = move |args: Vec<String>, patience| {
+            let folder = folder.clone();
+            async move { crate::streams::exec_quietly(&folder, args, patience).await }
+        };
+        let (inputs, id, attempt) = (self.inputs.clone(), job.id.clone(), job.attempt);
+        let checking = tokio::spawn(async move {
+            let asking = check::run(checks, target, exec, sender);
+            let telling = async {
+                while let Some(change) = changes.recv().await {
+                    let _ = inputs.send(Input::Checked(id.clone(), attempt, change));
+                }
+            };
+            tokio::join!(asking, telling);
+        });
+        let before = live.checking.replace(checking.abort_handle());
+        before.into_iter().for_each(|before| before.abort());
+    }
+
+    fn checked(&mut self, id: &TaskId, attempt: Attempt, change: &check::Change) {
+        let is_current = self.core.record(id).is_some_and(|record| record.attempt == attempt);
+        let Some(live) = self.live.get_mut(id).filter(|_| is_current) else { return };
+        let status = &change.status;
+        if let Some(known) = live.checks.iter_mut().find(|known| known.name == status.name) {
+            known.clone_from(status);
+        }
+        self.events.tell(&id.0, v1::event::What::Check(status.clone()));
+        if status.kind() == v1::check::Kind::Health && !status.passing && status.failures > 0 {
+            let check = format!("{}: {}", status.name, status.message);
+            let why = Stop::Unhealthy { check };
+            self.happened(Event::Stop { id: id.clone(), why, grace: None });
+        }
+    }
+
+    fn begin(&mut self, id: &TaskId, phase: &'static str) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        let now =
+            Operation { since: SystemTime::now(), begun: Instant::now(), last_error: None };
+        live.operations.entry(phase).or_insert(now);
+    }
+
+    fn end(&mut self, id: &TaskId, phase: &'static str) -> Option<Duration> {
+        let operation = self.live.get_mut(id)?.operations.remove(phase)?;
+        Some(operation.begun.elapsed())
+    }
+
+    fn failing(&mut self, id: &TaskId, phase: &'static str, why: String) {
+        tracing::warn!(task = %id, phase, error = why, "tried again");
+        let live = self.live.get_mut(id);
+        if let Some(operation) = live.and_then(|live| live.operations.get_mut(phase)) {
+            operation.last_error = Some(why);
+        }
+    }
+
+    /// Take a task on. The answer comes when it is written down.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`]; [`Kind::Invalid`] with every problem.
+    pub fn submit(
+        &mut self,
+        spec: v1::TaskSpec,
+        group: Option<Arc<v1::PodSpec>>,
+    ) -> Result<oneshot::Receiver<Result<(), String>>, Failure> {
+        let definition = resolve::definition(&spec)?;
+        let id = TaskId(spec.id.clone());
+        let exists = || {
+            let words = format!("there is a task {id} already: hafen rm {id}, or choose another name");
+            Failure::new(Kind::Exists, words)
+        };
+        if self.quarantined.contains_key(&id.0) {
+            return Err(exists());
+        }
+        let effects = self.core.submit(id.clone(), definition).map_err(|_| exists())?;
+        let (accepted, answer) = oneshot::channel();
+        let created = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut live = Live::new(Arc::new(spec), group, created);
+        live.accepted.push(accepted);
+        live.remove = live.spec.remove;
+        self.live.insert(id, live);
+        self.perform(effects);
+        Ok(answer)
+    }
+
+    /// Remove a task that has ended, or once it has.
+    ///
+    /// # Errors
+    /// [`Kind::State`]: it has not ended, and is not to be forced.
+    pub fn remove(&mut self, id: &TaskId, force: bool) -> Result<(), Failure> {
+        let ended =
+            self.core.record(id).is_some_and(|record| matches!(record.phase, Phase::Ended(_)));
+        if !ended && !force {
+            let words = format!("{id} has not ended: hafen stop {id} first, or hafen rm --force {id}");
+            return Err(Failure::new(Kind::State, words));
+        }
+        if let Some(live) = self.live.get_mut(id) {
+            live.remove = true;
+        }
+        if !ended {
+            let stop =
+                Event::Stop { id: id.clone(), why: Stop::Asked, grace: Some(Duration::ZERO) };
+            self.happened(stop);
+        }
+        self.settle(id);
+        Ok(())
+    }
+
+    /// Tell when it is in one of the states; empty: when it has ended, or is lost.
+    pub fn when(&mut self, id: &TaskId, states: Vec<State>) -> Option<oneshot::Receiver<()>> {
+        let (waiter, answer) = oneshot::channel();
+        self.live.get_mut(id)?.waiters.push((states, waiter));
+        self.settle(id);
+        Some(answer)
+    }
+
+    /// Change what a task may take while it runs. What is not named stays as it is.
+    pub fn change_resources(&mut self, id: &TaskId, resources: v1::Resources) -> Option<Job> {
+        let live = self.live.get_mut(id)?;
+        let mut spec = (*live.spec).clone();
+        spec.resources = Some(resources);
+        live.spec = Arc::new(spec);
+        let attempt = self.core.record(id)?.attempt;
+        self.save_again(id);
+        self.job(id, attempt)
+    }
+
+    /// Go on with what was written down, and with what is found.
+    pub fn recover(&mut self, all: Vec<(Document, Inquiry)>, found: &[(TaskId, Attempt)]) {
+        let mut recovered = Vec::new();
+        let mut checked = Vec::new();
+        for (document, inquiry) in all {
+            let id = document.record.id.clone();
+            let group = self.groups.get(&document.pod).cloned();
+            let mut live = Live::new(Arc::new(document.spec), group, document.created);
+            live.end = document.end;
+            live.remove = live.spec.remove;
+            let rebooted = document.boot_id != self.boot_id;
+            let evidence = inquiry.evidence();
+            match inquiry {
+                Inquiry::Running(container) => {
+                    checked.push((id.clone(), container.attempt));
+                    live.container = Some(*container);
+                }
+                Inquiry::Ended(end) => live.end = Some(*end),
+                Inquiry::Nothing | Inquiry::Unclear(_) => {}
+            }
+            if let Some(update) = document.record.updates.back() {
+                live.reason = update.reason.clone();
+            }
+            self.live.insert(id, live);
+            recovered.push(Recovered { record: document.record, evidence, rebooted });
+        }
+        let found: Vec<Found> = found
+            .iter()
+            .map(|(id, attempt)| Found { id: id.clone(), attempt: *attempt })
+            .collect();
+        let (core, effects) = Core::recover(recovered, &found);
+        self.core = core;
+        self.perform(effects);
+        for (id, attempt) in checked {
+            let job = self.job(&id, attempt);
+            job.iter().for_each(|job| self.begin_checks(job));
+        }
+        let ids: Vec<TaskId> = self.live.keys().cloned().collect();
+        ids.iter().for_each(|id| self.settle(id));
+    }
+}
+
+impl Live {
+    fn new(spec: Arc<v1::TaskSpec>, group: Option<Arc<v1::PodSpec>>, created: String) -> Self {
+        Self {
+            spec,
+            group,
+            created,
+            end: None,
+            reason: Reason::None,
+            container: None,
+            signal: None,
+            checks: Vec::new(),
+            checking: None,
+            timers: HashMap::new(),
+            operations: BTreeMap::new(),
+            accepted: Vec::new(),
+            waiters: Vec::new(),
+            remove: false,
+            cleaning: false,
+        }
+    }
+}
+
+/// Try until it works, with longer and longer pauses, and tell of each failure.
+async fn again<F>(
+    inputs: &mpsc::UnboundedSender<Input>,
+    id: &TaskId,
+    phase: &'static str,
+    act: impl Fn() -> F,
+) where
+    F: Future<Output = Result<(), String>>,
+{
+    let mut pause = AGAIN;
+    while let Err(why) = act().await {
+        // Nobody is there any more: whoever comes after us goes on.
+        if inputs.send(Input::Failing(id.clone(), phase, why)).is_err() {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(AGAIN_MOST);
+    }
+}
+
+const fn of(event: &Event) -> Option<&TaskId> {
+    match event {
+        Event::Saved { id, .. }
+        | Event::Staged { id, .. }
+        | Event::Launched { id, .. }
+        | Event::Exited { id, .. }
+        | Event::Vanished { id, .. }
+        | Event::Released { id, .. }
+        | Event::Stop { id, .. }
+        | Event::Elapsed { id, .. }
+        | Event::Acknowledged { id, .. }
+        | Event::Forget { id } => Some(id),
+        Event::Resend => None,
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("tasks", &self.live.len()).finish_non_exhaustive()
+    }
+}
