@@ -57,6 +57,15 @@ pub fn hand_over(host: &str, inside: &str, namespace: &Path) -> Result<(), CallE
     theirs.up(index).call(step("bring it up"))
 }
 
+/// Bring an interface of the calling thread's network namespace up.
+///
+/// # Errors
+/// Names the interface.
+pub fn bring_up(name: &str) -> Result<(), CallError> {
+    let bring = || Route::here().and_then(|here| here.up(here.index(name)?));
+    bring().call(|| format!("bring the interface {name} up"))
+}
+
 /// A socket that speaks of the network namespace in which it was opened (rtnetlink(7)).
 struct Route(Socket);
 

@@ -2,9 +2,24 @@
 //! are the reference. Every message has the JSON of proto3 as well.
 
 /// Version 1.
+#[expect(clippy::large_enum_variant, reason = "generated, and moved about rarely")]
 pub mod v1 {
     tonic::include_proto!("hafen.v1");
     include!(concat!(env!("OUT_DIR"), "/hafen.v1.serde.rs"));
+
+    /// Without the content.
+    impl std::fmt::Debug for Secret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let Self { destination, content, mode, uid, gid } = self;
+            f.debug_struct("Secret")
+                .field("destination", destination)
+                .field("content", &format_args!("({} bytes)", content.len()))
+                .field("mode", &format_args!("{mode:#o}"))
+                .field("uid", uid)
+                .field("gid", gid)
+                .finish()
+        }
+    }
 }
 
 /// All messages and services, for reflection and for clients without the `.proto` files (a `FileDescriptorSet`).
