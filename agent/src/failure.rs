@@ -34,6 +34,11 @@ impl Failure {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
+
+    /// An error with all that caused it.
+    pub fn of(kind: Kind, error: &dyn std::error::Error) -> Self {
+        Self { kind, message: chain(error) }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -44,8 +49,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// An error and its causes on one line.
-#[must_use]
+/// An error with all that caused it, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

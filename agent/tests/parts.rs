@@ -4,13 +4,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hafen::artifact::Fetcher;
 use hafen::check::{self, Target, probe};
-use hafen::failure::Failure;
+use hafen::failure::{Failure, chain};
 use hafen::network::cni::{Attachment, Cni, CniError};
 use hafen::network::conflist::{self, BuiltIn};
 use hafen::network::netns::{self, Kind};
@@ -25,6 +27,10 @@ use v1::check::{Http, Probe, Tcp};
 
 /// What a case needs: its name, and whether it is there.
 type Need = (&'static str, fn() -> bool);
+const IP: Need = ("program ip", || Command::new("ip").arg("-V").output().is_ok());
+
+/// Its name, what it needs, and what it does with an empty folder.
+type Case = (&'static str, &'static [Need], fn(&Path));
 
 const ROOT: Need = ("root", || nix::unistd::geteuid().is_root());
 const PLUGINS: Need = ("containernetworking-plugins", || {
@@ -36,14 +42,14 @@ const IPTABLES: Need =
     ("program iptables", || Command::new("iptables").arg("--version").output().is_ok());
 
 fn main() {
-    let cases: [(&str, &[Need], fn(&Path)); 6] = [
+    let cases: [Case; 8] = [
         ("netns::a_network_is_pinned_and_removed", &[ROOT], a_network_is_pinned_and_removed),
         ("netns::an_ipc_namespace_is_pinned_and_removed", &[ROOT], an_ipc_namespace_is_pinned),
         ("probe::a_task_is_asked_in_its_network", &[ROOT], a_task_is_asked_in_its_network),
         ("probe::a_certificate_is_not_looked_at", &[ROOT], a_certificate_is_not_looked_at),
         (
             "cni::published_ports_lead_to_a_task_and_nothing_is_left",
-            &[ROOT, PLUGINS, IPTABLES],
+            &[ROOT, PLUGINS, IPTABLES, IP],
             published_ports_lead_to_a_task,
         ),
         (
@@ -51,6 +57,8 @@ fn main() {
             &[ROOT, PLUGINS, IPTABLES],
             what_a_crash_leaves_is_deleted,
         ),
+        ("artifact::tars_are_unpacked", &[ROOT], tars_are_unpacked),
+        ("artifact::hostile_tars_are_refused", &[ROOT], hostile_tars_are_refused),
     ];
     let trials = cases.map(|(name, needs, body)| {
         Trial::ignorable_test(name, move || {
@@ -262,6 +270,30 @@ fn answer_at(address: IpAddr, port: u16) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+const NEAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+fn call(program: &str, words: &str) {
+    let done = Command::new(program).args(words.split_whitespace()).status().unwrap();
+    assert!(done.success(), "{program} {words}");
+}
+
+/// A network that this one reaches at [`FAR`], and it at [`NEAR`].
+fn far_away(folder: &Path) -> PathBuf {
+    let far = folder.join("far");
+    netns::create(Kind::Network, &far).unwrap();
+    call("ip", "link add near type veth peer name far");
+    call("ip", &format!("link set far netns {}", far.display()));
+    call("ip", &format!("address add {NEAR}/24 dev near"));
+    call("ip", "link set near up");
+    netns::inside(&far, || {
+        call("ip", &format!("address add {FAR}/24 dev far"));
+        call("ip", "link set far up");
+    })
+    .unwrap();
+    far
+}
+
 fn published_ports_lead_to_a_task(folder: &Path) {
     let wanted = v1::Port { container: 80, ..v1::Port::default() };
     let wanted = ports::validate(&[wanted]).unwrap();
@@ -279,6 +311,16 @@ fn published_ports_lead_to_a_task(folder: &Path) {
     for at in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 97, 0, 1)] {
         assert!(answer_at(at.into(), port).starts_with("HTTP/1.1 418"), "{at}");
     }
+    // To another machine, past a chain that drops what nobody accepts, and from there.
+    let far = far_away(folder);
+    serve(&far, "0.0.0.0:81", TEAPOT);
+    call("iptables", "-w -P FORWARD DROP");
+    let answer = netns::inside(&net.attachment.namespace, || answer_at(FAR.into(), 81)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 418"), "{answer}");
+    call("iptables", "-w -P FORWARD ACCEPT");
+    let answer = netns::inside(&far, || answer_at(NEAR.into(), port)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 418"), "{answer}");
+    netns::remove(&far).unwrap();
     let target = Target { namespace: net.attachment.namespace.clone(), address: Some(address) };
     let checks = [v1::Check {
         name: "web".to_owned(),
@@ -300,12 +342,13 @@ fn published_ports_lead_to_a_task(folder: &Path) {
     wait(cni.delete(&net.record())).unwrap();
     assert_eq!(net.left(), [""; 0]);
     assert!(!net.record().exists());
-    eprintln!("{:?}", net.left());
     net.end();
 }
 
 fn what_a_crash_leaves_is_deleted(folder: &Path) {
-    let net = Net::new(folder, &[]);
+    let mut net = Net::new(folder, &[]);
+    // These plugins know 1.0.0 at most, or 1.1.0 as well.
+    net.network.versions = vec!["1.1.0".to_owned(), "1.0.0".to_owned()];
     let cni = Cni::default();
     wait(cni.add(&net.network, &net.attachment, &net.record())).unwrap();
     // As if ADD had not come to the end of its last plugin.
@@ -322,6 +365,95 @@ fn what_a_crash_leaves_is_deleted(folder: &Path) {
     netns::remove(&net.attachment.namespace).unwrap();
     wait(cni.delete(&net.record())).unwrap();
     assert!(!net.record().exists());
-    eprintln!("{:?}", net.left());
+    // The plugin would have looked there for what it masquerades (containernetworking-plugins 1.1.1).
+    let mut left = net.left();
+    left.retain(|rule| !rule.contains("POSTROUTING") && !rule.starts_with("-A CNI-"));
+    assert_eq!(left, [""; 0]);
     net.end();
+}
+
+type Change = fn(&mut tar::Header);
+
+fn tar_of(entries: &[(&str, &[u8], Change)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content, change) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(nix::unistd::geteuid().as_raw().into());
+        header.set_gid(nix::unistd::getegid().as_raw().into());
+        // As it is: the library would refuse some.
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        change(&mut header);
+        header.set_cksum();
+        archive.append(&header, *content).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+fn link(header: &mut tar::Header, to: &str) {
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.as_gnu_mut().unwrap().linkname[..to.len()].copy_from_slice(to.as_bytes());
+}
+
+/// From a file of the node. Of what is refused, nothing is left.
+fn unpack(folder: &Path, name: &str, content: &[u8]) -> Result<(), String> {
+    let source = tempfile::tempdir().unwrap();
+    let path = source.path().join(name);
+    fs::write(&path, content).unwrap();
+    let artifact = v1::Artifact {
+        source: format!("file://{}", path.display()),
+        destination: "/srv/it".to_owned(),
+        ..v1::Artifact::default()
+    };
+    let fetcher = Fetcher::new(MOST).unwrap();
+    wait(fetcher.fetch(&artifact, &folder.join("it"))).map_err(|e| chain(&e))
+}
+
+const MOST: u64 = 1 << 20;
+
+fn tars_are_unpacked(folder: &Path) {
+    let tar = tar_of(&[
+        ("bin/tool", b"#!", |header| {
+            header.set_mode(0o4755);
+            header.set_uid(1000);
+        }),
+        ("bin/link", b"", |header| link(header, "../bin/tool")),
+    ]);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&tar).unwrap();
+    let gzip = encoder.finish().unwrap();
+    let zstd = zstd::encode_all(&tar[..], 1).unwrap();
+    for (name, content) in [("a.tar", &tar), ("a.tgz", &gzip), ("a.tar.zst", &zstd)] {
+        unpack(folder, name, content).unwrap();
+        let place = folder.join("it");
+        assert_eq!(fs::read(place.join("bin/link")).unwrap(), b"#!");
+        let about = fs::metadata(place.join("bin/tool")).unwrap();
+        assert_eq!((about.mode() & 0o7777, about.uid()), (0o755, 0), "{name}");
+    }
+    fs::remove_dir_all(folder.join("it")).unwrap();
+}
+
+fn hostile_tars_are_refused(folder: &Path) {
+    let refuse = |name: &str, content: &[u8], says: &str| {
+        let error = unpack(folder, name, content).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    };
+    refuse("a.tar", &tar_of(&[("../x", b"", |_| ())]), "../x");
+    let absolute = tar_of(&[("a", b"", |header| link(header, "/etc/passwd"))]);
+    refuse("a.tar", &absolute, "out of the artifact");
+    let up = tar_of(&[("b/a", b"", |header| link(header, "../../x"))]);
+    refuse("a.tar", &up, "out of the artifact");
+    let through = tar_of(&[("a", b"", |header| link(header, "..")), ("a/x", b"", |_| ())]);
+    refuse("a.tar", &through, "leads through the symlink");
+    let device = tar_of(&[("null", b"", |header| {
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+    })]);
+    refuse("a.tar", &device, "is a device");
+    refuse("a.tar", &[7; 4096], "it is no tar");
+    let large = vec![0; usize::try_from(MOST).unwrap() + 1];
+    let bomb = zstd::encode_all(&tar_of(&[("a", &large, |_| ())])[..], 1).unwrap();
+    refuse("a.tar.zst", &bomb, "it unpacks to more than 1048576 bytes");
 }

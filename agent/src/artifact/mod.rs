@@ -2,11 +2,12 @@
 
 mod unpack;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,12 +25,16 @@ use v1::artifact::Unpack;
 
 pub use unpack::UnpackError;
 
+use crate::failure::{Failure, Kind};
+
 const CONNECT: Duration = Duration::from_secs(10);
 /// Without a byte.
 const STALL: Duration = Duration::from_secs(30);
 const REDIRECTS: usize = 5;
-/// Of an archive.
-const MOST_ENTRIES: u64 = 1_000_000;
+/// What is unpacked, in a draft.
+const CONTENT: &str = "content";
+/// End of the names of what is not complete.
+const DRAFT: &str = ".part";
 const BUFFER: usize = 256 << 10;
 
 /// An artifact that is not there. Nothing of it is left.
@@ -214,14 +219,14 @@ impl Fetcher {
 
     async fn try_fetch(&self, artifact: &v1::Artifact, place: &Path) -> Result<(), Reason> {
         let wanted = Wanted::read(artifact, self.most)?;
-        let draft = Draft::beside(place, "part")?;
+        let draft = Draft::beside(place)?;
         let file = match wanted.source.scheme() {
             "file" => copy(&wanted, &draft).await?,
             _ => self.download(&wanted, &draft).await?,
         };
         let done = match wanted.unpack {
             Unpack::Tar | Unpack::Zip => {
-                let folder = Draft::beside(place, "unpacked")?;
+                let folder = Draft::beside(place)?;
                 let unpacked = blocking(move || unpack_into(&wanted, file, folder)).await?;
                 drop(draft);
                 unpacked
@@ -277,7 +282,7 @@ async fn receive(
     parts: impl Stream<Item = Result<Bytes, Reason>>,
 ) -> Result<File, Reason> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o644);
+    options.read(true).write(true).create_new(true).mode(0o600);
     let path = draft.path.clone();
     let mut file = file(options.open(&path), "create", &path)?;
     let (mut hash, mut length) = (Sha256::new(), 0);
@@ -303,6 +308,8 @@ async fn receive(
         }
         _ => {
             blocking(move || {
+                // Whatever our umask is: the task may be any user, and this a program.
+                self::file(file.set_permissions(Permissions::from_mode(0o755)), "chmod", &path)?;
                 self::file(file.sync_all(), "fsync", &path)?;
                 Ok(file)
             })
@@ -344,52 +351,74 @@ fn open_regular(path: &Path) -> Result<File, Reason> {
     Err(Reason::Invalid { field: "source", reason: format!("{} is {what}", path.display()) })
 }
 
+/// Within a folder that nobody else can enter: until it is cleaned, an archive's set-id bits are there.
 fn unpack_into(wanted: &Wanted, packed: File, folder: Draft) -> Result<Draft, Reason> {
-    let path = &folder.path;
-    file(DirBuilder::new().mode(0o700).create(path), "mkdir", path)?;
-    let bounds = unpack::Bounds { bytes: wanted.most, entries: MOST_ENTRIES };
+    let make = |path: &Path, mode| file(DirBuilder::new().mode(mode).create(path), "mkdir", path);
+    make(&folder.path, 0o700)?;
+    let content = folder.path.join(CONTENT);
+    make(&content, 0o755)?;
+    file(fs::set_permissions(&content, Permissions::from_mode(0o755)), "chmod", &content)?;
+    let bounds = unpack::Bounds { bytes: wanted.most, ..unpack::Bounds::default() };
     let unpacked = match wanted.unpack {
-        Unpack::Zip => unpack::zip(packed, path, bounds),
-        _ => unpack::tar(packed, path, bounds),
+        Unpack::Zip => unpack::zip(packed, &content, bounds),
+        _ => unpack::tar(packed, &content, bounds),
     };
     unpacked.map_err(Reason::Unpack)?;
     Ok(folder)
 }
 
-/// A file or folder under a name of its own, removed again unless it is published.
+/// A file or folder under a name of its own, removed again with all that is not published.
 #[derive(Debug)]
 struct Draft {
     path: PathBuf,
-    published: bool,
 }
 
 impl Draft {
-    fn beside(place: &Path, what: &str) -> Result<Self, Reason> {
+    /// No two have the same name: a thread that still unpacks for nobody is not to meet the next one.
+    fn beside(place: &Path) -> Result<Self, Reason> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = place.file_name().ok_or_else(|| Reason::Invalid {
             field: "place",
             reason: format!("{} has no name", place.display()),
         })?;
-        let path = place.with_file_name(format!(".{}.{what}", name.to_string_lossy()));
-        // Of a process that died.
+        let prefix = format!(".{}.", name.to_string_lossy());
+        let own = format!("{}-", std::process::id());
+        remove_left(place.parent().unwrap_or(Path::new(".")), &prefix, &own)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = place.with_file_name(format!("{prefix}{own}{number}{DRAFT}"));
+        // A process before us may have had the same number.
         remove(&path)?;
-        Ok(Self { path, published: false })
+        Ok(Self { path })
     }
 
-    fn publish(mut self, place: &Path) -> Result<(), Reason> {
+    /// What is left of the draft goes when it is dropped.
+    fn publish(self, place: &Path) -> Result<(), Reason> {
+        let content = self.path.join(CONTENT);
         remove(place)?;
-        file(fs::rename(&self.path, place), "rename to", place)?;
-        self.published = true;
+        let from = if self.path.is_dir() { &content } else { &self.path };
+        file(fs::rename(from, place), "rename to", place)?;
         Ok(place.parent().map_or(Ok(()), sync_folder)?)
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.published {
-            // Whoever fetches the same again begins with this.
-            let _ = remove(&self.path);
+        // Whoever fetches the same again begins with this.
+        let _ = remove(&self.path);
+    }
+}
+
+/// Drafts of processes that died.
+fn remove_left(folder: &Path, prefix: &str, own: &str) -> Result<(), Reason> {
+    for entry in file(fs::read_dir(folder), "read", folder)? {
+        let path = file(entry, "read", folder)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(DRAFT));
+        if number.is_some_and(|number| !number.contains('.') && !number.starts_with(own)) {
+            remove(&path)?;
         }
     }
+    Ok(())
 }
 
 /// A file or a folder, or nothing.
@@ -398,6 +427,19 @@ fn remove(path: &Path) -> Result<(), Reason> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(found) if found.is_dir() => Ok(remove_tree(path)?),
         found => file(found.and_then(|_| fs::remove_file(path)), "remove", path),
+    }
+}
+
+impl From<ArtifactError> for Failure {
+    fn from(e: ArtifactError) -> Self {
+        let kind = match &e.reason {
+            Reason::Invalid { .. } => Kind::Invalid,
+            Reason::Fetch(_) | Reason::Status(_) => Kind::Unavailable,
+            Reason::TooLarge(_) => Kind::Exhausted,
+            Reason::Digest { .. } | Reason::Unpack(_) => Kind::State,
+            Reason::File { .. } => Kind::Internal,
+        };
+        Self::of(kind, &e)
     }
 }
 

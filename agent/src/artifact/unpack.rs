@@ -1,17 +1,19 @@
 //! Archives of artifacts: nothing is written outside of the folder, and nothing in it leads out.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{
-    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
+    FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
 };
 use std::path::{Component, Path, PathBuf};
 
 use hafen_rootfs::unpack::{settle, unpack};
 use hafen_sys::{CallError, Context};
 use nix::unistd::{getegid, geteuid};
-use zip::ZipArchive;
+use zip::ZipReadOptions;
+use zip::read::{Config, ZipFile};
+use zip::unstable::read::ZipIterable;
 
 pub(super) use hafen_rootfs::unpack::Bounds;
 
@@ -30,7 +32,7 @@ pub enum UnpackError {
     #[error("it unpacks to more than {bound} {what}: raise max_bytes, or what the node allows")]
     TooLarge { bound: u64, what: &'static str },
     #[error("it is no tar that can be unpacked")]
-    Tar(#[from] hafen_rootfs::unpack::UnpackError),
+    Tar(#[source] hafen_rootfs::unpack::UnpackError),
     #[error("it is no zip that can be unpacked")]
     Zip(#[from] zip::result::ZipError),
     #[error("read the archive")]
@@ -57,34 +59,54 @@ pub(super) fn tar(mut packed: File, folder: &Path, bounds: Bounds) -> Result<(),
     };
     let top: OwnedFd = File::open(folder).call(|| format!("open {}", folder.display()))?.into();
     // A layer with nothing below it: what it would hide is not there, and is left out.
-    let unpacked = unpack(stream, &top, bounds)?;
-    settle(&top, &unpacked, &[], bounds)?;
-    clean(folder, folder, 0)?;
-    Ok(())
+    let unpacked = unpack(stream, &top, bounds).map_err(of_layer)?;
+    settle(&top, &unpacked, &[], bounds).map_err(of_layer)?;
+    clean(folder)
+}
+
+/// It is told what to raise.
+fn of_layer(e: hafen_rootfs::unpack::UnpackError) -> UnpackError {
+    use hafen_rootfs::unpack::UnpackError as Layer;
+    match e {
+        Layer::TooLarge { what, bound, .. } => UnpackError::TooLarge { bound, what },
+        other => UnpackError::Tar(other),
+    }
 }
 
 /// What unpacking a layer takes over, and an artifact must not: owners, set-id bits, devices, links that lead out.
-fn clean(top: &Path, folder: &Path, depth: usize) -> Result<(), UnpackError> {
-    let read = || format!("read {}", folder.display());
-    for found in fs::read_dir(folder).call(read)? {
-        let path = found.call(read)?.path();
-        let shown = path.strip_prefix(top).unwrap_or(&path);
-        let about = fs::symlink_metadata(&path).call(|| format!("stat {}", path.display()))?;
-        let kind = about.file_type();
-        if kind.is_block_device() || kind.is_char_device() {
-            return Err(entry(shown, "is a device, which an artifact cannot have"));
-        }
-        if kind.is_symlink() {
-            let target = fs::read_link(&path).call(|| format!("readlink {}", path.display()))?;
-            stays_inside(&target, depth).map_err(|reason| entry(shown, reason))?;
-        }
-        own(&path, &about)?;
-        if kind.is_dir() {
-            clean(top, &path, depth + 1)?;
+/// One folder is open at a time, however deep they are.
+fn clean(top: &Path) -> Result<(), UnpackError> {
+    let mut folders = vec![(top.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let read = || format!("read {}", folder.display());
+        for found in fs::read_dir(&folder).call(read)? {
+            let path = found.call(read)?.path();
+            let shown = path.strip_prefix(top).unwrap_or(&path);
+            if clean_one(&path, shown, depth)? {
+                folders.push((path, depth + 1));
+            }
         }
     }
-    let about = fs::symlink_metadata(folder).call(|| format!("stat {}", folder.display()))?;
-    if depth == 0 { own(folder, &about) } else { Ok(()) }
+    own(top, &about(top)?)
+}
+
+/// Whether it is a folder.
+fn clean_one(path: &Path, shown: &Path, depth: usize) -> Result<bool, UnpackError> {
+    let about = about(path)?;
+    let kind = about.file_type();
+    if kind.is_block_device() || kind.is_char_device() {
+        return Err(entry(shown, "is a device, which an artifact cannot have"));
+    }
+    if kind.is_symlink() {
+        let target = fs::read_link(path).call(|| format!("readlink {}", path.display()))?;
+        stays_inside(&target, depth).map_err(|reason| entry(shown, reason))?;
+    }
+    own(path, &about)?;
+    Ok(kind.is_dir())
+}
+
+fn about(path: &Path) -> Result<fs::Metadata, CallError> {
+    fs::symlink_metadata(path).call(|| format!("stat {}", path.display()))
 }
 
 fn own(path: &Path, about: &fs::Metadata) -> Result<(), UnpackError> {
@@ -123,35 +145,38 @@ fn stays_inside(target: &Path, depth: usize) -> Result<(), String> {
 
 /// A zip. Links are made last: nothing is written through one.
 pub(super) fn zip(packed: File, folder: &Path, bounds: Bounds) -> Result<(), UnpackError> {
-    let mut archive = ZipArchive::new(packed)?;
-    if archive.len() as u64 > bounds.entries {
-        return Err(UnpackError::TooLarge { bound: bounds.entries, what: "entries" });
-    }
-    let (mut left, mut links) = (bounds.bytes, Vec::new());
-    for at in 0..archive.len() {
-        let mut file = archive.by_index(at)?;
-        let name = file.enclosed_name().filter(|name| name.as_os_str().len() > 0);
-        let name = match name {
-            Some(name) => name,
-            None => {
-                let name = String::from_utf8_lossy(file.name_raw()).into_owned();
-                return Err(entry(Path::new(&name), "leads out of the artifact"));
-            }
-        };
+    // The position is one for both, and either seeks before it reads.
+    let contents = BufReader::new(packed.try_clone().map_err(UnpackError::Read)?);
+    // Entry by entry: an index of all would cost many times their bytes.
+    let mut archive = ZipIterable::try_new(BufReader::new(packed), Config::default())?;
+    let mut files = archive.files_with_reader(contents, ZipReadOptions::default())?;
+    let (mut left, mut links) = (bounds, Vec::new());
+    while let Some(file) = files.next() {
+        let mut file = file?;
+        let name = name(&file)?;
+        // With the folders on its way, which it may imply.
+        left.entries = left
+            .entries
+            .checked_sub(name.components().count() as u64)
+            .ok_or(UnpackError::TooLarge { bound: bounds.entries, what: "entries" })?;
         let path = folder.join(&name);
-        if file.is_dir() {
-            make_folders(&path)?;
-            continue;
-        }
-        make_folders(path.parent().unwrap_or(folder))?;
+        let above = name.parent().unwrap_or(Path::new(""));
+        make_folders(folder, if file.is_dir() { &name } else { above })?;
         if file.is_symlink() {
-            links.push((name, read_link(&mut file).map_err(UnpackError::Read)?));
-            continue;
+            links.push((read_link(&mut file).map_err(UnpackError::Read)?, name));
+        } else if !file.is_dir() {
+            let mode = file.unix_mode().map_or(0o644, |mode| mode & PERMISSIONS);
+            let written = write(&mut file, &path, mode, left.bytes);
+            left.bytes -= written.map_err(|e| e.of(bounds, &name))?;
         }
-        let mode = file.unix_mode().map_or(0o644, |mode| mode & PERMISSIONS);
-        left -= write(&mut file, &path, mode, left).map_err(|e| e.of(bounds, &name))?;
     }
-    links.iter().try_for_each(|(name, target)| make_link(folder, name, target))
+    links.iter().try_for_each(|(target, name)| make_link(folder, name, target))
+}
+
+fn name(file: &ZipFile<'_, impl Read>) -> Result<PathBuf, UnpackError> {
+    let name = file.enclosed_name().filter(|name| !name.as_os_str().is_empty());
+    let raw = || PathBuf::from(String::from_utf8_lossy(file.name_raw()).into_owned());
+    name.ok_or_else(|| entry(&raw(), "leads out of the artifact"))
 }
 
 fn read_link(file: &mut impl Read) -> io::Result<PathBuf> {
@@ -166,9 +191,19 @@ fn make_link(folder: &Path, name: &Path, target: &Path) -> Result<(), UnpackErro
     Ok(symlink(target, &path).call(|| format!("make the link {}", path.display()))?)
 }
 
-fn make_folders(path: &Path) -> Result<(), UnpackError> {
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(path);
-    Ok(made.call(|| format!("mkdir {}", path.display()))?)
+/// No link is there yet. The mode is set whatever our umask is: the task may be any user.
+fn make_folders(top: &Path, name: &Path) -> Result<(), UnpackError> {
+    let mut at = top.to_owned();
+    for part in name {
+        at.push(part);
+        let made = fs::create_dir(&at)
+            .and_then(|()| fs::set_permissions(&at, Permissions::from_mode(0o755)));
+        match made {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && at.is_dir() => {}
+            answer => answer.call(|| format!("mkdir {}", at.display()))?,
+        }
+    }
+    Ok(())
 }
 
 enum Unwritten {

@@ -88,7 +88,7 @@ mod tests {
             probe: Some(v1::check::Probe::Command(v1::check::Command {
                 args: vec!["ok".to_owned()],
             })),
-            interval: Some(Duration::from_secs(10).try_into().unwrap()),
+            interval: Some(Duration::from_secs(10).into()),
             failures: 2,
             ..v1::Check::default()
         }

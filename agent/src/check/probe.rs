@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::network::netns;
 
 /// Where a task can be asked.
@@ -192,13 +192,7 @@ async fn status(
 
 /// With all that caused it.
 fn explain(what: &str, error: &dyn Error) -> String {
-    let mut text = format!("{what}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    format!("{what}: {}", chain(error))
 }
 
 fn without_verification() -> Result<ClientConfig, rustls::Error> {

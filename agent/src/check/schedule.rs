@@ -6,6 +6,7 @@ use hafen_protocol::v1;
 use v1::check::{Kind, Probe};
 
 use super::probe;
+use crate::failure::Failure;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -174,6 +175,12 @@ impl Schedule {
             failures: self.failures,
             message: self.message.clone(),
         }
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(e: CheckError) -> Self {
+        Self::of(crate::failure::Kind::Invalid, &e)
     }
 }
 

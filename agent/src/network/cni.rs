@@ -23,6 +23,7 @@ use tokio::process::Command;
 
 use super::conflist::{Network, Plugin};
 use super::netns::is_pinned;
+use crate::failure::{Failure, Kind};
 
 /// Where plugins are looked for.
 pub const DEFAULT_PATHS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
@@ -511,6 +512,21 @@ fn addresses(result: &Value) -> Result<Vec<IpAddr>, String> {
     };
     let ips = result["ips"].as_array().into_iter().flatten();
     ips.filter(|ip| inside(ip)).map(read).collect()
+}
+
+impl From<CniError> for Failure {
+    fn from(e: CniError) -> Self {
+        /// "Try again later" (CNI 1.1.0, "Error").
+        const LATER: u64 = 11;
+        let kind = match &e {
+            CniError::Missing { .. } | CniError::Version { .. } => Kind::Unsupported,
+            CniError::Refused { code: LATER, .. } => Kind::Unavailable,
+            CniError::Late { .. } => Kind::Deadline,
+            CniError::Unreadable { .. } => Kind::State,
+            _ => Kind::Internal,
+        };
+        Self::of(kind, &e)
+    }
 }
 
 #[cfg(test)]

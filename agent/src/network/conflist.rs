@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::failure::{Failure, Kind};
+
 /// Where administrators configure networks.
 pub const DEFAULT_FOLDER: &str = "/etc/cni/net.d";
 /// Name of the network that is built in.
@@ -68,10 +70,12 @@ pub enum ConfigError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuiltIn {
     pub bridge: String,
+    /// By default none that podman (10.88), Docker (172.17) or flannel (10.244) take.
     pub subnet: (Ipv4Addr, u8),
     /// Where addresses that are in use are noted; no task outlives a boot, so it should not either.
     pub leases: PathBuf,
-    /// Accept the packets of tasks even where the node's FORWARD chain drops what nobody accepts.
+    /// Accept what tasks send, and the answers, even where the node's FORWARD chain drops what nobody accepts. Published
+    /// ports need a rule of the administrator's there.
     pub firewall: bool,
 }
 
@@ -79,7 +83,7 @@ impl Default for BuiltIn {
     fn default() -> Self {
         Self {
             bridge: "hafen0".to_owned(),
-            subnet: (Ipv4Addr::new(10, 88, 0, 0), 16),
+            subnet: (Ipv4Addr::new(10, 187, 0, 0), 16),
             leases: PathBuf::from("/run/hafen/cni/leases"),
             firewall: true,
         }
@@ -127,7 +131,7 @@ impl BuiltIn {
             plugins.push(json!({ "type": "firewall" }));
         }
         let list = json!({ "cniVersion": "1.0.0", "name": BUILT_IN, "plugins": plugins });
-        let mut network = read_list(&format!("built-in network {BUILT_IN}"), list)?;
+        let mut network = read_list(&format!("built-in network {BUILT_IN}"), &list)?;
         // Version 1.1.1, which Debian 12 has, misses rules for IPv6 where the container has no such address.
         network.plugins.iter_mut().for_each(|plugin| plugin.unchecked = plugin.kind == "portmap");
         Ok(network)
@@ -199,11 +203,12 @@ pub fn load_file(path: &Path) -> Result<Network, ConfigError> {
     let file = path.display().to_string();
     let is_list =
         value.contains_key("plugins") || path.extension().is_some_and(|e| e == "conflist");
-    read_list(&file, if is_list { Value::Object(value) } else { as_list(value) })
+    let list = if is_list { Value::Object(value) } else { as_list(&value) };
+    read_list(&file, &list)
 }
 
 /// One plugin's configuration as a list of one.
-fn as_list(plugin: Map<String, Value>) -> Value {
+fn as_list(plugin: &Map<String, Value>) -> Value {
     let mut list = Map::new();
     for key in ["cniVersion", "cniVersions", "name", "disableCheck"] {
         if let Some(value) = plugin.get(key) {
@@ -214,9 +219,9 @@ fn as_list(plugin: Map<String, Value>) -> Value {
     Value::Object(list)
 }
 
-fn read_list(file: &str, list: Value) -> Result<Network, ConfigError> {
+fn read_list(file: &str, list: &Value) -> Result<Network, ConfigError> {
     let reader = Reader { file };
-    let name = reader.text(&list, "", "name")?;
+    let name = reader.text(list, "", "name")?;
     if !is_network_name(name) {
         let reason =
             format!("{name:?}: letters and digits, after the first also \"_\", \".\" and \"-\"");
@@ -229,7 +234,7 @@ fn read_list(file: &str, list: Value) -> Result<Network, ConfigError> {
     let plugins = plugins.iter().enumerate().map(|(at, plugin)| reader.plugin(at, plugin));
     Ok(Network {
         name: name.to_owned(),
-        versions: reader.versions(&list)?,
+        versions: reader.versions(list)?,
         // Some write it as text (CNI 1.0.0 and libcni allow both).
         disable_check: list["disableCheck"] == true || list["disableCheck"] == "true",
         plugins: plugins.collect::<Result<_, _>>()?,
@@ -312,11 +317,18 @@ impl Reader<'_> {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(e: ConfigError) -> Self {
+        let unknown = matches!(e, ConfigError::Unknown { .. });
+        Self::of(if unknown { Kind::NotFound } else { Kind::State }, &e)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn says(list: Value) -> String {
+    fn says(list: &Value) -> String {
         read_list("x.conflist", list).unwrap_err().to_string()
     }
 
@@ -324,20 +336,20 @@ mod tests {
     fn errors_name_the_file_and_the_field() {
         let plugins = json!([{ "type": "bridge" }]);
         assert_eq!(
-            says(json!({ "cniVersion": "1.0.0", "plugins": plugins })),
+            says(&json!({ "cniVersion": "1.0.0", "plugins": plugins })),
             "x.conflist: name: is missing"
         );
         assert!(
-            says(json!({ "name": "../x", "plugins": plugins })).starts_with("x.conflist: name: ")
+            says(&json!({ "name": "../x", "plugins": plugins })).starts_with("x.conflist: name: ")
         );
         assert_eq!(
-            says(json!({ "name": "x", "plugins": plugins })),
+            says(&json!({ "name": "x", "plugins": plugins })),
             "x.conflist: cniVersion: is missing"
         );
-        let old = says(json!({ "cniVersion": "0.2.0", "name": "x", "plugins": plugins }));
+        let old = says(&json!({ "cniVersion": "0.2.0", "name": "x", "plugins": plugins }));
         assert!(old.starts_with("x.conflist: cniVersion: 0.2.0 is none of 0.3.0"), "{old}");
         let plugin = |plugin: Value| {
-            says(json!({ "cniVersion": "1.0.0", "name": "x", "plugins": [plugin] }))
+            says(&json!({ "cniVersion": "1.0.0", "name": "x", "plugins": [plugin] }))
         };
         assert!(plugin(json!({})).contains("plugins[0].type: is missing"));
         assert!(plugin(json!({ "type": "../sh" })).contains("plugins[0].type: \"../sh\""));
@@ -347,7 +359,7 @@ mod tests {
             plugin(json!({ "type": "a", "capabilities": [] })).contains("plugins[0].capabilities")
         );
         assert!(
-            says(json!({ "cniVersion": "1.0.0", "name": "x", "plugins": [] }))
+            says(&json!({ "cniVersion": "1.0.0", "name": "x", "plugins": [] }))
                 .contains("plugins: ")
         );
     }
@@ -358,14 +370,14 @@ mod tests {
             "cniVersion": "0.4.0", "cniVersions": ["2.0.0", "1.1.0", "1.0.0"], "name": "x",
             "plugins": [{ "type": "a" }],
         });
-        assert_eq!(read_list("x", list).unwrap().versions, ["1.1.0", "1.0.0", "0.4.0"]);
+        assert_eq!(read_list("x", &list).unwrap().versions, ["1.1.0", "1.0.0", "0.4.0"]);
     }
 
     #[test]
     fn a_folder_is_read_in_order_and_names_are_unique() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, value: Value| {
-            fs::write(folder.path().join(name), value.to_string()).unwrap()
+            fs::write(folder.path().join(name), value.to_string()).unwrap();
         };
         write("20-b.conf", json!({ "cniVersion": "1.0.0", "name": "b", "type": "ptp" }));
         write(
@@ -390,7 +402,7 @@ mod tests {
         let network = BuiltIn::default().network().unwrap();
         let kinds: Vec<&str> = network.plugins.iter().map(|p| p.kind.as_str()).collect();
         assert_eq!(kinds, ["bridge", "portmap", "firewall"]);
-        assert_eq!(network.plugins[0].config["ipam"]["ranges"][0][0]["subnet"], "10.88.0.0/16");
+        assert_eq!(network.plugins[0].config["ipam"]["ranges"][0][0]["subnet"], "10.187.0.0/16");
         for subnet in
             [([8, 8, 8, 0], 24), ([10, 0, 0, 1], 16), ([10, 0, 0, 0], 30), ([10, 0, 0, 0], 200)]
         {

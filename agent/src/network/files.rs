@@ -10,6 +10,8 @@ use hafen_protocol::v1;
 use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
 
+use crate::failure::{Failure, Kind};
+
 /// Where the node says how names are found.
 pub const NODE_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The name servers behind systemd-resolved, whose own address on the node's loopback no other network reaches.
@@ -152,7 +154,7 @@ fn resolv_conf(network: &v1::Network, known: &Known<'_>) -> String {
     };
     let search = if network.dns_search.is_empty() {
         // The last one counts (resolv.conf(5)).
-        node("search").last().unwrap_or_default()
+        node("search").next_back().unwrap_or_default()
     } else {
         network.dns_search.clone()
     };
@@ -221,6 +223,12 @@ pub fn write(folder: &Path, files: &Files) -> Result<Written, CallError> {
         hosts: put("hosts", &files.hosts)?,
         resolv_conf: put("resolv.conf", &files.resolv_conf)?,
     })
+}
+
+impl From<NameError> for Failure {
+    fn from(e: NameError) -> Self {
+        Self::of(Kind::Invalid, &e)
+    }
 }
 
 #[cfg(test)]

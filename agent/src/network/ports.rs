@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use hafen_protocol::v1;
 use serde_json::{Value, json};
 
+use crate::failure::{Failure, Kind};
+
 /// What is spoken on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
@@ -233,6 +235,18 @@ fn hold(port: &Publish) -> Result<Option<(u16, Socket)>, PortError> {
             Err(PortError::Taken { port: port.to_string(), by: "a process of the node" })
         }
         Err(source) => Err(PortError::Bind { port: port.to_string(), source }),
+    }
+}
+
+impl From<PortError> for Failure {
+    fn from(e: PortError) -> Self {
+        let kind = match &e {
+            PortError::Invalid { .. } => Kind::Invalid,
+            PortError::Taken { .. } => Kind::Exists,
+            PortError::Exhausted { .. } => Kind::Exhausted,
+            PortError::Bind { .. } => Kind::Internal,
+        };
+        Self::of(kind, &e)
     }
 }
 
