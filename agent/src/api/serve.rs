@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use super::caller::{Caller, Party, Seat, Seats};
+use super::caller::{Caller, Seat, Seats};
 use super::door::{Door, DoorError};
 use super::tls::{self, TlsError};
 use super::{grpc, http};
@@ -165,20 +165,14 @@ struct Host {
 
 impl Host {
     async fn local(&self, came: io::Result<UnixStream>) {
-        let known = came.and_then(|stream| stream.peer_cred().map(|who| (stream, who)));
-        let (stream, credentials) = match known {
+        let known = came.and_then(|stream| Caller::local(&stream).map(|caller| (stream, caller)));
+        let (stream, caller) = match known {
             Ok(known) => known,
             Err(e) => return rest(&e).await,
         };
-        let caller = Caller::local(&credentials);
-        if let Some(seat) = self.seat(Party::User(credentials.uid()), &caller) {
-            let (host, group) = (self.clone(), self.group);
-            tokio::spawn(async move {
-                let asked = caller.clone();
-                // NSS may ask the network.
-                let may = tokio::task::spawn_blocking(move || asked.may(group)).await;
-                host.attend(stream, caller, may.unwrap_or(false), seat).await;
-            });
+        if let Some(seat) = self.seat(&caller) {
+            let may = caller.may(self.group);
+            tokio::spawn(self.clone().attend(stream, caller, may, seat));
         }
     }
 
@@ -189,7 +183,7 @@ impl Host {
         };
         let nobody =
             Caller::Remote { address: address.ip(), certificate: "no certificate yet".to_owned() };
-        let Some(seat) = self.seat(Party::Host(address.ip()), &nobody) else { return };
+        let Some(seat) = self.seat(&nobody) else { return };
         let host = self.clone();
         tokio::spawn(async move {
             match timeout(FIRST_WORDS, acceptor.accept(stream)).await {
@@ -205,8 +199,8 @@ impl Host {
         });
     }
 
-    fn seat(&self, party: Party, caller: &Caller) -> Option<Seat> {
-        let seat = self.seats.take(party);
+    fn seat(&self, caller: &Caller) -> Option<Seat> {
+        let seat = self.seats.take(caller.party());
         if seat.is_none() {
             tracing::debug!(%caller, "too many connections");
         }

@@ -39,6 +39,10 @@ pub(super) fn run(host: &HostArgs, args: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 fn wanted(args: &RunArgs) -> Result<v1::TaskSpec, Error> {
+    if args.is_said_twice() {
+        let what = "with --file only --name and --detach can be said: all else is in the file";
+        return Err(Error::Refused(what.to_owned()));
+    }
     let mut spec = match &args.file {
         Some(path) => document::read(path)?,
         None => {
