@@ -13,8 +13,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use sha2::{Digest, Sha256};
@@ -282,14 +282,25 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
+/// Or does it only look?
+fn changes(method: &Method, path: &str) -> bool {
+    const LOOKS: [&str; 7] = ["Get", "List", "Stats", "Logs", "Events", "Wait", "Debug"];
+    let call = path.strip_prefix("/hafen.v1.Node/").unwrap_or_default();
+    let looks = LOOKS.iter().any(|word| call.starts_with(word)) || path.ends_with("/wait");
+    method != Method::GET && !looks
+}
+
 async fn answer(
     router: Router,
     caller: Caller,
     may: bool,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    if request.method() != hyper::Method::GET {
-        tracing::info!(%caller, method = %request.method(), path = request.uri().path(), "request");
+    let (method, path) = (request.method(), request.uri().path());
+    if changes(method, path) {
+        tracing::info!(%caller, %method, path, "request");
+    } else {
+        tracing::debug!(%caller, %method, path, "request");
     }
     if !may {
         let is_grpc = grpc::is(request.headers());

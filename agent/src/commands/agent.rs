@@ -111,7 +111,12 @@ fn read(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Error> {
 }
 
 fn start_log(log: &Log) -> Result<(), Error> {
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    // Below that, the libraries tell of every frame: who wants it names them.
+    let filter = match log.level.as_str() {
+        level @ ("debug" | "trace") => format!("info,hafen={level}"),
+        level => level.to_owned(),
+    };
+    let filter = EnvFilter::builder().parse_lossy(filter);
     let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false);
     let started = match log.format {
         LogFormat::Text => lines.with_env_filter(filter).try_init(),

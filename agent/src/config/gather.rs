@@ -73,7 +73,7 @@ pub fn gather(
     for (name, text) in variables.into_iter().filter(|(name, _)| name.starts_with("HAFEN_")) {
         match KEYS.iter().find(|key| key.variable() == name) {
             Some(key) => add(&mut given, key, text, Source::Variable(name)),
-            None if OTHERS.contains(&name.as_str()) => {}
+            None if is_other(&name) => {}
             None => given.problems.push(Problem {
                 key: String::new(),
                 source: Source::Variable(name),
@@ -88,6 +88,11 @@ pub fn gather(
         add(&mut given, key, key.default.to_owned(), Source::Default);
     }
     given
+}
+
+/// Kubernetes puts the addresses of a service into variables that begin with its name.
+fn is_other(name: &str) -> bool {
+    OTHERS.contains(&name) || name.starts_with("HAFEN_SERVICE_") || name.starts_with("HAFEN_PORT")
 }
 
 fn add(given: &mut Given, key: &Key, text: String, source: Source) {
