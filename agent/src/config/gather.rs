@@ -43,18 +43,13 @@ pub struct Given {
     pub values: BTreeMap<&'static str, Raw>,
     /// What was said and is no key.
     pub problems: Vec<Problem>,
+    /// Variables with our prefix that nobody knows. They may be another program's: worth a word, and no failure.
+    pub strangers: Vec<String>,
 }
 
 /// Of the command line, and nothing of the agent.
-const OTHERS: [&str; 7] = [
-    "HAFEN_CONFIG",
-    "HAFEN_HOST",
-    "HAFEN_TLS_CA",
-    "HAFEN_TLS_CERT",
-    "HAFEN_TLS_KEY",
-    "HAFEN_LOG",
-    "HAFEN_COORDINATOR",
-];
+const OTHERS: [&str; 5] =
+    ["HAFEN_CONFIG", "HAFEN_HOST", "HAFEN_TLS_CA", "HAFEN_TLS_CERT", "HAFEN_TLS_KEY"];
 
 /// `flags` by the path of their key; `file` with its content. A later source never takes the place of an earlier one.
 #[must_use]
@@ -73,12 +68,8 @@ pub fn gather(
     for (name, text) in variables.into_iter().filter(|(name, _)| name.starts_with("HAFEN_")) {
         match KEYS.iter().find(|key| key.variable() == name) {
             Some(key) => add(&mut given, key, text, Source::Variable(name)),
-            None if is_other(&name) => {}
-            None => given.problems.push(Problem {
-                key: String::new(),
-                source: Source::Variable(name),
-                what: "is no variable of hafen: \"hafen agent --help\" lists the keys".to_owned(),
-            }),
+            None if OTHERS.contains(&name.as_str()) => {}
+            None => given.strangers.push(name),
         }
     }
     if let Some((path, text)) = file {
@@ -88,11 +79,6 @@ pub fn gather(
         add(&mut given, key, key.default.to_owned(), Source::Default);
     }
     given
-}
-
-/// Kubernetes puts the addresses of a service into variables that begin with its name.
-fn is_other(name: &str) -> bool {
-    OTHERS.contains(&name) || name.starts_with("HAFEN_SERVICE_") || name.starts_with("HAFEN_PORT")
 }
 
 fn add(given: &mut Given, key: &Key, text: String, source: Source) {

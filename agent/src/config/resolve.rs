@@ -138,7 +138,7 @@ fn host_name(r: &mut Reader<'_>) -> Option<String> {
     if r.text("name").is_some() {
         return None;
     }
-    match unistd::gethostname().map(|name| name.into_string()) {
+    match unistd::gethostname().map(std::ffi::OsString::into_string) {
         Ok(Ok(name)) if !name.is_empty() => Some(name),
         _ => {
             r.complain("name", "the host has no name that can be used: say one");

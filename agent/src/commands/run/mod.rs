@@ -72,7 +72,7 @@ async fn foreground(
         return past(client, &status).await;
     }
     match session::attach(client, id, session::Wanted { terminal, stdin, replay: true }).await {
-        Ok(End::Exit(exit)) => Ok(show::exit_code(&exit)),
+        Ok(End::Exit(code)) => Ok(code),
         Ok(End::Detached) => Ok(0),
         // The flow was cut: whether it runs, the node knows.
         Ok(End::Silence) => ended(client, id).await,
