@@ -338,11 +338,35 @@ fn what_is_typed_comes_back() {
 fn signals_are_passed_on() {
     let stage = Stage::set();
     let mut child = stage.with_pipes("attach echo");
+    // Or waiting closes it, which is an end as well.
+    let _stdin = child.stdin.take();
     let mut ready = [0; 6];
     child.stderr.as_mut().unwrap().read_exact(&mut ready).unwrap();
     let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
+fn a_terminal_gives_each_key_and_is_given_back() {
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    let stage = Stage::set();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let end = || Stdio::from(terminal.slave.try_clone().unwrap());
+    let cooked = || tcgetattr(&terminal.slave).unwrap().local_flags.contains(LocalFlags::ICANON);
+    let mut child = stage.command("run -it --name echo img");
+    let mut child = child.stdin(end()).stdout(end()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    child.stderr.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    assert!(!cooked());
+    let mut master = std::fs::File::from(terminal.master);
+    master.write_all(b"h").unwrap();
+    let mut back = [0; 1];
+    master.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"h", "without the end of a line");
+    master.write_all(b"\x10\x11").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "it is let go of");
+    assert!(cooked());
 }
 
 #[test]

@@ -45,7 +45,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 const BREATH: Duration = Duration::from_millis(100);
 const HEADER_BYTES: u32 = 32 << 10;
 const HEADERS: usize = 64;
-const STREAMS: u32 = 128;
+/// Of one connection, each of which may hold a message of the longest.
+const STREAMS: u32 = 32;
 
 /// Where to serve, and whom.
 #[derive(Debug, Clone)]

@@ -26,7 +26,7 @@ pub(super) struct Wanted {
 }
 
 /// How a session ended.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum End {
     /// With the code that a shell would have.
     Exit(u8),
