@@ -35,7 +35,7 @@ enum Error {
     #[error(transparent)]
     Failure(#[from] Failure),
     #[error("the configuration is wrong:\n{0}")]
-    Config(#[from] Problems),
+    Config(Problems),
     #[error("{0}")]
     Unconfigured(String),
     /// Of the command line.
@@ -46,6 +46,13 @@ enum Error {
     /// Whoever read what we print has gone away: they have what they wanted.
     #[error("nobody reads what is printed")]
     Closed,
+}
+
+// Not by `from` of the derive: the problems would be the source as well, and told twice.
+impl From<Problems> for Error {
+    fn from(problems: Problems) -> Self {
+        Self::Config(problems)
+    }
 }
 
 impl From<tonic::Status> for Error {

@@ -23,5 +23,5 @@ pub fn system(stamp: &pbjson_types::Timestamp) -> SystemTime {
 /// Less than nothing is nothing.
 #[must_use]
 pub fn duration(given: &pbjson_types::Duration) -> Duration {
-    Duration::try_from(given.clone()).unwrap_or_default()
+    Duration::try_from(*given).unwrap_or_default()
 }

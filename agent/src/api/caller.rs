@@ -2,43 +2,44 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::unistd::{self, Gid, Uid, User};
-use tokio::net::unix::UCred;
+use hafen_sys::socket;
+use nix::unistd::Uid;
+use tokio::net::UnixStream;
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// As the kernel says (unix(7), SO_PEERCRED).
-    Local { uid: u32, gid: u32, pid: Option<i32> },
+    /// As the kernel says (unix(7), SO_PEERCRED and SO_PEERGROUPS): no database of users is asked.
+    Local { uid: u32, gid: u32, pid: Option<i32>, groups: Vec<u32> },
     /// Their certificate was verified.
     Remote { address: IpAddr, certificate: String },
 }
 
 impl Caller {
-    pub(crate) fn local(credentials: &UCred) -> Self {
-        let (uid, gid) = (credentials.uid(), credentials.gid());
-        Self::Local { uid, gid, pid: credentials.pid() }
+    pub(crate) fn local(stream: &UnixStream) -> io::Result<Self> {
+        let who = stream.peer_cred()?;
+        let groups = socket::peer_groups(stream)?;
+        Ok(Self::Local { uid: who.uid(), gid: who.gid(), pid: who.pid(), groups })
     }
 
-    /// Root, our own user and the members of the group; whoever has a certificate that we trust. May ask NSS.
+    /// Root, our own user and the members of the group; whoever has a certificate that we trust.
     #[must_use]
     pub fn may(&self, group: Option<u32>) -> bool {
-        let Self::Local { uid, gid, .. } = self else { return true };
-        if *uid == 0 || *uid == Uid::effective().as_raw() {
-            return true;
-        }
-        group.is_some_and(|group| *gid == group || is_member(*uid, group))
+        let Self::Local { uid, gid, groups, .. } = self else { return true };
+        let is_member = |group: u32| *gid == group || groups.contains(&group);
+        *uid == 0 || *uid == Uid::effective().as_raw() || group.is_some_and(is_member)
     }
-}
 
-fn is_member(uid: u32, group: u32) -> bool {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
-    let Ok(name) = std::ffi::CString::new(user.name) else { return false };
-    let groups = unistd::getgrouplist(&name, user.gid).unwrap_or_default();
-    groups.contains(&Gid::from_raw(group))
+    pub(crate) const fn party(&self) -> Party {
+        match self {
+            Self::Local { uid, .. } => Party::User(*uid),
+            Self::Remote { address, .. } => Party::Host(*address),
+        }
+    }
 }
 
 impl fmt::Display for Caller {
@@ -124,10 +125,11 @@ mod tests {
 
     #[test]
     fn root_and_the_group_may() {
-        let local = |uid, gid| Caller::Local { uid, gid, pid: None };
+        let local = |uid, gid| Caller::Local { uid, gid, pid: None, groups: vec![7, 8] };
         assert!(local(0, 0).may(None));
         assert!(!local(4_000_000, 5).may(None));
         assert!(!local(4_000_000, 5).may(Some(6)));
         assert!(local(4_000_000, 5).may(Some(5)));
+        assert!(local(4_000_000, 5).may(Some(8)));
     }
 }

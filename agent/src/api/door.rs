@@ -67,9 +67,9 @@ impl Drop for Door {
     }
 }
 
-/// As short as can be: the address of a socket has 107 bytes.
+/// Ours alone, and short: the address of a socket has 107 bytes.
 fn draft(path: &Path) -> PathBuf {
-    path.with_file_name(".s")
+    path.with_file_name(format!(".{}", std::process::id()))
 }
 
 fn lock(socket: &Path) -> Result<Flock<fs::File>, DoorError> {

@@ -13,8 +13,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use super::caller::{Caller, Party, Seat, Seats};
+use super::caller::{Caller, Seat, Seats};
 use super::door::{Door, DoorError};
 use super::tls::{self, TlsError};
 use super::{grpc, http};
@@ -45,7 +45,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 const BREATH: Duration = Duration::from_millis(100);
 const HEADER_BYTES: u32 = 32 << 10;
 const HEADERS: usize = 64;
-const STREAMS: u32 = 128;
+/// Of one connection, each of which may hold a message of the longest.
+const STREAMS: u32 = 32;
 
 /// Where to serve, and whom.
 #[derive(Debug, Clone)]
@@ -165,20 +166,14 @@ struct Host {
 
 impl Host {
     async fn local(&self, came: io::Result<UnixStream>) {
-        let known = came.and_then(|stream| stream.peer_cred().map(|who| (stream, who)));
-        let (stream, credentials) = match known {
+        let known = came.and_then(|stream| Caller::local(&stream).map(|caller| (stream, caller)));
+        let (stream, caller) = match known {
             Ok(known) => known,
             Err(e) => return rest(&e).await,
         };
-        let caller = Caller::local(&credentials);
-        if let Some(seat) = self.seat(Party::User(credentials.uid()), &caller) {
-            let (host, group) = (self.clone(), self.group);
-            tokio::spawn(async move {
-                let asked = caller.clone();
-                // NSS may ask the network.
-                let may = tokio::task::spawn_blocking(move || asked.may(group)).await;
-                host.attend(stream, caller, may.unwrap_or(false), seat).await;
-            });
+        if let Some(seat) = self.seat(&caller) {
+            let may = caller.may(self.group);
+            tokio::spawn(self.clone().attend(stream, caller, may, seat));
         }
     }
 
@@ -189,7 +184,7 @@ impl Host {
         };
         let nobody =
             Caller::Remote { address: address.ip(), certificate: "no certificate yet".to_owned() };
-        let Some(seat) = self.seat(Party::Host(address.ip()), &nobody) else { return };
+        let Some(seat) = self.seat(&nobody) else { return };
         let host = self.clone();
         tokio::spawn(async move {
             match timeout(FIRST_WORDS, acceptor.accept(stream)).await {
@@ -205,8 +200,8 @@ impl Host {
         });
     }
 
-    fn seat(&self, party: Party, caller: &Caller) -> Option<Seat> {
-        let seat = self.seats.take(party);
+    fn seat(&self, caller: &Caller) -> Option<Seat> {
+        let seat = self.seats.take(caller.party());
         if seat.is_none() {
             tracing::debug!(%caller, "too many connections");
         }
@@ -288,14 +283,25 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
+/// Or does it only look?
+fn changes(method: &Method, path: &str) -> bool {
+    const LOOKS: [&str; 7] = ["Get", "List", "Stats", "Logs", "Events", "Wait", "Debug"];
+    let call = path.strip_prefix("/hafen.v1.Node/").unwrap_or_default();
+    let looks = LOOKS.iter().any(|word| call.starts_with(word)) || path.ends_with("/wait");
+    method != Method::GET && !looks
+}
+
 async fn answer(
     router: Router,
     caller: Caller,
     may: bool,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    if request.method() != hyper::Method::GET {
-        tracing::info!(%caller, method = %request.method(), path = request.uri().path(), "request");
+    let (method, path) = (request.method(), request.uri().path());
+    if changes(method, path) {
+        tracing::info!(%caller, %method, path, "request");
+    } else {
+        tracing::debug!(%caller, %method, path, "request");
     }
     if !may {
         let is_grpc = grpc::is(request.headers());

@@ -70,13 +70,16 @@ impl FromArgMatches for Flags {
 }
 
 pub(super) fn agent(cli: &Cli, args: &AgentArgs) -> Result<ExitCode, Error> {
-    let config = configuration(cli, args)?;
+    let (config, strangers) = configuration(cli, args)?;
+    let told = strangers.iter().map(|name| format!("{name} is no variable of the agent"));
     if args.check_config {
+        told.for_each(|words| eprintln!("hafen: {words}"));
         let text = config.to_toml().map_err(|e| Error::Refused(format!("output: {e}")))?;
         show::bytes(text.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     start_log(&config.log)?;
+    told.for_each(|words| tracing::warn!("{words}"));
     let threads =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
@@ -86,7 +89,8 @@ pub(super) fn agent(cli: &Cli, args: &AgentArgs) -> Result<ExitCode, Error> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-fn configuration(cli: &Cli, args: &AgentArgs) -> Result<Config, Error> {
+/// With the variables that have our prefix and mean nothing.
+fn configuration(cli: &Cli, args: &AgentArgs) -> Result<(Config, Vec<String>), Error> {
     let mut flags = args.flags.0.clone();
     for (key, said) in [("images", &cli.images), ("volumes", &cli.volumes)] {
         if let Some(path) = said {
@@ -97,7 +101,8 @@ fn configuration(cli: &Cli, args: &AgentArgs) -> Result<Config, Error> {
     let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
     let variables = std::env::vars_os()
         .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    Ok(Config::resolve(&gather(&flags, variables, file))?)
+    let given = gather(&flags, variables, file);
+    Ok((Config::resolve(&given)?, given.strangers))
 }
 
 /// A file that was named must be there.
@@ -111,7 +116,12 @@ fn read(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Error> {
 }
 
 fn start_log(log: &Log) -> Result<(), Error> {
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    // Below that, the libraries tell of every frame: who wants it names them.
+    let filter = match log.level.as_str() {
+        level @ ("debug" | "trace") => format!("info,hafen={level}"),
+        level => level.to_owned(),
+    };
+    let filter = EnvFilter::builder().parse_lossy(filter);
     let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false);
     let started = match log.format {
         LogFormat::Text => lines.with_env_filter(filter).try_init(),

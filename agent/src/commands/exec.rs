@@ -6,7 +6,7 @@ use clap::Args;
 use hafen_protocol::v1;
 
 use super::session::{self, End, Wanted};
-use super::{HostArgs, block_on, show};
+use super::{HostArgs, block_on};
 use crate::Error;
 
 #[derive(Debug, Args)]
@@ -80,7 +80,7 @@ pub(super) fn attach(host: &HostArgs, args: &AttachArgs) -> Result<ExitCode, Err
 
 fn end(end: End) -> Result<ExitCode, Error> {
     match end {
-        End::Exit(exit) => Ok(ExitCode::from(show::exit_code(&exit))),
+        End::Exit(code) => Ok(ExitCode::from(code)),
         End::Detached => Ok(ExitCode::SUCCESS),
         End::Silence => {
             let what = "the agent let go before the end: \"hafen ps\" says whether the task runs";

@@ -35,13 +35,19 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "ADDRESS", env = "HAFEN_HOST", global = true, hide_env_values = true)]
     host: Option<Host>,
     /// Who signs the certificates of agents.
-    #[arg(long, value_name = "FILE", env = "HAFEN_TLS_CA", global = true)]
+    #[arg(long, value_name = "FILE", env = "HAFEN_TLS_CA", global = true, hide_env_values = true)]
     tls_ca: Option<PathBuf>,
     /// Our certificate.
-    #[arg(long, value_name = "FILE", env = "HAFEN_TLS_CERT", global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HAFEN_TLS_CERT",
+        global = true,
+        hide_env_values = true
+    )]
     tls_cert: Option<PathBuf>,
     /// Its key.
-    #[arg(long, value_name = "FILE", env = "HAFEN_TLS_KEY", global = true)]
+    #[arg(long, value_name = "FILE", env = "HAFEN_TLS_KEY", global = true, hide_env_values = true)]
     tls_key: Option<PathBuf>,
 }
 

@@ -26,9 +26,10 @@ pub(super) struct Wanted {
 }
 
 /// How a session ended.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum End {
-    Exit(v1::Exit),
+    /// With the code that a shell would have.
+    Exit(u8),
     Detached,
     /// Without a word.
     Silence,
@@ -104,7 +105,7 @@ pub(super) async fn attach(client: &mut Client, id: &str, wanted: Wanted) -> Res
 fn attach_message(input: Input) -> Option<v1::AttachInput> {
     use attach_input::What;
     let what = match input {
-        Input::Stdin(bytes) => What::Stdin(bytes.into()),
+        Input::Stdin(bytes) => What::Stdin(bytes),
         Input::End => What::End(true),
         Input::Size(size) => What::Size(size),
         Input::Signal(_) => return None,
@@ -125,7 +126,7 @@ fn exec_messages(inputs: impl Stream<Item = Input>) -> impl Stream<Item = v1::Ex
     use exec_input::What;
     inputs.map(|input| {
         let what = match input {
-            Input::Stdin(bytes) => What::Stdin(bytes.into()),
+            Input::Stdin(bytes) => What::Stdin(bytes),
             Input::End => What::End(true),
             Input::Size(size) => What::Size(size),
             Input::Signal(number) => What::Signal(number),
@@ -160,8 +161,8 @@ async fn relay(
         tokio::select! {
             message = outputs.message() => {
                 let Some(message) = message? else { return Ok(End::Silence) };
-                if let Some(exit) = tell(message)? {
-                    return Ok(End::Exit(exit));
+                if let Some(code) = tell(message)? {
+                    return Ok(End::Exit(code));
                 }
             }
             Some(()) = let_go.recv() => return Ok(End::Detached),
@@ -183,12 +184,12 @@ fn send_size(inputs: &mpsc::Sender<Input>) {
     }
 }
 
-/// The end of the program, if this was its end.
-fn tell(message: v1::Output) -> Result<Option<v1::Exit>, Error> {
+/// The exit code of the program, if this was its end.
+fn tell(message: v1::Output) -> Result<Option<u8>, Error> {
     match message.what {
         Some(output::What::Stdout(bytes)) => show::bytes(&bytes)?,
         Some(output::What::Stderr(bytes)) => show::errors(&bytes)?,
-        Some(output::What::Exit(exit)) => return Ok(Some(exit)),
+        Some(output::What::Exit(exit)) => return Ok(Some(show::exit_code(&exit))),
         Some(output::What::Started(_)) | None => {}
     }
     Ok(None)

@@ -14,14 +14,14 @@ use crate::Error;
 /// A reader that has gone away wants no more, and that is the end of it.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(told)
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|e| told(&e))
 }
 
 pub(crate) fn errors(bytes: &[u8]) -> Result<(), Error> {
-    io::stderr().lock().write_all(bytes).map_err(told)
+    io::stderr().lock().write_all(bytes).map_err(|e| told(&e))
 }
 
-fn told(error: io::Error) -> Error {
+fn told(error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Error::Closed,
         _ => Error::Refused(format!("write: {error}")),

@@ -91,7 +91,7 @@ fn percent(before: (Duration, Duration), now: (Duration, Duration)) -> Option<f6
 }
 
 fn row(look: &Look) -> [String; 7] {
-    let usage = look.task.usage.clone().unwrap_or_default();
+    let usage = look.task.usage.unwrap_or_default();
     let limit =
         |n: u64| if n == 0 || n == u64::MAX { "-".to_owned() } else { amount::say_bytes(n) };
     let pair = |a, b| format!("{} / {}", amount::say_bytes(a), amount::say_bytes(b));

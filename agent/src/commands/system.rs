@@ -203,7 +203,7 @@ pub(super) fn version(host: &HostArgs, args: &VersionArgs) -> Result<ExitCode, E
     show::line(&format!("hafen {own}"))?;
     match node {
         Ok(node) => {
-            show::line(&format!("agent {} of {}, Linux {}", node.version, node.name, node.kernel))?
+            show::line(&format!("agent {} of {}, Linux {}", node.version, node.name, node.kernel))?;
         }
         Err(error) => show::line(&format!("agent unknown: {}", chain(&error)))?,
     }

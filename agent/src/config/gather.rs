@@ -43,18 +43,13 @@ pub struct Given {
     pub values: BTreeMap<&'static str, Raw>,
     /// What was said and is no key.
     pub problems: Vec<Problem>,
+    /// Variables with our prefix that nobody knows. They may be another program's: worth a word, and no failure.
+    pub strangers: Vec<String>,
 }
 
 /// Of the command line, and nothing of the agent.
-const OTHERS: [&str; 7] = [
-    "HAFEN_CONFIG",
-    "HAFEN_HOST",
-    "HAFEN_TLS_CA",
-    "HAFEN_TLS_CERT",
-    "HAFEN_TLS_KEY",
-    "HAFEN_LOG",
-    "HAFEN_COORDINATOR",
-];
+const OTHERS: [&str; 5] =
+    ["HAFEN_CONFIG", "HAFEN_HOST", "HAFEN_TLS_CA", "HAFEN_TLS_CERT", "HAFEN_TLS_KEY"];
 
 /// `flags` by the path of their key; `file` with its content. A later source never takes the place of an earlier one.
 #[must_use]
@@ -74,11 +69,7 @@ pub fn gather(
         match KEYS.iter().find(|key| key.variable() == name) {
             Some(key) => add(&mut given, key, text, Source::Variable(name)),
             None if OTHERS.contains(&name.as_str()) => {}
-            None => given.problems.push(Problem {
-                key: String::new(),
-                source: Source::Variable(name),
-                what: "is no variable of hafen: \"hafen agent --help\" lists the keys".to_owned(),
-            }),
+            None => given.strangers.push(name),
         }
     }
     if let Some((path, text)) = file {

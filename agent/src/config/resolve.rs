@@ -117,24 +117,28 @@ fn socket(r: &mut Reader<'_>, run: &Path) -> PathBuf {
 
 fn group(r: &mut Reader<'_>) -> Option<Group> {
     let text = r.text("group")?.to_owned();
-    let found = match text.parse() {
-        Ok(gid) => Some(gid),
-        Err(_) => unistd::Group::from_name(&text).ok().flatten().map(|group| group.gid.as_raw()),
-    };
+    let found = text.parse().ok().or_else(|| gid(&text));
     if found.is_none() {
-        r.complain(
-            "group",
-            format!("there is no group {text:?}: make it with \"groupadd {text}\""),
-        );
+        let what =
+            format!("there is no group {text:?} in /etc/group: make it with \"groupadd {text}\"");
+        r.complain("group", what);
     }
     Some(Group { gid: found?, name: text })
+}
+
+/// From group(5) itself: NSS wants to load libraries, and a static program cannot. Groups that are elsewhere have a
+/// number.
+fn gid(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string("/etc/group").ok()?;
+    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find(|line| line.first() == Some(&name))?.get(2)?.parse().ok()
 }
 
 fn host_name(r: &mut Reader<'_>) -> Option<String> {
     if r.text("name").is_some() {
         return None;
     }
-    match unistd::gethostname().map(|name| name.into_string()) {
+    match unistd::gethostname().map(std::ffi::OsString::into_string) {
         Ok(Ok(name)) if !name.is_empty() => Some(name),
         _ => {
             r.complain("name", "the host has no name that can be used: say one");

@@ -1,7 +1,7 @@
 //! Unix sockets that clients name.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -28,6 +28,35 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let folder =
         open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+}
+
+/// The supplementary groups of whoever connected, as they were then (unix(7), SO_PEERGROUPS, Linux 4.13).
+///
+/// # Errors
+/// Of getsockopt(2).
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    // More than a process can have (NGROUPS_MAX) are never asked for.
+    const FIRST: usize = 64;
+    let fd = socket.as_fd().as_raw_fd();
+    let mut groups = vec![0_u32; FIRST];
+    loop {
+        let mut size = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(0);
+        let at = groups.as_mut_ptr().cast();
+        // SAFETY: the kernel writes at most `size` bytes to `at`, which are all of `groups`; `size` is ours.
+        let answer = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, at, &raw mut size)
+        };
+        let count = usize::try_from(size).unwrap_or(0) / size_of::<u32>();
+        match Errno::result(answer) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // It says how much it needs.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// Send a descriptor with some words (SCM_RIGHTS).
@@ -118,4 +147,20 @@ pub fn send_some(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], bytes: &[u8]) -
     let control = if fds.is_empty() { &[][..] } else { &control[..] };
     let words = [IoSlice::new(bytes)];
     Ok(sendmsg::<()>(socket.as_raw_fd(), &words, control, MsgFlags::MSG_NOSIGNAL, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_groups_are_the_peers() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let mut own: Vec<u32> =
+            nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        let mut peers = peer_groups(&here).unwrap();
+        own.sort_unstable();
+        peers.sort_unstable();
+        assert_eq!(peers, own);
+    }
 }

@@ -15,13 +15,20 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
     /// All of it from a file, TOML or JSON of a TaskSpec; "-" is stdin.
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["SpecArgs", "LimitArgs"])]
+    #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     #[command(flatten)]
     pub(super) spec: SpecArgs,
 }
 
-#[derive(Debug, Clone, Default, Args)]
+impl RunArgs {
+    /// Who would go before whom is a question that is not asked: a file says all of it.
+    pub(super) fn is_said_twice(&self) -> bool {
+        self.file.is_some() && self.spec != SpecArgs::default()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 pub(crate) struct SpecArgs {
     /// A variable; without a value it has ours.
     #[arg(short, long, value_name = "NAME[=VALUE]")]

@@ -5,7 +5,7 @@ use hafen::amount;
 use hafen_protocol::v1::{Amounts, Resources};
 use hafen_spec::Problems;
 
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
     /// Most memory, as 512M.

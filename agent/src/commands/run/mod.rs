@@ -39,6 +39,10 @@ pub(super) fn run(host: &HostArgs, args: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 fn wanted(args: &RunArgs) -> Result<v1::TaskSpec, Error> {
+    if args.is_said_twice() {
+        let what = "with --file only --name and --detach can be said: all else is in the file";
+        return Err(Error::Refused(what.to_owned()));
+    }
     let mut spec = match &args.file {
         Some(path) => document::read(path)?,
         None => {
@@ -68,7 +72,7 @@ async fn foreground(
         return past(client, &status).await;
     }
     match session::attach(client, id, session::Wanted { terminal, stdin, replay: true }).await {
-        Ok(End::Exit(exit)) => Ok(show::exit_code(&exit)),
+        Ok(End::Exit(code)) => Ok(code),
         Ok(End::Detached) => Ok(0),
         // The flow was cut: whether it runs, the node knows.
         Ok(End::Silence) => ended(client, id).await,

@@ -297,8 +297,7 @@ fn secret(text: &str, around: &Around<'_>) -> Result<v1::Secret, String> {
     if file.is_empty() || !secret.destination.starts_with('/') {
         return Err(wrong());
     }
-    secret.content =
-        (around.read)(Path::new(&file)).map_err(|e| format!("read {file}: {e}"))?.into();
+    secret.content = (around.read)(Path::new(&file)).map_err(|e| format!("read {file}: {e}"))?;
     Ok(secret)
 }
 

@@ -159,10 +159,16 @@ fn all_problems_are_told_together() {
 
 #[test]
 fn a_file_says_all_of_it() {
-    for line in ["run -f a.toml", "run -f a.toml -d --name b"] {
-        assert!(Line::try_parse_from(line.split(' ')).is_ok(), "{line}");
-    }
-    for line in ["run -f a.toml image", "run -f a.toml -m 1M", "run -f a.toml --rm"] {
-        assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
+    let cases = [
+        ("run -f a.toml", false),
+        ("run -f a.toml -d --name b", false),
+        ("run image", false),
+        ("run -f a.toml image", true),
+        ("run -f a.toml -m 1M", true),
+        ("run -f a.toml --rm", true),
+    ];
+    for (line, wanted) in cases {
+        let run = Line::try_parse_from(line.split(' ')).unwrap().run;
+        assert_eq!(run.is_said_twice(), wanted, "{line}");
     }
 }
