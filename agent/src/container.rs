@@ -171,8 +171,7 @@ impl Ground {
     /// In words.
     pub async fn sandbox(&self, job: &Job) -> Result<Sandbox, String> {
         let network = job.network();
-        let wanted =
-            Wanted { name: job.sandbox(), network: &network, shared: job.group.is_some() };
+        let wanted = Wanted { name: job.sandbox(), network: &network, shared: job.group.is_some() };
         self.sandboxes.ensure(wanted).await.map_err(|e| e.to_string())
     }
 
@@ -358,7 +357,8 @@ impl Ground {
         let path = self.folders.attempt(&job.id, job.attempt).join("update.json");
         replace(&path, resources.to_string().as_bytes(), false).map_err(|e| chain(&e))?;
         let container = name(&job.id, job.attempt);
-        let words = ["update".as_ref(), "--resources".as_ref(), path.as_os_str(), container.as_ref()];
+        let words =
+            ["update".as_ref(), "--resources".as_ref(), path.as_os_str(), container.as_ref()];
         self.runtime.call(words, CALL).await.map(drop).map_err(|e| chain(&e))
     }
 

@@ -231,7 +231,8 @@ impl Driver {
         match result {
             Ok(()) => {
                 self.end(&id, "save");
-                let accepted = self.live.get_mut(&id).map(|live| std::mem::take(&mut live.accepted));
+                let accepted =
+                    self.live.get_mut(&id).map(|live| std::mem::take(&mut live.accepted));
                 accepted.into_iter().flatten().for_each(|reply| drop(reply.send(Ok(()))));
                 self.happened(Event::Saved { id, revision });
             }
@@ -293,6 +294,7 @@ impl Driver {
             spec: (*live.spec).clone(),
             pod: live.group.as_ref().map(|group| group.id.clone()).unwrap_or_default(),
             record,
+            reason: live.reason.clone(),
             end: live.end.clone(),
         });
         self.begin(&id, "save");
@@ -323,7 +325,7 @@ impl Driver {
         self.happened(Event::Staged { id, result: result.map(drop) });
     }
 
-    fn listener(&self) -> Listener {
+    pub fn listener(&self) -> Listener {
         let inputs = self.inputs.clone();
         Arc::new(move |id, attempt, news| drop(inputs.send(Input::Heard(id, attempt, news))))
     }
@@ -384,7 +386,8 @@ impl Driver {
     }
 
     fn oom(&mut self, id: &TaskId, kills: u64, last: Option<hafen_spec::keep::Oom>) {
-        let limit = self.live.get(id).and_then(|live| live.spec.resources.as_ref()?.limit.as_ref()?.memory);
+        let limit =
+            self.live.get(id).and_then(|live| live.spec.resources.as_ref()?.limit.as_ref()?.memory);
         let violation = hafen_agent_core::Violation::Memory {
             limit: limit.unwrap_or_default(),
             peak: limit.unwrap_or_default(),
@@ -529,7 +532,8 @@ impl Driver {
         if finished {
             return;
         }
-        let others: Vec<TaskId> = self.members(&group.id).filter(|other| *other != id).cloned().collect();
+        let others: Vec<TaskId> =
+            self.members(&group.id).filter(|other| *other != id).cloned().collect();
         for other in others {
             let why = Stop::Group { task: id.0.clone() };
             self.happened(Event::Stop { id: other, why, grace: None });
@@ -604,7 +608,7 @@ impl Driver {
             known.clone_from(status);
         }
         self.events.tell(&id.0, v1::event::What::Check(status.clone()));
-        if status.kind() == v1::check::Kind::Health && !status.passing && status.failures > 0 {
+        if status.kind() == v1::check::Kind::Health && !status.passing && change.flipped {
             let check = format!("{}: {}", status.name, status.message);
             let why = Stop::Unhealthy { check };
             self.happened(Event::Stop { id: id.clone(), why, grace: None });
@@ -613,8 +617,7 @@ impl Driver {
 
     fn begin(&mut self, id: &TaskId, phase: &'static str) {
         let Some(live) = self.live.get_mut(id) else { return };
-        let now =
-            Operation { since: SystemTime::now(), begun: Instant::now(), last_error: None };
+        let now = Operation { since: SystemTime::now(), begun: Instant::now(), last_error: None };
         live.operations.entry(phase).or_insert(now);
     }
 
@@ -643,7 +646,8 @@ impl Driver {
         let definition = resolve::definition(&spec)?;
         let id = TaskId(spec.id.clone());
         let exists = || {
-            let words = format!("there is a task {id} already: hafen rm {id}, or choose another name");
+            let words =
+                format!("there is a task {id} already: hafen rm {id}, or choose another name");
             Failure::new(Kind::Exists, words)
         };
         if self.quarantined.contains_key(&id.0) {
@@ -668,7 +672,8 @@ impl Driver {
         let ended =
             self.core.record(id).is_some_and(|record| matches!(record.phase, Phase::Ended(_)));
         if !ended && !force {
-            let words = format!("{id} has not ended: hafen stop {id} first, or hafen rm --force {id}");
+            let words =
+                format!("{id} has not ended: hafen stop {id} first, or hafen rm --force {id}");
             return Err(Failure::new(Kind::State, words));
         }
         if let Some(live) = self.live.get_mut(id) {
@@ -722,16 +727,13 @@ impl Driver {
                 Inquiry::Ended(end) => live.end = Some(*end),
                 Inquiry::Nothing | Inquiry::Unclear(_) => {}
             }
-            if let Some(update) = document.record.updates.back() {
-                live.reason = update.reason.clone();
-            }
+            let last = document.record.updates.back().map(|update| update.reason.clone());
+            live.reason = last.unwrap_or(document.reason);
             self.live.insert(id, live);
             recovered.push(Recovered { record: document.record, evidence, rebooted });
         }
-        let found: Vec<Found> = found
-            .iter()
-            .map(|(id, attempt)| Found { id: id.clone(), attempt: *attempt })
-            .collect();
+        let found: Vec<Found> =
+            found.iter().map(|(id, attempt)| Found { id: id.clone(), attempt: *attempt }).collect();
         let (core, effects) = Core::recover(recovered, &found);
         self.core = core;
         self.perform(effects);

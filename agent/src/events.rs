@@ -64,7 +64,7 @@ impl Events {
         shared.last += 1;
         let event = Arc::new(v1::Event {
             sequence: shared.last,
-            time: Some(SystemTime::now().into()),
+            time: Some(crate::time::stamp(SystemTime::now())),
             task: task.to_owned(),
             what: Some(what),
         });
@@ -86,7 +86,8 @@ impl Events {
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = shared.kept.front().map_or(shared.last + 1, |event| event.sequence);
         if request.since > 0 && request.since < oldest && oldest > 1 {
-            let words = format!("the oldest event that is kept is {oldest}: ask for --since {oldest}");
+            let words =
+                format!("the oldest event that is kept is {oldest}: ask for --since {oldest}");
             return Err(Failure::new(Kind::OutOfRange, words));
         }
         let wanted = |event: &&Arc<v1::Event>| request.since > 0 && event.sequence >= request.since;
@@ -122,7 +123,8 @@ fn follow(
             Ok(event) => Some((Ok(event), Some(live))),
             Err(broadcast::error::RecvError::Closed) => None,
             Err(broadcast::error::RecvError::Lagged(missed)) => {
-                let words = format!("{missed} events were not taken in time: ask again with --since");
+                let words =
+                    format!("{missed} events were not taken in time: ask again with --since");
                 Some((Err(Failure::new(Kind::OutOfRange, words)), None))
             }
         }

@@ -145,8 +145,7 @@ struct Reader {
 impl Reader {
     fn oldest(path: &Path) -> io::Result<Self> {
         let oldest = (0..MOST_FILES).map(|n| numbered(path, n)).take_while(|p| p.exists()).last();
-        let mut reader =
-            Self { path: path.to_owned(), file: None, inode: 0, open: Vec::new() };
+        let mut reader = Self { path: path.to_owned(), file: None, inode: 0, open: Vec::new() };
         reader.open(oldest)?;
         Ok(reader)
     }

@@ -1,132 +1,932 @@
 //! What a node does, for whoever asks: the same for gRPC, for JSON over HTTP, and for a master.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
+use hafen_agent_core::{Event, Phase, State, Stop, TaskId};
 use hafen_protocol::v1;
+use hafen_spec::keep::{Request, Status};
+use hafen_sys::file::{boot_id, replace};
+use hafen_sys::{CallError, Context};
+use tokio::sync::{mpsc, oneshot};
 
+use crate::artifact::Fetcher;
 use crate::config::Config;
-use crate::failure::{Failure, Kind};
+use crate::container::{Ground, Inquiry, Job, name as container_name};
+use crate::driver::{Driver, Input, Live, Operation};
+use crate::events::Events;
+use crate::failure::{Failure, Kind, chain};
+use crate::keeper::Runtime;
+use crate::logs::Wanted;
+use crate::metrics::Metrics;
+use crate::records::{Document, Folders};
+use crate::resolve::{self, duration};
+use crate::sandbox::Sandboxes;
+use crate::{stats, streams, time, view};
 
 /// What comes little by little. It ends early with a failure.
 pub type Flow<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
 
+/// Of one artifact, where the task does not say less.
+const ARTIFACT_BYTES: u64 = 16 << 30;
+/// Keepers that are asked at the same time after a start.
+const ASKED: usize = 64;
+
 /// A node that runs in this process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Node {}
-
-fn not_yet<T>() -> Result<T, Failure> {
-    Err(Failure::new(Kind::Unsupported, "not yet"))
+pub struct Node {
+    inputs: mpsc::UnboundedSender<Input>,
+    shared: Arc<Shared>,
 }
 
-#[expect(clippy::unused_async, reason = "to be filled in")]
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    ground: Ground,
+    events: Events,
+    groups: PathBuf,
+    boot_id: String,
+    started: SystemTime,
+}
+
 impl Node {
-    pub async fn run(&self, _spec: v1::TaskSpec) -> Result<v1::TaskStatus, Failure> {
-        not_yet()
+    /// Go on with the tasks of a node, or begin.
+    ///
+    /// # Errors
+    /// What keeps it from starting; a record that cannot be read does not.
+    pub async fn open(config: &Config) -> Result<Self, Failure> {
+        let internal = |e: CallError| Failure::of(Kind::Internal, &e);
+        let state = config.state.join("agent");
+        let (tasks, groups) = (state.join("tasks"), state.join("pods"));
+        for folder in [&tasks, &groups, &config.run] {
+            make_private(folder).map_err(internal)?;
+        }
+        let boot_id = boot_id().map_err(internal)?;
+        let events = Events::open(&state.join("events")).map_err(internal)?;
+        let fetcher = Fetcher::new(ARTIFACT_BYTES).map_err(|e| Failure::of(Kind::Internal, &e))?;
+        let ground = Ground {
+            instance: config.instance.as_str().into(),
+            runtime: Runtime { program: config.runtime.clone(), root: config.run.join("oci") },
+            folders: Folders::at(tasks),
+            images: config.images.clone(),
+            volumes: config.volumes.clone(),
+            sandboxes: Sandboxes::open(config).map_err(internal)?,
+            fetcher,
+        };
+        let (inputs, queue) = mpsc::unbounded_channel();
+        let mut driver =
+            Driver::new(ground.clone(), events.clone(), boot_id.clone(), inputs.clone());
+        recover(&mut driver, &groups).await?;
+        tokio::spawn(driver.run(queue));
+        let shared = Shared {
+            config: config.clone(),
+            ground,
+            events,
+            groups,
+            boot_id,
+            started: SystemTime::now(),
+        };
+        let node = Self { inputs, shared: Arc::new(shared) };
+        tokio::spawn(crate::watch::pressure(node.clone()));
+        tokio::spawn(crate::housekeeping::run(node.clone()));
+        Ok(node)
+    }
+
+    /// Look at all, or change something, in the loop that owns it.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Driver) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Box::new(move |driver: &mut Driver| drop(reply.send(ask(driver))));
+        let gone = || Failure::new(Kind::Unavailable, "the agent is about to end: try again");
+        self.inputs.send(Input::Ask(ask)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    pub(crate) fn ground(&self) -> &Ground {
+        &self.shared.ground
+    }
+
+    pub(crate) fn events_log(&self) -> &Events {
+        &self.shared.events
+    }
+
+    /// Take a task on. The answer comes when it is written down.
+    pub async fn run(&self, spec: v1::TaskSpec) -> Result<v1::TaskStatus, Failure> {
+        self.take_on(spec, None).await
+    }
+
+    async fn take_on(
+        &self,
+        mut spec: v1::TaskSpec,
+        group: Option<Arc<v1::PodSpec>>,
+    ) -> Result<v1::TaskStatus, Failure> {
+        if spec.id.is_empty() {
+            spec.id = made_up();
+        }
+        self.usual(&mut spec);
+        resolve::definition(&spec)?;
+        resolve::name_devices(&mut spec)?;
+        check_parts(&spec)?;
+        let id = TaskId(spec.id.clone());
+        let known = id.clone();
+        let taken = self.ask(move |driver| {
+            driver.live.contains_key(&known) || driver.quarantined.contains_key(&known.0)
+        });
+        if taken.await? {
+            let words =
+                format!("there is a task {id} already: hafen rm {id}, or choose another name");
+            return Err(Failure::new(Kind::Exists, words));
+        }
+        self.keep_secrets(&id, &mut spec)?;
+        let accepted = self.ask(move |driver| driver.submit(spec, group)).await??;
+        let written = accepted.await;
+        match written {
+            Ok(Ok(())) => self.get(&id.0).await,
+            Ok(Err(why)) => {
+                let words = format!("the task could not be written down: {why}");
+                Err(Failure::new(Kind::Exhausted, words))
+            }
+            Err(_) => Err(Failure::new(Kind::Unavailable, "the agent is about to end: try again")),
+        }
+    }
+
+    /// What the node says where the task does not.
+    fn usual(&self, spec: &mut v1::TaskSpec) {
+        use crate::config::TaskLogFormat;
+        use v1::log_policy::Format;
+        let usual = &self.shared.config.task_log;
+        let log = spec.log.get_or_insert_default();
+        if log.max_bytes == 0 {
+            log.max_bytes = usual.max_bytes;
+        }
+        if log.max_files == 0 {
+            log.max_files = usual.max_files;
+        }
+        if log.format() == Format::Unspecified {
+            log.set_format(match usual.format {
+                TaskLogFormat::Json => Format::Json,
+                TaskLogFormat::Plain => Format::Plain,
+                TaskLogFormat::None => Format::None,
+            });
+        }
+    }
+
+    /// Secrets are in memory only: what is written down says that there are some, not what they are.
+    fn keep_secrets(&self, id: &TaskId, spec: &mut v1::TaskSpec) -> Result<(), Failure> {
+        if spec.secrets.is_empty() {
+            return Ok(());
+        }
+        let folder = self.shared.ground.secrets(id);
+        let invalid = |e: &dyn std::error::Error| Failure::of(Kind::Invalid, e);
+        if let Some(parent) = folder.parent() {
+            fs::create_dir_all(parent)
+                .call(|| format!("mkdir {}", parent.display()))
+                .map_err(|e| Failure::of(Kind::Internal, &e))?;
+        }
+        // Of one that was never taken on.
+        crate::secret::remove(&folder).map_err(|e| Failure::of(Kind::Internal, &e))?;
+        crate::secret::write(&folder, &spec.secrets, |uid, gid| (uid, gid))
+            .map_err(|e| invalid(&e))?;
+        spec.secrets.iter_mut().for_each(|secret| secret.content.clear());
+        Ok(())
     }
 
     pub async fn list(
         &self,
-        _request: v1::ListTasksRequest,
+        request: v1::ListTasksRequest,
     ) -> Result<Vec<v1::TaskStatus>, Failure> {
-        not_yet()
+        self.ask(move |driver| {
+            let fits = |status: &v1::TaskStatus| {
+                let ended = matches!(
+                    status.state(),
+                    v1::State::Finished | v1::State::Failed | v1::State::Killed | v1::State::Error
+                );
+                let mut labels = request.labels.iter();
+                (request.all || !ended)
+                    && labels.all(|(key, value)| status.labels.get(key) == Some(value))
+            };
+            let all = driver.live.iter().map(|(id, live)| status(driver, id, live));
+            let quarantined = driver.quarantined.iter().map(|(id, why)| set_aside(id, why));
+            let all = all.filter(fits);
+            all.chain(quarantined.filter(|_| request.labels.is_empty())).collect()
+        })
+        .await
     }
 
     /// By name, or by the beginning of one.
-    pub async fn get(&self, _id: &str) -> Result<v1::TaskStatus, Failure> {
-        not_yet()
+    pub async fn get(&self, id: &str) -> Result<v1::TaskStatus, Failure> {
+        let id = id.to_owned();
+        self.ask(move |driver| {
+            if let Some(why) = driver.quarantined.get(&id) {
+                return Ok(set_aside(&id, why));
+            }
+            let id = find(driver, &id)?;
+            Ok(status(driver, &id, &driver.live[&id]))
+        })
+        .await?
     }
 
-    pub async fn stop(&self, _request: v1::StopTaskRequest) -> Result<v1::TaskStatus, Failure> {
-        not_yet()
+    async fn named(&self, id: &str) -> Result<TaskId, Failure> {
+        let id = id.to_owned();
+        self.ask(move |driver| find(driver, &id)).await?
     }
 
-    pub async fn signal(&self, _request: v1::SignalTaskRequest) -> Result<(), Failure> {
-        not_yet()
+    pub async fn stop(&self, request: v1::StopTaskRequest) -> Result<v1::TaskStatus, Failure> {
+        let id = self.named(&request.id).await?;
+        let grace = request.grace.as_ref().map(time::duration);
+        let stopped = id.clone();
+        self.ask(move |driver| {
+            driver.happened(Event::Stop { id: stopped, why: Stop::Asked, grace });
+        })
+        .await?;
+        self.get(&id.0).await
     }
 
-    pub async fn remove(&self, _request: v1::RemoveTaskRequest) -> Result<(), Failure> {
-        not_yet()
+    pub async fn signal(&self, request: v1::SignalTaskRequest) -> Result<(), Failure> {
+        let id = self.named(&request.id).await?;
+        let name = if request.signal.is_empty() { "KILL" } else { &request.signal };
+        let signal = hafen_sys::signal::number(name)
+            .ok_or_else(|| Failure::new(Kind::Invalid, format!("there is no signal {name:?}")))?;
+        let all = request.all;
+        self.ask(move |driver| {
+            let live = driver.live.get(&id);
+            let container = live.and_then(|live| live.container.as_ref());
+            let container = container.ok_or_else(|| not_running(&id))?;
+            match container.ask(Request::Signal { signal, all }) {
+                true => Ok(()),
+                false => {
+                    Err(Failure::new(Kind::Unavailable, "its keeper does not answer: try again"))
+                }
+            }
+        })
+        .await?
     }
 
-    pub async fn update(&self, _request: v1::UpdateTaskRequest) -> Result<v1::TaskStatus, Failure> {
-        not_yet()
+    /// Forget a task that has ended, or end it first.
+    pub async fn remove(&self, request: v1::RemoveTaskRequest) -> Result<(), Failure> {
+        if self.remove_quarantined(&request).await? {
+            return Ok(());
+        }
+        let id = self.named(&request.id).await?;
+        let waiter = {
+            let id = id.clone();
+            self.ask(move |driver| {
+                let ended = driver.when(&id, Vec::new());
+                driver.remove(&id, request.force).map(|()| ended)
+            })
+            .await??
+        };
+        if let Some(waiter) = waiter {
+            let _ = waiter.await;
+        }
+        // Until its name is free again: what is released takes a moment.
+        while self
+            .ask({
+                let id = id.clone();
+                move |driver| driver.live.contains_key(&id)
+            })
+            .await?
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
     }
 
-    pub async fn wait(&self, _request: v1::WaitTaskRequest) -> Result<v1::TaskStatus, Failure> {
-        not_yet()
+    /// What could not be read is removed on demand only.
+    async fn remove_quarantined(&self, request: &v1::RemoveTaskRequest) -> Result<bool, Failure> {
+        let (id, force) = (request.id.clone(), request.force);
+        self.ask(move |driver| {
+            if !driver.quarantined.contains_key(&id) {
+                return Ok(false);
+            }
+            if !force {
+                let words =
+                    format!("{id} is set aside: look at its folder, or hafen rm --force {id}");
+                return Err(Failure::new(Kind::State, words));
+            }
+            let removed = driver.ground.folders.remove(&TaskId(id.clone()));
+            removed.map_err(|e| Failure::of(Kind::Internal, &e))?;
+            driver.quarantined.remove(&id);
+            Ok(true)
+        })
+        .await?
     }
 
-    pub async fn logs(&self, _request: v1::LogsRequest) -> Result<Flow<v1::LogEntry>, Failure> {
-        not_yet()
+    pub async fn update(&self, request: v1::UpdateTaskRequest) -> Result<v1::TaskStatus, Failure> {
+        let id = self.named(&request.id).await?;
+        let wanted = request.resources.unwrap_or_default();
+        let known = self.get(&id.0).await?;
+        let mut spec = known.spec.clone().unwrap_or_default();
+        let merged = merge(spec.resources.clone().unwrap_or_default(), wanted);
+        spec.resources = Some(merged.clone());
+        resolve::definition(&spec)?;
+        if known.pid != 0 {
+            let job = self.job(&id).await?;
+            let change = resolve::linux_resources(&merged);
+            let ground = &self.shared.ground;
+            ground.update(&job, &change).await.map_err(|why| Failure::new(Kind::State, why))?;
+        }
+        let changed = id.clone();
+        self.ask(move |driver| driver.change_resources(&changed, merged)).await?;
+        self.get(&id.0).await
     }
 
+    pub async fn wait(&self, request: v1::WaitTaskRequest) -> Result<v1::TaskStatus, Failure> {
+        let id = self.named(&request.id).await?;
+        let states: Vec<State> = request.states().filter_map(view::own).collect();
+        let waiter = {
+            let id = id.clone();
+            self.ask(move |driver| driver.when(&id, states)).await?
+        };
+        let last = self.get(&id.0).await?;
+        let Some(waiter) = waiter else { return Ok(last) };
+        match request.timeout.as_ref().map(time::duration) {
+            None => drop(waiter.await),
+            Some(patience) => drop(tokio::time::timeout(patience, waiter).await.map_err(|_| {
+                Failure::new(
+                    Kind::Deadline,
+                    format!("{id} is {} still", last.state().as_str_name()),
+                )
+            })?),
+        }
+        // One that is removed at its end is not there any more.
+        self.get(&id.0).await.or(Ok(last))
+    }
+
+    async fn job(&self, id: &TaskId) -> Result<Job, Failure> {
+        let id = id.clone();
+        self.ask(move |driver| {
+            let live = driver.live.get(&id).filter(|live| live.container.is_some());
+            let live = live.ok_or_else(|| not_running(&id))?;
+            let attempt = driver.core.record(&id).map_or(0, |record| record.attempt);
+            let (spec, group) = (live.spec.clone(), live.group.clone());
+            Ok(Job { id: id.clone(), attempt, spec, group })
+        })
+        .await?
+    }
+
+    /// The folder of the keeper of a task that runs.
+    async fn keeper(&self, id: &str) -> Result<PathBuf, Failure> {
+        let id = self.named(id).await?;
+        let job = self.job(&id).await?;
+        Ok(self.shared.ground.folders.attempt(&job.id, job.attempt))
+    }
+
+    pub async fn logs(&self, request: v1::LogsRequest) -> Result<Flow<v1::LogEntry>, Failure> {
+        use v1::log_policy::Format;
+        let id = self.named(&request.id).await?;
+        let known = self.get(&id.0).await?;
+        let format = known.spec.and_then(|spec| spec.log).map(|log| log.format());
+        if format == Some(Format::None) {
+            let words = format!("{id} keeps no log: it was run with log.format none");
+            return Err(Failure::new(Kind::State, words));
+        }
+        let wanted = Wanted {
+            path: self.shared.ground.folders.log(&id),
+            json: format != Some(Format::Plain),
+            tail: request.tail,
+            since: request.since.as_ref().map(time::system),
+        };
+        let over = match request.follow {
+            true => Some(self.until_ended(&id).await?),
+            false => None,
+        };
+        Ok(wanted.read(over))
+    }
+
+    /// Closed when the task has ended.
+    async fn until_ended(&self, id: &TaskId) -> Result<mpsc::Receiver<()>, Failure> {
+        let (sender, receiver) = mpsc::channel(1);
+        let id = id.clone();
+        if let Some(waiter) = self.ask(move |driver| driver.when(&id, Vec::new())).await? {
+            tokio::spawn(async move {
+                let _ = waiter.await;
+                drop(sender);
+            });
+        }
+        Ok(receiver)
+    }
+
+    /// Once it runs: whoever asks for a task and attaches at once need not ask when.
     pub async fn attach(
         &self,
-        _start: v1::AttachStart,
-        _input: Flow<v1::AttachInput>,
+        start: v1::AttachStart,
+        input: Flow<v1::AttachInput>,
     ) -> Result<Flow<v1::Output>, Failure> {
-        not_yet()
+        let id = self.named(&start.id).await?;
+        let states = vec![State::Running, State::Killing];
+        let asked = id.clone();
+        if let Some(waiter) = self.ask(move |driver| driver.when(&asked, states)).await? {
+            let _ = waiter.await;
+        }
+        let folder = self.keeper(&id.0).await?;
+        streams::attach(&folder, &start, input).await
     }
 
     pub async fn exec(
         &self,
-        _start: v1::ExecStart,
-        _input: Flow<v1::ExecInput>,
+        start: v1::ExecStart,
+        input: Flow<v1::ExecInput>,
     ) -> Result<Flow<v1::Output>, Failure> {
-        not_yet()
+        let folder = self.keeper(&start.id).await?;
+        streams::exec(&folder, &self.shared.config.run, start, input).await
     }
 
-    pub async fn stats(&self, _request: v1::StatsRequest) -> Result<v1::StatsResponse, Failure> {
-        not_yet()
+    pub async fn stats(&self, request: v1::StatsRequest) -> Result<v1::StatsResponse, Failure> {
+        let mut wanted = Vec::new();
+        for id in &request.ids {
+            wanted.push(self.named(id).await?);
+        }
+        let running = self.running().await?;
+        let missing = wanted.iter().find(|id| !running.iter().any(|(other, _)| other == *id));
+        if let Some(id) = missing {
+            return Err(not_running(id));
+        }
+        let all: Vec<(TaskId, Arc<Status>)> = running
+            .into_iter()
+            .filter(|(id, _)| wanted.is_empty() || wanted.contains(id))
+            .collect();
+        let read = tokio::task::spawn_blocking(move || all.iter().map(usage).collect()).await;
+        let tasks = read.map_err(|e| Failure::of(Kind::Internal, &e))?;
+        Ok(v1::StatsResponse { tasks })
     }
 
-    pub async fn events(&self, _request: v1::EventsRequest) -> Result<Flow<v1::Event>, Failure> {
-        not_yet()
+    /// Tasks whose containers run.
+    pub(crate) async fn running(&self) -> Result<Vec<(TaskId, Arc<Status>)>, Failure> {
+        self.ask(|driver| {
+            let running = driver.live.iter().filter_map(|(id, live)| {
+                Some((id.clone(), live.container.as_ref()?.status.clone()))
+            });
+            running.collect()
+        })
+        .await
     }
 
-    pub async fn run_pod(&self, _spec: v1::PodSpec) -> Result<v1::PodStatus, Failure> {
-        not_yet()
+    #[expect(clippy::unused_async, reason = "as its fellows")]
+    pub async fn events(&self, request: v1::EventsRequest) -> Result<Flow<v1::Event>, Failure> {
+        self.shared.events.listen(&request)
+    }
+
+    /// All tasks of a group, or none.
+    pub async fn run_pod(&self, mut spec: v1::PodSpec) -> Result<v1::PodStatus, Failure> {
+        if spec.id.is_empty() {
+            spec.id = made_up();
+        }
+        resolve::group(&mut spec)?;
+        let (id, group) = (spec.id.clone(), Arc::new(spec));
+        let known = group.clone();
+        let taken = self.ask(move |driver| {
+            let taken = driver.groups.contains_key(&known.id);
+            if !taken {
+                driver.groups.insert(known.id.clone(), known);
+            }
+            taken
+        });
+        if taken.await? {
+            let words =
+                format!("there is a pod {id} already: hafen pod rm {id}, or choose another name");
+            return Err(Failure::new(Kind::Exists, words));
+        }
+        match self.begin_pod(&group).await {
+            Ok(()) => self.get_pod(&id).await,
+            Err(failure) => {
+                let _ = self.remove_pod(v1::RemovePodRequest { id, force: true }).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn begin_pod(&self, group: &Arc<v1::PodSpec>) -> Result<(), Failure> {
+        let path = self.shared.groups.join(format!("{}.json", group.id));
+        let mut written = (**group).clone();
+        for secret in written.tasks.iter_mut().flat_map(|task| &mut task.secrets) {
+            secret.content.clear();
+        }
+        let text = serde_json::to_vec(&written).map_err(|e| Failure::of(Kind::Internal, &e))?;
+        replace(&path, &text, true).map_err(|e| Failure::of(Kind::Exhausted, &e))?;
+        let written = Arc::new(written);
+        let own = written.clone();
+        self.ask(move |driver| driver.groups.insert(own.id.clone(), own)).await?;
+        for task in &group.tasks {
+            self.take_on(task.clone(), Some(written.clone())).await?;
+        }
+        Ok(())
     }
 
     pub async fn list_pods(&self) -> Result<Vec<v1::PodStatus>, Failure> {
-        not_yet()
+        self.ask(|driver| driver.groups.values().map(|group| pod(driver, group)).collect()).await
     }
 
-    pub async fn get_pod(&self, _id: &str) -> Result<v1::PodStatus, Failure> {
-        not_yet()
+    pub async fn get_pod(&self, id: &str) -> Result<v1::PodStatus, Failure> {
+        let id = id.to_owned();
+        self.ask(move |driver| {
+            let group = driver.groups.get(&id).ok_or_else(|| no_pod(&id))?;
+            Ok(pod(driver, group))
+        })
+        .await?
     }
 
-    pub async fn stop_pod(&self, _request: v1::StopPodRequest) -> Result<v1::PodStatus, Failure> {
-        not_yet()
+    async fn members(&self, id: &str) -> Result<Vec<TaskId>, Failure> {
+        let id = id.to_owned();
+        self.ask(move |driver| {
+            driver.groups.get(&id).ok_or_else(|| no_pod(&id))?;
+            Ok(driver.members(&id).cloned().collect())
+        })
+        .await?
     }
 
-    pub async fn remove_pod(&self, _request: v1::RemovePodRequest) -> Result<(), Failure> {
-        not_yet()
+    pub async fn stop_pod(&self, request: v1::StopPodRequest) -> Result<v1::PodStatus, Failure> {
+        let members = self.members(&request.id).await?;
+        let grace = request.grace.as_ref().map(time::duration);
+        self.ask(move |driver| {
+            for id in members {
+                driver.happened(Event::Stop { id, why: Stop::Asked, grace });
+            }
+        })
+        .await?;
+        self.get_pod(&request.id).await
+    }
+
+    pub async fn remove_pod(&self, request: v1::RemovePodRequest) -> Result<(), Failure> {
+        let members = self.members(&request.id).await?;
+        if !request.force {
+            let running = self.get_pod(&request.id).await?;
+            if running.tasks.iter().any(|task| !view::is_end(task.state())) {
+                let id = &request.id;
+                let words = format!(
+                    "{id} has not ended: hafen pod stop {id} first, or hafen pod rm --force {id}"
+                );
+                return Err(Failure::new(Kind::State, words));
+            }
+        }
+        let force = request.force;
+        let removals =
+            members.into_iter().map(|TaskId(id)| self.remove(v1::RemoveTaskRequest { id, force }));
+        for removed in futures_util::future::join_all(removals).await {
+            removed?;
+        }
+        let path = self.shared.groups.join(format!("{}.json", request.id));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let e = CallError::new(format!("unlink {}", path.display()), e);
+                return Err(Failure::of(Kind::Internal, &e));
+            }
+            _ => {}
+        }
+        self.ask(move |driver| drop(driver.groups.remove(&request.id))).await
     }
 
     pub async fn status(&self) -> Result<v1::NodeStatus, Failure> {
-        not_yet()
+        let shared = &self.shared;
+        let (allocated, tasks, quarantined) = self
+            .ask(|driver| (allocated(driver), by_state(driver), driver.quarantined.clone()))
+            .await?;
+        Ok(v1::NodeStatus {
+            name: shared.config.name.clone(),
+            instance: shared.config.instance.clone(),
+            boot_id: shared.boot_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: kernel(),
+            started: Some(time::stamp(shared.started)),
+            capacity: Some(self.capacity(allocated)),
+            attributes: BTreeMap::new(),
+            tasks,
+            quarantined: quarantined.into_iter().collect(),
+        })
+    }
+
+    fn capacity(&self, allocated: v1::Amounts) -> v1::Capacity {
+        let (total, config) = (stats::machine(), &self.shared.config);
+        let reserved = v1::Amounts {
+            cpu_milli: Some(config.reserved.cpu_milli),
+            memory: Some(config.reserved.memory),
+            ..v1::Amounts::default()
+        };
+        let less = |all: Option<u64>, part: Option<u64>| {
+            all.map(|all| all.saturating_sub(part.unwrap_or_default()))
+        };
+        let allocatable = v1::Amounts {
+            cpu_milli: less(total.cpu_milli, reserved.cpu_milli),
+            memory: less(total.memory, reserved.memory),
+            swap: total.swap,
+            pids: total.pids,
+            disk: total.disk,
+        };
+        v1::Capacity {
+            total: Some(total),
+            reserved: Some(reserved),
+            allocatable: Some(allocatable),
+            allocated: Some(allocated),
+            used: Some(stats::in_use()),
+            cpu_pressure: stats::pressure("cpu"),
+            memory_pressure: stats::pressure("memory"),
+            io_pressure: stats::pressure("io"),
+        }
     }
 
     pub async fn debug(&self) -> Result<v1::DebugResponse, Failure> {
-        not_yet()
+        let operations = self.ask(|driver| {
+            let all = driver.live.iter().flat_map(|(id, live)| {
+                live.operations.iter().map(|(phase, operation)| v1::Operation {
+                    task: id.0.clone(),
+                    phase: (*phase).to_owned(),
+                    since: Some(time::stamp(operation.since)),
+                    deadline: Some(duration(Operation::deadline())),
+                    late: operation.is_late(),
+                    last_error: operation.last_error.clone().unwrap_or_default(),
+                })
+            });
+            all.collect()
+        });
+        let count = |folder| fs::read_dir(folder).map_or(0, |entries| entries.count() as u64);
+        Ok(v1::DebugResponse {
+            operations: operations.await?,
+            connections: 0,
+            descriptors: count("/proc/self/fd"),
+            memory: resident().unwrap_or_default(),
+        })
+    }
+
+    /// In the text format of OpenMetrics.
+    pub async fn metrics(&self) -> Result<String, Failure> {
+        let usage = self.stats(v1::StatsRequest::default()).await?;
+        let (status, debug) = (self.status().await?, self.debug().await?);
+        let launches = self.ask(|driver| driver.launches.clone()).await?;
+        Ok(Metrics { usage, status, debug, launches }.text())
     }
 }
 
-impl Node {
-    /// Take up what the last agent left.
-    ///
-    /// # Errors
-    /// Why there can be no node here.
-    #[expect(clippy::unused_async, reason = "to be filled in")]
-    pub async fn open(_config: &Config) -> Result<Self, Failure> {
-        Ok(Self {})
+/// Ask all keepers of before, and go on.
+async fn recover(driver: &mut Driver, groups: &Path) -> Result<(), Failure> {
+    use futures_util::StreamExt;
+    let loaded = driver.ground.folders.load().map_err(|e| Failure::of(Kind::Internal, &e))?;
+    load_groups(driver, groups);
+    driver.quarantined.extend(loaded.quarantined);
+    let listener = driver.listener();
+    let (ground, groups) = (driver.ground.clone(), driver.groups.clone());
+    let asked = futures_util::stream::iter(loaded.documents).map(|document| {
+        let (ground, listener) = (ground.clone(), listener.clone());
+        let group = groups.get(&document.pod).cloned();
+        async move {
+            let inquiry = inquire(&ground, &document, group, listener).await;
+            (document, inquiry)
+        }
+    });
+    let all: Vec<_> = asked.buffer_unordered(ASKED).collect().await;
+    let found = driver.ground.found().map_err(|why| Failure::new(Kind::Internal, why))?;
+    let known: Vec<_> = all
+        .iter()
+        .map(|(document, _)| document.record.id.0.clone())
+        .chain(groups.into_keys())
+        .collect();
+    driver.recover(all, &found);
+    // Sandboxes of nobody.
+    for name in driver.ground.sandboxes.names() {
+        let quarantined = driver.quarantined.contains_key(&name);
+        if !known.contains(&name)
+            && !quarantined
+            && let Err(e) = driver.ground.sandboxes.remove(&name).await
+        {
+            tracing::warn!(sandbox = name, error = chain(&e), "not removed");
+        }
     }
+    Ok(())
+}
 
-    /// For Prometheus, as text (OpenMetrics).
-    #[must_use]
-    pub fn metrics(&self) -> String {
-        "# EOF\n".to_owned()
+async fn inquire(
+    ground: &Ground,
+    document: &Document,
+    group: Option<Arc<v1::PodSpec>>,
+    listener: crate::container::Listener,
+) -> Inquiry {
+    let record = &document.record;
+    let alive = matches!(record.phase, Phase::Starting | Phase::Running | Phase::Killing { .. });
+    if !alive {
+        return Inquiry::Nothing;
     }
+    let (id, spec) = (record.id.clone(), Arc::new(document.spec.clone()));
+    let job = Job { id, attempt: record.attempt, spec, group };
+    ground.inquire(&job, listener).await
+}
+
+fn load_groups(driver: &mut Driver, folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let read = fs::read(entry.path()).ok();
+        match read.and_then(|text| serde_json::from_slice::<v1::PodSpec>(&text).ok()) {
+            Some(group) => drop(driver.groups.insert(group.id.clone(), Arc::new(group))),
+            None => {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let why = format!("{} cannot be read", entry.path().display());
+                driver.quarantined.insert(name, why);
+            }
+        }
+    }
+}
+
+fn make_private(folder: &Path) -> Result<(), CallError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
+    made.call(|| format!("mkdir {}", folder.display()))
+}
+
+fn check_parts(spec: &v1::TaskSpec) -> Result<(), Failure> {
+    crate::check::validate(&spec.checks).map_err(|e| Failure::of(Kind::Invalid, &e))?;
+    crate::secret::validate(&spec.secrets).map_err(|e| Failure::of(Kind::Invalid, &e))?;
+    for artifact in &spec.artifacts {
+        crate::artifact::validate(artifact).map_err(|e| Failure::of(Kind::Invalid, &e))?;
+    }
+    let Some(network) = &spec.network else { return Ok(()) };
+    crate::network::files::validate(network).map_err(|e| Failure::of(Kind::Invalid, &e))?;
+    crate::network::ports::validate(&network.ports).map_err(|e| Failure::of(Kind::Invalid, &e))?;
+    if !network.ports.is_empty() && network.mode() != v1::network::Mode::Cni {
+        let words = "network.ports: only a CNI network publishes ports: say network.mode MODE_CNI";
+        return Err(Failure::new(Kind::Invalid, words));
+    }
+    Ok(())
+}
+
+/// A name that nobody has: of time and chance.
+fn made_up() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    format!("t{:012x}", RandomState::new().hash_one(now) & 0xffff_ffff_ffff)
+}
+
+/// The task of that name, or the only one whose name begins so.
+fn find(driver: &Driver, text: &str) -> Result<TaskId, Failure> {
+    let exact = TaskId(text.to_owned());
+    if driver.live.contains_key(&exact) {
+        return Ok(exact);
+    }
+    let mut fitting = driver.live.keys().filter(|id| !text.is_empty() && id.0.starts_with(text));
+    match (fitting.next(), fitting.next()) {
+        (Some(id), None) => Ok(id.clone()),
+        (Some(one), Some(other)) => {
+            let words = format!("{text:?} may be {one} or {other}: write more of the name");
+            Err(Failure::new(Kind::Invalid, words))
+        }
+        (None, _) => {
+            let words = format!("there is no task {text}: hafen ps -a lists all");
+            Err(Failure::new(Kind::NotFound, words))
+        }
+    }
+}
+
+fn not_running(id: &TaskId) -> Failure {
+    Failure::new(Kind::State, format!("{id} does not run: hafen inspect {id} says why"))
+}
+
+fn no_pod(id: &str) -> Failure {
+    Failure::new(Kind::NotFound, format!("there is no pod {id}: hafen pod ls lists all"))
+}
+
+fn usage((id, status): &(TaskId, Arc<Status>)) -> v1::TaskUsage {
+    v1::TaskUsage {
+        id: id.0.clone(),
+        time: Some(time::stamp(SystemTime::now())),
+        usage: Some(stats::usage(status)),
+    }
+}
+
+fn set_aside(id: &str, why: &str) -> v1::TaskStatus {
+    let mut status =
+        v1::TaskStatus { id: id.to_owned(), quarantined: why.to_owned(), ..Default::default() };
+    status.set_state(v1::State::Lost);
+    status
+}
+
+/// A task, as it is told.
+pub(crate) fn status(driver: &Driver, id: &TaskId, live: &Live) -> v1::TaskStatus {
+    let record = driver.core.record(id);
+    let state = record.map_or(v1::State::Unspecified, |record| view::wire(view::state(record)));
+    let attempt = record.map_or(0, |record| record.attempt);
+    let container = live.container.as_ref();
+    let started = container.map(|c| c.status.started_at.as_str());
+    let started = started.or(live.end.as_ref().map(|end| end.started_at.as_str()));
+    let stamp = |text: &str| humantime::parse_rfc3339(text).ok();
+    let ended = live
+        .end
+        .as_ref()
+        .and_then(|end| Some(stamp(&end.started_at)? + Duration::from_micros(end.wall_usec)));
+    let readiness = |check: &&v1::CheckStatus| check.kind() == v1::check::Kind::Readiness;
+    let mut status = v1::TaskStatus {
+        id: id.0.clone(),
+        reason: view::reason(&live.reason, live.end.as_ref()),
+        attempt,
+        failures: record.map_or(0, |record| record.failures),
+        created: stamp(&live.created).map(time::stamp),
+        started: started.and_then(stamp).map(time::stamp),
+        ended: ended.filter(|_| container.is_none()).map(time::stamp),
+        pid: container.map_or(0, |container| container.status.pid),
+        container: container_name(id, attempt),
+        pod: live.group.as_ref().map(|group| group.id.clone()).unwrap_or_default(),
+        ready: state == v1::State::Running
+            && live.checks.iter().filter(readiness).all(|check| check.passing),
+        checks: live.checks.clone(),
+        addresses: container.map(addresses).unwrap_or_default(),
+        ports: container.map(|c| c.sandbox.ports.clone()).unwrap_or_default(),
+        labels: live.spec.labels.clone(),
+        spec: Some((*live.spec).clone()),
+        sequence: record.map_or(0, |record| record.sequence),
+        ..v1::TaskStatus::default()
+    };
+    status.set_state(state);
+    status
+}
+
+fn addresses(container: &crate::container::Container) -> Vec<String> {
+    container.sandbox.addresses.iter().map(ToString::to_string).collect()
+}
+
+fn pod(driver: &Driver, group: &Arc<v1::PodSpec>) -> v1::PodStatus {
+    let tasks: Vec<v1::TaskStatus> =
+        driver.members(&group.id).map(|id| status(driver, id, &driver.live[id])).collect();
+    let addresses =
+        tasks.iter().find_map(|task| (!task.addresses.is_empty()).then(|| task.addresses.clone()));
+    let created =
+        tasks.iter().filter_map(|task| task.created.clone()).min_by_key(|t| (t.seconds, t.nanos));
+    let mut pod = v1::PodStatus {
+        id: group.id.clone(),
+        addresses: addresses.unwrap_or_default(),
+        spec: Some((**group).clone()),
+        created,
+        ..v1::PodStatus::default()
+    };
+    pod.set_state(view::together(tasks.iter().map(v1::TaskStatus::state)));
+    pod.tasks = tasks;
+    pod
+}
+
+/// What tasks that have not ended ask for.
+fn allocated(driver: &Driver) -> v1::Amounts {
+    let mut sum = v1::Amounts::default();
+    for (id, live) in &driver.live {
+        let ended = driver.core.record(id).is_none_or(|r| matches!(r.phase, Phase::Ended(_)));
+        let request = live.spec.resources.as_ref().and_then(|r| r.request.as_ref());
+        let Some(request) = request.filter(|_| !ended) else { continue };
+        let add = |sum: &mut Option<u64>, more: Option<u64>| {
+            if let Some(more) = more {
+                *sum = Some(sum.unwrap_or_default().saturating_add(more));
+            }
+        };
+        add(&mut sum.cpu_milli, request.cpu_milli);
+        add(&mut sum.memory, request.memory);
+        add(&mut sum.swap, request.swap);
+        add(&mut sum.pids, request.pids);
+        add(&mut sum.disk, request.disk);
+    }
+    sum
+}
+
+fn by_state(driver: &Driver) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    for record in driver.core.records() {
+        let name = view::wire(view::state(record)).as_str_name().trim_start_matches("STATE_");
+        *counts.entry(name.to_ascii_lowercase()).or_default() += 1;
+    }
+    counts
+}
+
+/// What is not named stays as it is.
+fn merge(known: v1::Resources, wanted: v1::Resources) -> v1::Resources {
+    let amounts = |known: Option<v1::Amounts>, wanted: Option<v1::Amounts>| {
+        let (known, wanted) = (known.unwrap_or_default(), wanted.unwrap_or_default());
+        let merged = v1::Amounts {
+            cpu_milli: wanted.cpu_milli.or(known.cpu_milli),
+            memory: wanted.memory.or(known.memory),
+            swap: wanted.swap.or(known.swap),
+            pids: wanted.pids.or(known.pids),
+            disk: wanted.disk.or(known.disk),
+        };
+        (merged != v1::Amounts::default()).then_some(merged)
+    };
+    v1::Resources {
+        request: amounts(known.request, wanted.request),
+        limit: amounts(known.limit, wanted.limit),
+        io: if wanted.io.is_empty() { known.io } else { wanted.io },
+        cpuset: if wanted.cpuset.is_empty() { known.cpuset } else { wanted.cpuset },
+        revocable: known.revocable || wanted.revocable,
+    }
+}
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Bytes of this process in memory (proc_pid_statm(5)).
+fn resident() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * 4096)
 }

@@ -19,7 +19,8 @@ pub async fn image(store: &Store, name: &str) -> Result<(), String> {
     let guard = store.hold().map_err(|e| chain(&e))?;
     let boot = boot_id().map_err(|e| chain(&e))?;
     let quiet = Arc::new(|_| ());
-    let target = pull(store, &reference, &Options::default(), quiet).await.map_err(|e| chain(&e))?;
+    let target =
+        pull(store, &reference, &Options::default(), quiet).await.map_err(|e| chain(&e))?;
     let store = store.clone();
     let unpack = move || {
         // Held until the name leads to it.

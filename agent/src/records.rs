@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
-use hafen_agent_core::{Attempt, Record, TaskId};
+use hafen_agent_core::{Attempt, Reason, Record, TaskId};
 use hafen_protocol::v1;
 use hafen_spec::keep::ExitRecord;
 use hafen_sys::file::{replace, sync_folder};
@@ -37,6 +37,8 @@ pub struct Document {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pod: String,
     pub record: Record,
+    /// Why it is in its state.
+    pub reason: Reason,
     /// How the last attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<ExitRecord>,
@@ -248,6 +250,7 @@ mod tests {
             spec,
             pod: String::new(),
             record,
+            reason: Reason::None,
             end: None,
         }
     }

@@ -54,8 +54,12 @@ pub fn definition(spec: &v1::TaskSpec) -> Result<Definition, Failure> {
     let definition = Definition {
         restart: restart(spec.restart.as_ref()),
         back_off: back_off(spec.restart.as_ref(), &mut problems),
-        grace: optional("kill.grace", spec.kill.as_ref().and_then(|k| k.grace.as_ref()), &mut problems)
-            .unwrap_or(GRACE),
+        grace: optional(
+            "kill.grace",
+            spec.kill.as_ref().and_then(|k| k.grace.as_ref()),
+            &mut problems,
+        )
+        .unwrap_or(GRACE),
         longest: optional("maxRunTime", spec.max_run_time.as_ref(), &mut problems),
     };
     check(spec, &mut problems);
@@ -209,7 +213,10 @@ fn check_mount(field: &str, mount: &v1::Mount, problems: &mut Problems) {
     }
     // They are told to the runtime in one word.
     let host = matches!(&mount.source, Some(Source::Host(path)) if path.contains(':'));
-    if host || mount.destination.contains(':') || mount.options.iter().any(|o| o.contains([':', ','])) {
+    if host
+        || mount.destination.contains(':')
+        || mount.options.iter().any(|o| o.contains([':', ',']))
+    {
         problems.add(field, "has a colon or comma where there can be none");
     }
 }
@@ -293,7 +300,9 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     }
     match &places.network {
         Some(Namespace::Host) => list.option("--namespace", "network=host"),
-        Some(Namespace::At(path)) => list.option("--namespace", format!("network={}", path.display())),
+        Some(Namespace::At(path)) => {
+            list.option("--namespace", format!("network={}", path.display()))
+        }
         None => {}
     }
     if let Some(path) = &places.ipc {
@@ -370,9 +379,13 @@ fn root_words(list: &mut List, spec: &v1::TaskSpec, places: &Places) {
     }
 }
 
-fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
-    /// What one CPU is worth in shares, as everybody counts.
+/// Thousandths of a CPU in shares, as everybody counts them.
+fn shares(milli: u64) -> u64 {
     const CPU: u64 = 1024;
+    (milli.saturating_mul(CPU) / 1000).clamp(2, 262_144)
+}
+
+fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
     let Some(resources) = resources else { return };
     let limit = resources.limit.clone().unwrap_or_default();
     if let Some(memory) = limit.memory {
@@ -388,8 +401,7 @@ fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
         list.option("--pids", pids.to_string());
     }
     if let Some(milli) = resources.request.as_ref().and_then(|r| r.cpu_milli) {
-        let shares = (milli.saturating_mul(CPU) / 1000).clamp(2, 262_144);
-        list.option("--cpu-shares", shares.to_string());
+        list.option("--cpu-shares", shares(milli).to_string());
     }
     if !resources.cpuset.is_empty() {
         list.option("--cpuset-cpus", &resources.cpuset);
@@ -407,13 +419,87 @@ fn mount_words(list: &mut List, mount: &v1::Mount) {
         }
         Some(Source::Tmpfs(bytes)) => {
             let size = (*bytes > 0).then(|| format!("size={bytes}"));
-            let all: Vec<&str> =
-                size.as_deref().into_iter().chain(mount.options.iter().map(String::as_str)).collect();
+            let all: Vec<&str> = size
+                .as_deref()
+                .into_iter()
+                .chain(mount.options.iter().map(String::as_str))
+                .collect();
             let after = if all.is_empty() { String::new() } else { format!(":{}", all.join(",")) };
             list.option("--tmpfs", format!("{destination}{after}"));
         }
         None => {}
     }
+}
+
+/// Read a group, and name its tasks: `GROUP.TASK`.
+///
+/// # Errors
+/// [`Kind::Invalid`] with every problem.
+pub fn group(spec: &mut v1::PodSpec) -> Result<(), Failure> {
+    let mut problems = Problems::default();
+    if let Err(why) = name(&spec.id) {
+        problems.add("id", why);
+    }
+    if spec.tasks.is_empty() {
+        problems.add("tasks", "is empty: a pod has one task at least");
+    }
+    let id = spec.id.clone();
+    for (i, task) in spec.tasks.iter_mut().enumerate() {
+        if task.id.is_empty() {
+            problems.add(format!("tasks[{i}].id"), "is missing");
+        }
+        if task.network.is_some() {
+            problems.add(format!("tasks[{i}].network"), "is the pod's: say it there");
+        }
+        task.id = format!("{id}.{}", task.id);
+        if let Err(failure) = definition(task) {
+            problems.add(format!("tasks[{i}]"), failure.message);
+        }
+    }
+    let mut names: Vec<&str> = spec.tasks.iter().map(|task| task.id.as_str()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        problems.add("tasks", format!("{} is there twice", pair[0]));
+    }
+    problems.into_result(()).map_err(|e| Failure::new(Kind::Invalid, e.to_string()))
+}
+
+/// The limits as `linux.resources` of the OCI runtime spec, for a container that runs.
+#[must_use]
+pub fn linux_resources(resources: &v1::Resources) -> Value {
+    const PERIOD: u64 = 100_000;
+    let (request, limit) = (
+        resources.request.clone().unwrap_or_default(),
+        resources.limit.clone().unwrap_or_default(),
+    );
+    let mut all = json!({});
+    if let Some(memory) = limit.memory {
+        all["memory"]["limit"] = json!(memory);
+        if let Some(swap) = limit.swap {
+            all["memory"]["swap"] = json!(memory.saturating_add(swap));
+        }
+    }
+    if let Some(memory) = request.memory {
+        all["memory"]["reservation"] = json!(memory);
+    }
+    if let Some(milli) = limit.cpu_milli {
+        all["cpu"]["quota"] = json!(milli.saturating_mul(PERIOD) / 1000);
+        all["cpu"]["period"] = json!(PERIOD);
+    }
+    if let Some(milli) = request.cpu_milli {
+        all["cpu"]["shares"] = json!(shares(milli));
+    }
+    if !resources.cpuset.is_empty() {
+        all["cpu"]["cpus"] = json!(resources.cpuset);
+    }
+    if let Some(pids) = limit.pids {
+        all["pids"]["limit"] = json!(pids);
+    }
+    let block = block_io(&resources.io);
+    if block != json!({}) {
+        all["blockIO"] = block;
+    }
+    all
 }
 
 /// What is in the OCI runtime spec, and in no word of the runtime's.
@@ -470,13 +556,15 @@ pub fn name_devices(spec: &mut v1::TaskSpec) -> Result<(), Failure> {
         if numbers(&limit.device).is_some() {
             continue;
         }
-        let found = std::fs::metadata(&limit.device).ok().filter(|m| m.file_type().is_block_device());
+        let found =
+            std::fs::metadata(&limit.device).ok().filter(|m| m.file_type().is_block_device());
         let Some(found) = found else {
             let words = format!("resources.io: {:?} is not a block device", limit.device);
             return Err(Failure::new(Kind::Invalid, words));
         };
         let device = found.rdev();
-        limit.device = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        limit.device =
+            format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
     }
     Ok(())
 }
@@ -512,8 +600,15 @@ mod tests {
         };
         let failure = definition(&spec).unwrap_err();
         for field in [
-            "id", "root", "command", "kill.signal", "resources.request.memory",
-            "resources.limit.cpuMilli", "mounts[0].destination", "mounts[0]", "maxRunTime",
+            "id",
+            "root",
+            "command",
+            "kill.signal",
+            "resources.request.memory",
+            "resources.limit.cpuMilli",
+            "mounts[0].destination",
+            "mounts[0]",
+            "maxRunTime",
         ] {
             assert!(failure.message.contains(field), "{field}: {}", failure.message);
         }
@@ -537,7 +632,8 @@ mod tests {
             pids: Some(32),
             ..v1::Amounts::default()
         };
-        let request = v1::Amounts { cpu_milli: Some(500), memory: Some(7), ..v1::Amounts::default() };
+        let request =
+            v1::Amounts { cpu_milli: Some(500), memory: Some(7), ..v1::Amounts::default() };
         spec.resources = Some(v1::Resources {
             request: Some(request),
             limit: Some(limit),
@@ -552,8 +648,14 @@ mod tests {
         let Words { words, patch } = words(&spec, &Places::default());
         let words: Vec<_> = words.iter().map(|w| w.to_str().unwrap()).collect();
         for wanted in [
-            "--memory=67108864", "--memory-swap=68157440", "--cpus=1.500", "--pids=32",
-            "--cpu-shares=512", "--env=A=--b", "--tmpfs=/t:size=5,noexec", "--rootfs=host",
+            "--memory=67108864",
+            "--memory-swap=68157440",
+            "--cpus=1.500",
+            "--pids=32",
+            "--cpu-shares=512",
+            "--env=A=--b",
+            "--tmpfs=/t:size=5,noexec",
+            "--rootfs=host",
         ] {
             assert!(words.contains(&wanted), "{wanted}: {words:?}");
         }

@@ -235,11 +235,7 @@ fn pin(kind: Kind, path: &Path) -> Result<(), CallError> {
     netns::create(kind, path)
 }
 
-fn name_all(
-    wanted: Wanted<'_>,
-    folder: &Path,
-    sandbox: &mut Sandbox,
-) -> Result<(), SandboxError> {
+fn name_all(wanted: Wanted<'_>, folder: &Path, sandbox: &mut Sandbox) -> Result<(), SandboxError> {
     let network = wanted.network;
     let host = matches!(sandbox.network, Some(Namespace::Host));
     let own = if network.hostname.is_empty() { wanted.name } else { &network.hostname };

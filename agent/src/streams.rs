@@ -122,7 +122,10 @@ pub async fn exec_quietly(
         Ok(answer) => answer,
         Err(_) => {
             let _ = words.ask(&Request::SignalExec { number: 1, signal: nix::libc::SIGKILL }).await;
-            Err(Failure::new(Kind::Deadline, format!("it took longer than {} s", patience.as_secs_f64())))
+            Err(Failure::new(
+                Kind::Deadline,
+                format!("it took longer than {} s", patience.as_secs_f64()),
+            ))
         }
     }
 }
@@ -158,8 +161,7 @@ pub async fn exec(
     let (sender, receiver) = mpsc::channel(WAITING);
     if start.terminal {
         let console = Console::new(run).map_err(|e| unavailable(&e))?;
-        let request =
-            Request::Exec { number: 1, process, console: Some(console.path.clone()) };
+        let request = Request::Exec { number: 1, process, console: Some(console.path.clone()) };
         words.ask(&request).await.map_err(|e| unavailable(&e))?;
         tokio::spawn(with_terminal(console, words, news, input, sender, start.size));
     } else {
@@ -232,8 +234,10 @@ async fn with_pipes(
     sender: Sender,
 ) {
     let feeding = tokio::spawn(feed_exec(words, Sink::Pipe(ends.stdin), input));
-    let out = ends.stdout.map(|end| tokio::spawn(pump(end, sender.clone(), v1::output::What::Stdout)));
-    let err = ends.stderr.map(|end| tokio::spawn(pump(end, sender.clone(), v1::output::What::Stderr)));
+    let out =
+        ends.stdout.map(|end| tokio::spawn(pump(end, sender.clone(), v1::output::What::Stdout)));
+    let err =
+        ends.stderr.map(|end| tokio::spawn(pump(end, sender.clone(), v1::output::What::Stderr)));
     finish(news, sender, out.into_iter().chain(err).collect()).await;
     feeding.abort();
 }

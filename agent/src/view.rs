@@ -14,8 +14,12 @@ pub const fn state(record: &Record) -> State {
         Phase::Starting => State::Starting,
         Phase::Running => State::Running,
         Phase::Killing { .. } => State::Killing,
-        Phase::Releasing { next: hafen_agent_core::Next::End(state) } | Phase::Ended(state) => state,
-        Phase::Releasing { next: hafen_agent_core::Next::Restart } | Phase::Waiting => State::Waiting,
+        Phase::Releasing { next: hafen_agent_core::Next::End(state) } | Phase::Ended(state) => {
+            state
+        }
+        Phase::Releasing { next: hafen_agent_core::Next::Restart } | Phase::Waiting => {
+            State::Waiting
+        }
         Phase::Lost => State::Lost,
     }
 }
@@ -34,6 +38,49 @@ pub const fn wire(state: State) -> v1::State {
         State::Error => v1::State::Error,
         State::Lost => v1::State::Lost,
     }
+}
+
+/// The state of the wire, if it is one.
+#[must_use]
+pub const fn own(state: v1::State) -> Option<State> {
+    Some(match state {
+        v1::State::Unspecified => return None,
+        v1::State::Staging => State::Staging,
+        v1::State::Starting => State::Starting,
+        v1::State::Running => State::Running,
+        v1::State::Killing => State::Killing,
+        v1::State::Waiting => State::Waiting,
+        v1::State::Finished => State::Finished,
+        v1::State::Failed => State::Failed,
+        v1::State::Killed => State::Killed,
+        v1::State::Error => State::Error,
+        v1::State::Lost => State::Lost,
+    })
+}
+
+#[must_use]
+pub fn is_end(state: v1::State) -> bool {
+    own(state).is_some_and(State::is_end)
+}
+
+/// Of the tasks of a group together: the least far of those that go on, or else the worst of the ends.
+#[must_use]
+pub fn together(states: impl Iterator<Item = v1::State>) -> v1::State {
+    use v1::State as S;
+    const ORDER: [S; 10] = [
+        S::Staging,
+        S::Starting,
+        S::Waiting,
+        S::Killing,
+        S::Running,
+        S::Lost,
+        S::Error,
+        S::Failed,
+        S::Killed,
+        S::Finished,
+    ];
+    let states: Vec<S> = states.collect();
+    ORDER.into_iter().find(|state| states.contains(state)).unwrap_or(S::Unspecified)
 }
 
 /// A reason, with what the last end tells.

@@ -119,14 +119,22 @@ pub enum Violation {
 #[serde(rename_all = "camelCase")]
 pub enum Stop {
     Asked,
-    TooLong { limit: Duration },
-    Unhealthy { check: String },
+    TooLong {
+        limit: Duration,
+    },
+    Unhealthy {
+        check: String,
+    },
     /// Another one of its group has ended, and they end together.
-    Group { task: String },
+    Group {
+        task: String,
+    },
     /// Something more important needs its place.
     Preempted,
     /// Nobody has directed the node for so long.
-    Disconnected { longest: Duration },
+    Disconnected {
+        longest: Duration,
+    },
 }
 
 /// Why a task is in its state, for programs; its `Display` is for people.

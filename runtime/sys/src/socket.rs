@@ -141,7 +141,11 @@ pub fn receive_some(
 ///
 /// # Errors
 /// Of sendmsg(2).
-pub fn send_some(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], bytes: &[u8]) -> io::Result<usize> {
+pub fn send_some(
+    socket: BorrowedFd<'_>,
+    fds: &[BorrowedFd<'_>],
+    bytes: &[u8],
+) -> io::Result<usize> {
     let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let control = [ControlMessage::ScmRights(&fds)];
     let control = if fds.is_empty() { &[][..] } else { &control[..] };
