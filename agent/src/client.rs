@@ -38,7 +38,7 @@ pub struct Tls {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error(
-        "no agent listens on {0}: start one with \"hafen agent\", or \"systemctl start hafen\", or say --host"
+        "no agent listens on {0}: start one with \"hafen agent\", as root, or say where it is with --host"
     )]
     Absent(PathBuf),
     #[error("you may not use {0}: be root, or a member of the socket's group")]

@@ -1,5 +1,6 @@
 //! `hafen image`.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -220,9 +221,10 @@ fn list(store: &Store, format: Format) -> Result<(), Error> {
     Ok(())
 }
 
-/// Without the blank that stands for a border.
+/// Without the blank that stands for a border. A reader that has gone away wants no more.
 pub(crate) fn print(table: &Table) {
-    table.lines().for_each(|line| println!("{}", line.trim()));
+    let mut stdout = std::io::stdout().lock();
+    let _ = table.lines().try_for_each(|line| writeln!(stdout, "{}", line.trim()));
 }
 
 fn say(error: &StoreError) -> String {

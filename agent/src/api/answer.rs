@@ -1,5 +1,7 @@
 //! How a failure is told: as a status of gRPC, as a status of HTTP with a body, and back.
 
+use std::error::Error;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -40,10 +42,15 @@ impl From<Status> for Failure {
         let kind = match status.code() {
             Code::Unauthenticated => Kind::Denied,
             Code::Aborted => Kind::State,
+            // Not a word of the other side: the connection broke.
+            Code::Unknown if status.source().is_some() => Kind::Unavailable,
             Code::Cancelled => Kind::Unavailable,
             _ => row.map_or(Kind::Internal, |row| row.0),
         };
-        Self::new(kind, status.message())
+        match status.source() {
+            Some(cause) => Self::new(kind, format!("{}: {cause}", status.message())),
+            None => Self::new(kind, status.message()),
+        }
     }
 }
 

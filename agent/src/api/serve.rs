@@ -70,7 +70,7 @@ impl From<&Config> for Options {
 pub enum ServeError {
     #[error(transparent)]
     Door(#[from] DoorError),
-    #[error("tcp: {0}")]
+    #[error("serve on TCP")]
     Tls(#[from] TlsError),
     #[error("listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },

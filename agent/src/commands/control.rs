@@ -72,8 +72,12 @@ pub(super) fn stop(host: &HostArgs, args: &StopArgs) -> Result<ExitCode, Error> 
                 let stopped =
                     client.stop_task(v1::StopTaskRequest { id, grace }).await?.into_inner();
                 // The answer to stop is that it is under way.
-                let wait = v1::WaitTaskRequest { id: stopped.id, ..Default::default() };
-                Ok(client.wait_task(wait).await?.into_inner().id)
+                let wait = v1::WaitTaskRequest { id: stopped.id.clone(), ..Default::default() };
+                match client.wait_task(wait).await {
+                    // It was to be forgotten as soon as it has ended.
+                    Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
+                    _ => Ok(stopped.id),
+                }
             }
         })
         .await

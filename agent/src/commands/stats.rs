@@ -1,6 +1,7 @@
 //! `hafen stats` and `hafen top`.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,8 +41,11 @@ enum Sort {
     Memory,
 }
 
-/// From the upper left, over an empty screen (ECMA-48: CUP, ED).
-const CLEAR: &str = "\x1b[H\x1b[2J";
+/// From the upper left, over an empty screen (ECMA-48: CUP, ED); for a pipe, what comes follows what was.
+fn clear() -> &'static str {
+    if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" }
+}
+
 const HEADER: [&str; 7] =
     ["TASK", "CPU", "MEMORY", "LIMIT", "PIDS", "DISK READ/WRITTEN", "NET IN/OUT"];
 
@@ -120,7 +124,7 @@ pub(super) fn stats(host: &HostArgs, args: &StatsArgs) -> Result<ExitCode, Error
         loop {
             let looks = look(&mut client, &args.ids, &mut before).await?;
             if is_table {
-                let clear = if args.no_stream { "" } else { CLEAR };
+                let clear = if args.no_stream { "" } else { clear() };
                 let table = show::render(HEADER, looks.iter().map(row).collect());
                 show::line(&format!("{clear}{table}"))?;
             } else {
@@ -147,7 +151,7 @@ pub(super) fn top(host: &HostArgs, args: &TopArgs) -> Result<ExitCode, Error> {
             let shown = rows.map_or(usize::MAX, |rows| rows.saturating_sub(3));
             let table = show::render(HEADER, looks.iter().take(shown).map(row).collect());
             let head = format!("{} tasks run, by {:?}; Ctrl-C ends", looks.len(), args.sort);
-            show::line(&format!("{CLEAR}{head}\n{table}"))?;
+            show::line(&format!("{}{head}\n{table}", clear()))?;
             tokio::time::sleep(Duration::from_secs(args.delay)).await;
         }
     })

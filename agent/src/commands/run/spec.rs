@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hafen::amount;
 use hafen_protocol::v1::{self, check, mount, network, restart_policy, root};
@@ -143,7 +143,9 @@ fn volume(text: &str, around: &Around<'_>, problems: &mut Problems) -> Option<v1
     }
     let is_path = source.starts_with(['/', '.']) || source.contains('/');
     let source = if is_path {
-        mount::Source::Host(around.cwd.join(source).display().to_string())
+        // Without the "." of "./data".
+        let path: PathBuf = around.cwd.join(source).components().collect();
+        mount::Source::Host(path.display().to_string())
     } else {
         mount::Source::Volume(source.to_owned())
     };

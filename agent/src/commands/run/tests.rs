@@ -41,7 +41,7 @@ fn options_are_fields() {
         ("-v /a:/b i", json!({"mounts": [{"host": "/a", "destination": "/b"}]})),
         (
             "-v ./a:/b:ro,noexec i",
-            json!({"mounts": [{"host": "/cwd/./a", "destination": "/b", "options": ["ro", "noexec"]}]}),
+            json!({"mounts": [{"host": "/cwd/a", "destination": "/b", "options": ["ro", "noexec"]}]}),
         ),
         ("-v data:/b i", json!({"mounts": [{"volume": "data", "destination": "/b"}]})),
         (
