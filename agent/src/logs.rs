@@ -107,7 +107,7 @@ impl Wanted {
     ) -> io::Result<()> {
         let open = std::mem::take(&mut reader.open);
         if !self.json && !open.is_empty() {
-            self.entry(&open).into_iter().for_each(|entry| drop(take(entry)));
+            let _ = self.entry(&open).is_none_or(take);
         }
         Ok(())
     }

@@ -113,10 +113,6 @@ impl Node {
         &self.shared.config
     }
 
-    pub(crate) fn ground(&self) -> &Ground {
-        &self.shared.ground
-    }
-
     pub(crate) fn events_log(&self) -> &Events {
         &self.shared.events
     }

@@ -58,8 +58,8 @@ pub(crate) async fn pressure(node: Node) {
         let ids: BTreeSet<TaskId> = running.iter().map(|(id, _)| id.clone()).collect();
         known.retain(|id, _| ids.contains(id));
         let read = tokio::task::spawn_blocking(move || {
-            let read = |(id, status): (TaskId, _)| (id, look(&status));
-            running.into_iter().map(read).collect::<Vec<_>>()
+            let all = running.into_iter();
+            all.map(|(id, status)| (id, stats::throttling(&status.claims))).collect::<Vec<_>>()
         });
         for (id, periods) in read.await.unwrap_or_default() {
             if let Some((percent, ended)) = known.entry(id.clone()).or_default().look(periods) {
@@ -69,10 +69,6 @@ pub(crate) async fn pressure(node: Node) {
             }
         }
     }
-}
-
-fn look(status: &hafen_spec::keep::Status) -> (u64, u64) {
-    stats::throttling(&status.claims)
 }
 
 #[cfg(test)]

@@ -287,7 +287,10 @@ async fn debug(State(node): State<Node>) -> Answer<v1::DebugResponse> {
 
 async fn metrics(State(node): State<Node>) -> Response {
     const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, KIND)], node.metrics()).into_response()
+    match node.metrics().await {
+        Ok(text) => ([(header::CONTENT_TYPE, KIND)], text).into_response(),
+        Err(failure) => failure.into_response(),
+    }
 }
 
 async fn healthy() -> &'static str {

@@ -34,7 +34,7 @@ pub use oom::OomWatch;
 pub use processes::{kill, processes, wait_empty};
 pub use release::release;
 pub use share::{Share, check_free, missing_parents, share};
-pub use stats::{Stats, stats};
+pub use stats::{BlkioEntry, Pressure, Stats, stats};
 pub use update::{Change, Failure, apply, change, held};
 pub use usage::observe;
 
