@@ -6,6 +6,7 @@
 //! [`feature`] says which kernel calls are needed, since when they exist and what stands in.
 
 pub mod bpf;
+pub mod capability;
 pub mod child;
 mod error;
 pub mod feature;
