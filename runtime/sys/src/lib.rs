@@ -21,6 +21,7 @@ pub mod seccomp;
 pub mod shield;
 pub mod socket;
 pub mod spawn;
+pub mod start;
 pub mod terminal;
 pub mod userns;
 pub mod weaken;
