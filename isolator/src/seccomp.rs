@@ -1,5 +1,7 @@
 //! Seccomp profiles compiled to BPF through libseccomp, in the parent, before anything exists.
 
+mod shrink;
+
 use std::io::{Read, Seek};
 use std::path::PathBuf;
 
@@ -63,6 +65,7 @@ const LOAD: u16 = 0x20;
 const JUMP: u16 = 0x05;
 const EQUAL: u16 = 0x15;
 const ABOVE: u16 = 0x25;
+const AT_LEAST: u16 = 0x35;
 const SET: u16 = 0x45;
 const AND: u16 = 0x54;
 const RETURN: u16 = 0x06;
@@ -72,7 +75,7 @@ const TREE: u32 = 2;
 /// libseccomp makes a wrong tree of nothing (its issue 370, in 2.5.3 and before).
 const WORTH_A_TREE: usize = 16;
 /// Raised when the same profile comes out of this module otherwise than before.
-const COMPILER: u32 = 2;
+const COMPILER: u32 = 3;
 
 /// Everything that decides the instructions of a profile: of two profiles with the same recipe they are the same.
 /// The kernel decides nothing, it only has to know the actions. `None`: it cannot be told.
@@ -112,7 +115,7 @@ pub fn compile(
 fn build(profile: &LinuxSeccomp, problems: &mut Problems) -> Option<Vec<Instruction>> {
     let names = profile.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
     let shape = if names.count() < WORTH_A_TREE { LIST } else { TREE };
-    build_as(shape, profile, problems)
+    build_as(shape, profile, problems).map(shrink::shrink)
 }
 
 fn build_as(
@@ -576,16 +579,20 @@ mod tests {
             let build = |shape| build_as(shape, &profile, &mut Problems::default()).unwrap();
             let (list, tree) = (build(LIST), build(TREE));
             assert_ne!(list, tree);
+            let shrunk = [shrink::shrink(list.clone()), shrink::shrink(tree.clone())];
+            assert!(shrunk.iter().all(|s| s.len() < tree.len()), "{shrunk:?}");
             let mut seen = std::collections::BTreeSet::new();
             for (_, arch) in AUDIT_ARCHES {
                 for number in (0..600).chain(0x4000_0000..0x4000_0258) {
                     for argument in [0, 8, 9, 0x10] {
                         let said = verdict_with(&list, arch, number, argument);
-                        assert_eq!(
-                            verdict_with(&tree, arch, number, argument),
-                            said,
-                            "{arch:x} {number:x} {argument}"
-                        );
+                        for same in shrunk.iter().chain([&tree]) {
+                            assert_eq!(
+                                verdict_with(same, arch, number, argument),
+                                said,
+                                "{arch:x} {number:x} {argument}"
+                            );
+                        }
                         seen.insert(said);
                     }
                 }

@@ -3,12 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use caps::{CapSet, Capability};
+use caps::Capability;
 use hafen_isolator::cgroup;
 use hafen_spec::HostFacts;
 use hafen_spec::resolve::RLIMITS;
 use hafen_sys::file::read_text;
-use hafen_sys::{CallError, feature};
+use hafen_sys::{CallError, capability, feature};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::Error;
@@ -23,7 +23,8 @@ pub(crate) fn gather() -> Result<HostFacts, Error> {
             feature.name, feature.since, feature.used_for
         )));
     }
-    let effective = mask(CapSet::Effective);
+    let effective = capability::effective();
+    let (bounding, last_cap) = capability::bounding();
     let has = |cap: Capability| effective & cap.bitmask() != 0;
     let euid = nix::unistd::geteuid().as_raw();
     let rootless = euid != 0 || !has(Capability::CAP_SYS_ADMIN) || !in_first_user_namespace();
@@ -37,9 +38,9 @@ pub(crate) fn gather() -> Result<HostFacts, Error> {
         euid,
         egid: nix::unistd::getegid().as_raw(),
         rootless,
-        bounding: mask(CapSet::Bounding),
+        bounding,
         effective,
-        last_cap: last_capability(),
+        last_cap,
         // Asked for only where they bind us.
         oom_score_adj: if may_raise { -1000 } else { own_oom_score_adj()? },
         hard_limits: if may_raise { std::collections::BTreeMap::new() } else { hard_limits() },
@@ -60,16 +61,6 @@ fn in_first_user_namespace() -> bool {
 fn apparmor() -> bool {
     let enabled = Path::new("/sys/module/apparmor/parameters/enabled");
     std::fs::read_to_string(enabled).is_ok_and(|text| text.trim() == "Y")
-}
-
-fn mask(set: CapSet) -> u64 {
-    caps::read(None, set)
-        .map(|all| all.iter().fold(0, |mask, cap| mask | cap.bitmask()))
-        .unwrap_or(0)
-}
-
-fn last_capability() -> u32 {
-    caps::runtime::thread_all_supported().iter().map(|c| u32::from(c.index())).max().unwrap_or(0)
 }
 
 fn own_oom_score_adj() -> Result<i32, CallError> {

@@ -4,6 +4,7 @@
 //! pidfd of the container's first process. Before that it has closed all that is the host's, and is not dumpable:
 //! in there somebody may wait for it (CVE-2016-9962, CVE-2024-21626).
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -304,7 +305,8 @@ fn start(
     facts: &HostFacts,
     process: &Process,
 ) -> Result<Launched, Error> {
-    let script = Script { ops: encoded.ops, die_before: fault::child() };
+    // Never taken apart, as in a launch.
+    let script = ManuallyDrop::new(Script { ops: encoded.ops, die_before: fault::child() });
     fault::point();
     let mut launched = clone(container, &script, facts)?;
     fault::point();

@@ -23,6 +23,7 @@
 //! (2) Nothing runs unconfined, and nothing stays, when the runtime dies.
 //! (3) The runtime owns the plan: it turns the number of the operation into a sentence.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -160,7 +161,8 @@ fn carry_out(
     let encoder =
         Encoder::new(&sources, &prepared.facts, &resolved.process, &resolved.root.path, filter);
     let Encoded { ops, origins } = encoder.encode(&prepared.plan.child)?;
-    let script = Script { ops, die_before: fault::child() };
+    // Never taken apart: its strings are written to then, on pages that would have to be copied for it.
+    let script = ManuallyDrop::new(Script { ops, die_before: fault::child() });
     fault::point();
     let started = SystemTime::now();
     let mut process = clone(prepared, &sources, &script)?;

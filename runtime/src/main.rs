@@ -1,6 +1,6 @@
 //! `hafen-oci`: the command line of runc and crun.
 
-use std::process::ExitCode;
+#![no_main]
 
 use clap::Parser;
 use hafen_oci::cli::Cli;
@@ -9,37 +9,39 @@ use hafen_sys::heap::Heap;
 
 #[global_allocator]
 static HEAP: Heap = Heap::new();
-/// What a launch with a profile of some hundred calls asks for until its process is born.
-const USUAL: usize = 416 << 10;
 
 /// Bad usage has the exit code of every other refusal: clients know 1 only.
 const FAILURE: u8 = 1;
+const SUCCESS: u8 = 0;
 
-fn main() -> ExitCode {
+hafen_sys::program!(begin);
+
+/// The answer is the exit code.
+fn begin() -> u8 {
     if let Err(unknown) = hafen_sys::weaken::read_variable() {
         eprintln!("hafen-oci: {unknown}");
-        return ExitCode::from(FAILURE);
+        return FAILURE;
     }
     if commands::hasten() {
-        HEAP.expect(USUAL);
+        HEAP.hasten();
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => {
             eprintln!("hafen-oci: {}", one_line(&e));
-            return ExitCode::from(FAILURE);
+            return FAILURE;
         }
         Err(help_or_version) => {
             let _ = help_or_version.print();
-            return ExitCode::SUCCESS;
+            return SUCCESS;
         }
     };
     log::remember(&cli.log);
     match commands::dispatch(&cli) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             log::report(&cli.log, &error.chain());
-            ExitCode::from(cli.command.failure(&error))
+            cli.command.failure(&error)
         }
     }
 }

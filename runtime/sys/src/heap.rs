@@ -7,7 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::raw::{plain, reg};
 
@@ -20,6 +20,17 @@ const FINE: usize = 512;
 const CLASSES: usize = 64;
 /// Ends a list. Zero, and offsets are counted from one: a heap that is all zeros takes no room in the program's file.
 const NONE: u32 = 0;
+/// What is had at once when the block is wanted soon.
+const STRETCH: usize = 64 << 10;
+
+/// How often this program has made a process that has a copy of its memory.
+static BIRTHS: AtomicU32 = AtomicU32::new(0);
+
+/// There is a process now that shares all pages until they are written to, which costs a copy of each. So no memory from
+/// before is used again: it would be one page here and one there.
+pub(crate) fn leave_behind() {
+    BIRTHS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// To be declared as `#[global_allocator]`.
 #[derive(Debug)]
@@ -37,8 +48,19 @@ struct Block(UnsafeCell<[u8; SIZE]>);
 #[derive(Debug)]
 struct State {
     used: usize,
+    /// Up to here there is memory behind the block, if it was asked for; 0 where nobody did.
+    ready: usize,
+    /// What lies before is from before the last birth.
+    fresh: usize,
+    births: u32,
     /// The first free piece of each size; it holds the offset of the next one.
     free: [u32; CLASSES],
+}
+
+impl State {
+    fn leave_behind(&mut self, births: u32) {
+        *self = Self { used: self.used, ready: 0, fresh: self.used, births, free: [NONE; CLASSES] };
+    }
 }
 
 // SAFETY: the state and free pieces are touched only by who has made `busy` true; other bytes of the block are reached
@@ -50,20 +72,33 @@ impl Heap {
     pub const fn new() -> Self {
         Self {
             block: Block(UnsafeCell::new([0; SIZE])),
-            state: UnsafeCell::new(State { used: 0, free: [NONE; CLASSES] }),
+            state: UnsafeCell::new(State {
+                used: 0,
+                ready: 0,
+                fresh: 0,
+                births: 0,
+                free: [NONE; CLASSES],
+            }),
             busy: AtomicBool::new(false),
         }
     }
 
-    /// Have memory for the first `bytes` now: one call instead of a page fault for each page (MADV_POPULATE_WRITE,
-    /// Linux 5.14). Where it fails the page faults happen.
-    pub fn expect(&self, bytes: usize) {
+    /// The block is about to be used: have memory for it in stretches, one call instead of a page fault for each page
+    /// (MADV_POPULATE_WRITE, Linux 5.14). Where it fails the page faults happen.
+    pub fn hasten(&self) {
+        self.alone(|state| self.make_ready(state, state.used + 1));
+    }
+
+    /// Until a process is born: what is written to afterwards is little.
+    fn make_ready(&self, state: &mut State, to: usize) {
         const PAGE: usize = 4096;
-        let (start, length) = (self.start() as usize, bytes.min(SIZE));
-        let (from, to) = (start.next_multiple_of(PAGE), (start + length) & !(PAGE - 1));
-        let arguments = [from, to.saturating_sub(from), reg(libc::MADV_POPULATE_WRITE), 0, 0, 0];
+        let (start, from) = (self.start() as usize, state.ready.max(state.used));
+        let to = to.next_multiple_of(STRETCH).min(SIZE);
+        let (first, end) = ((start + from).next_multiple_of(PAGE), (start + to) & !(PAGE - 1));
+        let arguments = [first, end.saturating_sub(first), reg(libc::MADV_POPULATE_WRITE), 0, 0, 0];
         // It changes no byte of the block.
         let _ = plain(libc::SYS_madvise, arguments);
+        state.ready = to;
     }
 
     fn start(&self) -> *mut u8 {
@@ -82,7 +117,12 @@ impl Heap {
             return None;
         }
         // SAFETY: nobody else is here before `busy` is false again, and `act` does not come back here.
-        let result = act(unsafe { &mut *self.state.get() });
+        let state = unsafe { &mut *self.state.get() };
+        let births = BIRTHS.load(Ordering::Relaxed);
+        if state.births != births {
+            state.leave_behind(births);
+        }
+        let result = act(state);
         self.busy.store(false, Ordering::Release);
         Some(result)
     }
@@ -93,6 +133,9 @@ impl Heap {
             let first = state.free[class.index];
             if first == NONE {
                 let to = state.used.checked_add(class.size).filter(|to| *to <= SIZE)?;
+                if state.ready != 0 && to > state.ready {
+                    self.make_ready(state, to);
+                }
                 return Some(std::mem::replace(&mut state.used, to));
             }
             let offset = first as usize - 1;
@@ -106,6 +149,9 @@ impl Heap {
     fn give_back(&self, offset: usize, class: Class) {
         // Lost where somebody else is at work.
         self.alone(|state| {
+            if offset < state.fresh {
+                return;
+            }
             if state.used == offset + class.size {
                 state.used = offset;
                 return;
@@ -249,6 +295,26 @@ mod tests {
             assert_eq!(heap.alloc(layout(32, 1)), pieces[1], "another size of the same class");
             heap.dealloc(big, large);
             assert_eq!(heap.alloc(layout(100, 8)), big, "the last piece makes room for any");
+        }
+    }
+
+    #[test]
+    fn nothing_from_before_a_birth_is_used_again() {
+        static HEAP: Heap = Heap::new();
+        let (heap, layout) = (&HEAP, layout(48, 8));
+        heap.hasten();
+        // SAFETY: pieces are given back with their layouts, and used no more.
+        unsafe {
+            let (first, second) = (heap.alloc(layout), heap.alloc(layout));
+            heap.dealloc(first, layout);
+            heap.alone(|state| state.leave_behind(state.births));
+            let third = heap.alloc(layout);
+            assert!(third > second, "neither from the list nor in a gap");
+            heap.dealloc(second, layout);
+            let fourth = heap.alloc(layout);
+            assert!(fourth > third);
+            heap.dealloc(third, layout);
+            assert_eq!(heap.alloc(layout), third, "what is from afterwards is");
         }
     }
 

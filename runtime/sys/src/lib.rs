@@ -6,6 +6,7 @@
 //! [`feature`] says which kernel calls are needed, since when they exist and what stands in.
 
 pub mod bpf;
+pub mod capability;
 pub mod child;
 mod error;
 pub mod feature;
@@ -22,6 +23,7 @@ pub mod shield;
 pub mod signal;
 pub mod socket;
 pub mod spawn;
+pub mod start;
 pub mod terminal;
 pub mod userns;
 pub mod weaken;

@@ -132,6 +132,7 @@ fn read_only_mount() -> Result<OwnedFd, CallError> {
     Err(CallError::errno("make a read-only copy of our own mount", Errno::EROFS))
 }
 
+#[cold]
 fn sealed_memory() -> Result<OwnedFd, CallError> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memory = memfd_create(c"hafen-oci", flags).call(|| "memfd_create".to_owned())?;
@@ -146,6 +147,7 @@ fn sealed_memory() -> Result<OwnedFd, CallError> {
     Ok(copy.into())
 }
 
+#[cold]
 fn execute(copy: &OwnedFd, preserved: u32) -> Result<(), CallError> {
     let nul = |e: std::ffi::NulError| CallError::new("execveat", e.into());
     let arguments: Result<Vec<_>, _> =

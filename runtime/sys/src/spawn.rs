@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 use crate::child::{self, Event, Report, Script};
-use crate::{CallError, Context, pidfd, raw};
+use crate::{CallError, Context, heap, pidfd, raw};
 
 /// Born inside this cgroup (Linux 5.7, clone3(2)).
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -84,6 +84,7 @@ pub fn launch(script: &Script, birth: Birth<'_>) -> Result<Launched, CallError> 
         // SAFETY: as above.
         unsafe { fork_through(birth, script, pipes, ours) }
     };
+    heap::leave_behind();
     let (pid, pidfd) = made.map_err(|(call, errno)| CallError::errno(call.words(birth), errno))?;
     // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
     let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });

@@ -199,17 +199,10 @@ impl Machine {
     /// Operations that use descriptors but keep nothing.
     fn step_on_descriptors(&self, op: &Op) -> Result<(), Fault> {
         match op {
-            Op::MountOn { source, target, fstype, flags, data, mode_of } => {
+            Op::MountOn { target, mode_of, .. } => {
                 let target = self.fd(*target);
                 let folder = if *mode_of && !self.made { Some(target) } else { None };
-                let text = mounts::Data::new(data.as_deref().unwrap_or(c""), folder)?;
-                mount(
-                    source.as_deref(),
-                    FdPath::new(target).as_c_str(),
-                    fstype.as_deref(),
-                    *flags,
-                    data.as_ref().map(|_| text.as_c_str()),
-                )?;
+                mount_on(op, target, folder)?;
             }
             Op::RemountOn { target, set, clear } => remount(self.fd(*target), *set, *clear)?,
             Op::RefuseProcfs { at } => {
@@ -520,6 +513,22 @@ fn statfs(fd: i32) -> Result<[u64; 15], i32> {
     Ok(statfs)
 }
 
+/// By itself, as the others with a buffer of a page: the stack of all operations would be that much larger, and a page
+/// that is touched first takes longer than most calls.
+#[inline(never)]
+fn mount_on(op: &Op, target: i32, folder: Option<i32>) -> Result<(), Fault> {
+    let Op::MountOn { source, fstype, flags, data, .. } = op else { return Ok(()) };
+    let text = mounts::Data::new(data.as_deref().unwrap_or(c""), folder)?;
+    mount(
+        source.as_deref(),
+        FdPath::new(target).as_c_str(),
+        fstype.as_deref(),
+        *flags,
+        data.as_ref().map(|_| text.as_c_str()),
+    )?;
+    Ok(())
+}
+
 pub(super) fn mount(
     source: Option<&CStr>,
     target: &CStr,
@@ -671,28 +680,36 @@ fn resolve_place(root: i32, chain: &Chain, make: Make, follow: bool) -> Result<(
         }
         answer => return Ok((answer?, false)),
     }
-    let mut left = chain.parts.len();
-    let mut detail: u32 = 0;
-    for part in &chain.parts {
-        left = left.wrapping_sub(1);
-        let file = left == 0 && make == Make::File;
-        make_part(root, part, file).map_err(|errno| Fault { detail, errno, log: None })?;
-        detail = detail.wrapping_add(1);
-    }
+    make_parts(root, chain, make == Make::File)?;
     Ok((open_in_root(root, &chain.full, flags)?, true))
 }
 
-fn make_part(root: i32, part: &super::paths::Part, file: bool) -> Result<(), i32> {
-    if let Ok(there) = open_in_root(root, &part.path, 0) {
-        let _ = raw::close(there);
-        return Ok(());
+/// Make what is missing of a path. Mostly only its end is: so the first folder that exists is looked for from there.
+fn make_parts(root: i32, chain: &Chain, file: bool) -> Result<(), Fault> {
+    let mut index = chain.parts.len();
+    let mut found = Err(libc::ENOENT);
+    for part in chain.parts.iter().rev() {
+        index = index.wrapping_sub(1);
+        found = open_in_root(root, &part.folder, libc::O_DIRECTORY);
+        if found.is_ok() {
+            break;
+        }
     }
-    let folder = open_in_root(root, &part.folder, libc::O_DIRECTORY)?;
-    let made = if file {
-        make_file(folder, &part.name)
-    } else {
-        make_folder(folder, &part.name, FOLDER_MODE)
-    };
+    for part in chain.parts.iter().skip(index) {
+        let last = index.wrapping_add(1) == chain.parts.len();
+        let made = found.and_then(|folder| make_part(folder, &part.name, last && file));
+        made.map_err(|errno| Fault { detail: index as u32, errno, log: None })?;
+        index = index.wrapping_add(1);
+        if let Some(next) = chain.parts.get(index) {
+            found = open_in_root(root, &next.folder, libc::O_DIRECTORY);
+        }
+    }
+    Ok(())
+}
+
+/// In a folder that is let go.
+fn make_part(folder: i32, name: &CStr, file: bool) -> Result<(), i32> {
+    let made = if file { make_file(folder, name) } else { make_folder(folder, name, FOLDER_MODE) };
     let _ = raw::close(folder);
     made
 }
@@ -867,6 +884,7 @@ fn enter_folder(path: &CStr) -> Result<(), i32> {
 
 /// A path through a leaked descriptor of the host would leave us outside our root, where getcwd(2)
 /// answers "(unreachable)..." (CVE-2024-21626).
+#[inline(never)]
 fn check_folder() -> Result<(), Fault> {
     if left_out(Defence::WorkingDirectory) {
         return Ok(());

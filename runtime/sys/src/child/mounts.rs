@@ -142,6 +142,7 @@ fn create_mount(context: i32, attributes: u64) -> Answer {
 }
 
 /// Whether the symlink holds exactly this target.
+#[inline(never)]
 pub(super) fn leads_to(folder: i32, name: &CStr, target: &CStr) -> bool {
     let mut buffer = [0_u8; LONGEST_TARGET];
     let (pointer, length) = (buffer.as_mut_ptr() as usize, buffer.len());

@@ -2,7 +2,7 @@ use std::ffi::CString;
 use std::io;
 
 /// A path inside a root, taken apart beforehand so that missing folders can be made one by one
-/// without building a string: for `a/b/c` the prefixes `a`, `a/b`, `a/b/c`, each with its folder and name.
+/// without building a string: for `a/b/c` the names `a`, `b`, `c`, each with the folder it is in.
 #[derive(Debug)]
 pub struct Chain {
     pub(crate) full: CString,
@@ -11,7 +11,6 @@ pub struct Chain {
 
 #[derive(Debug)]
 pub(crate) struct Part {
-    pub(crate) path: CString,
     pub(crate) folder: CString,
     pub(crate) name: CString,
 }
@@ -33,11 +32,7 @@ impl Chain {
         let mut folder = String::from(".");
         for name in &names {
             let path = if folder == "." { (*name).to_owned() } else { format!("{folder}/{name}") };
-            parts.push(Part {
-                path: CString::new(path.as_str())?,
-                folder: CString::new(folder)?,
-                name: CString::new(*name)?,
-            });
+            parts.push(Part { folder: CString::new(folder)?, name: CString::new(*name)? });
             folder = path;
         }
         Ok(Self { full: CString::new(folder)?, parts })
@@ -67,14 +62,10 @@ mod tests {
     fn a_path_comes_apart_into_prefixes() {
         let chain = Chain::new("/a//./b/c/").unwrap();
         assert_eq!(chain.full.as_c_str(), c"a/b/c");
-        let all: Vec<_> = chain
-            .parts
-            .iter()
-            .map(|p| {
-                (p.path.to_str().unwrap(), p.folder.to_str().unwrap(), p.name.to_str().unwrap())
-            })
-            .collect();
-        assert_eq!(all, [("a", ".", "a"), ("a/b", "a", "b"), ("a/b/c", "a/b", "c")]);
+        let part = |p: &Part| (p.folder.clone().into_string(), p.name.clone().into_string());
+        let all: Vec<_> = chain.parts.iter().map(part).collect();
+        let expected = [(".", "a"), ("a", "b"), ("a/b", "c")];
+        assert_eq!(all, expected.map(|(f, n)| (Ok(f.to_owned()), Ok(n.to_owned()))));
         assert_eq!(Chain::new("/").unwrap().full.as_c_str(), c".");
     }
 

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use crate::file::read_text;
 use crate::raw::{plain, reg};
+use crate::start::Stack;
 use crate::{CallError, Context};
 
 const STAT: &str = "/proc/self/stat";
@@ -50,7 +51,7 @@ pub(super) fn go_on_from(copy: &OwnedFd) -> Result<(), CallError> {
 
 /// `prctl_mm_map` of linux/prctl.h.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Layout {
     /// Code, data, start of the heap: as proc_pid_stat(5) has them.
     code: [u64; 2],
@@ -67,28 +68,53 @@ struct Layout {
 impl Layout {
     /// What the kernel knows already, to be said again with another program file.
     fn read() -> Result<Self, CallError> {
-        const THREADS: usize = 20;
+        // With another thread beside this one it is refused (unshare(2)); else nothing is done.
+        plain(libc::SYS_unshare, [libc::CLONE_THREAD as usize, 0, 0, 0, 0, 0]).map_err(|e| {
+            CallError::errno(format!("{CALL} beside another thread"), Errno::from_raw(e))
+        })?;
+        Stack::of_this_program().map_or_else(Self::from_procfs, Self::from_headers)
+    }
+
+    /// As the kernel counts it when it loads a program: all of its parts are data, some are code as well.
+    fn from_headers(stack: Stack) -> Result<Self, CallError> {
+        let (mut code, mut data) = ([u64::MAX, 0], [0, 0]);
+        for header in headers()?.iter().filter(|h| h.p_type == libc::PT_LOAD) {
+            let (from, to) = (header.p_vaddr, header.p_vaddr + header.p_filesz);
+            data = [data[0].max(from), data[1].max(to)];
+            if header.p_flags & libc::PF_X != 0 {
+                code = [code[0].min(from), code[1].max(to)];
+            }
+        }
+        let pair = |pair: [usize; 2]| pair.map(|address| address as u64);
+        let end = end_of_heap();
+        Ok(Self {
+            code,
+            data,
+            // Where it began nobody has noted: what is there now is not given back to the kernel.
+            heap: [end, end],
+            stack: stack.start as u64,
+            arguments: pair(stack.arguments),
+            environment: pair(stack.environment),
+            ..Self::default()
+        })
+    }
+
+    /// For whoever has a `main` of another kind.
+    fn from_procfs() -> Result<Self, CallError> {
         let text = read_text(STAT.as_ref())?;
         // The second field is a name, which may hold blanks.
         let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
         let fields: Vec<u64> =
             rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
-        if field(THREADS) != 1 {
-            return Err(CallError::errno(format!("{CALL} beside another thread"), Errno::EINVAL));
-        }
-        // SAFETY: an increment of 0 only asks.
-        let end_of_heap = unsafe { libc::sbrk(0) } as u64;
         Ok(Self {
             code: [field(26), field(27)],
             stack: field(28),
             data: [field(45), field(46)],
-            heap: [field(47), end_of_heap],
+            heap: [field(47), end_of_heap()],
             arguments: [field(48), field(49)],
             environment: [field(50), field(51)],
-            auxv: 0,
-            auxv_size: 0,
-            exe: -1,
+            ..Self::default()
         })
     }
 
@@ -101,6 +127,28 @@ impl Layout {
         let answer = unsafe { crate::raw::call(number, arguments) };
         answer.map(drop).map_err(|e| CallError::errno("prctl PR_SET_MM_MAP", Errno::from_raw(e)))
     }
+}
+
+impl Default for Layout {
+    /// No program, and the auxiliary vector as it is.
+    fn default() -> Self {
+        Self {
+            code: [0; 2],
+            data: [0; 2],
+            heap: [0; 2],
+            stack: 0,
+            arguments: [0; 2],
+            environment: [0; 2],
+            auxv: 0,
+            auxv_size: 0,
+            exe: -1,
+        }
+    }
+}
+
+fn end_of_heap() -> u64 {
+    // SAFETY: an increment of 0 only asks.
+    unsafe { libc::sbrk(0) as u64 }
 }
 
 /// What the kernel has mapped of the program's file (elf(5), PT_LOAD).
@@ -170,7 +218,8 @@ fn map(file: &File, part: Part) -> nix::Result<()> {
 
 /// Copy to memory of its own and move that to the old place.
 fn lift(part: Part) -> nix::Result<()> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // All of it is written to.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
     // SAFETY: a new mapping, wherever there is room.
     let copy = unsafe { libc::mmap(ptr::null_mut(), part.length, part.protection, flags, -1, 0) };
     if copy == libc::MAP_FAILED {
@@ -196,4 +245,25 @@ fn seal() -> Result<(), CallError> {
             .map_err(|e| CallError::errno("mprotect", Errno::from_raw(e)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_kernel_tell_the_same() {
+        let stack = Stack { start: 1, arguments: [2, 3], environment: [4, 5] };
+        let (ours, kernels) =
+            (Layout::from_headers(stack).unwrap(), Layout::from_procfs().unwrap());
+        assert_eq!((ours.code, ours.data), (kernels.code, kernels.data));
+        assert_eq!((ours.stack, ours.arguments, ours.environment), (1, [2, 3], [4, 5]));
+    }
+
+    #[test]
+    fn refused_beside_another_thread() {
+        // The harness runs each test in a thread beside its own.
+        let refused = Layout::read().unwrap_err();
+        assert!(refused.is(Errno::EINVAL), "{refused}");
+    }
 }
