@@ -281,6 +281,9 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     if spec.stdin {
         list.word("--interactive");
     }
+    if spec.wait_for_attach {
+        list.word("--hold");
+    }
     list.option("--id", &places.container);
     list.option("--cgroup", &places.cgroup);
     list.option("--volumes", &places.volumes);

@@ -42,8 +42,9 @@ pub async fn attach(
     start: &v1::AttachStart,
     input: Flow<v1::AttachInput>,
 ) -> Result<Flow<v1::Output>, Failure> {
-    let Connection { mut words, mut news, .. } =
-        Connection::open(folder).await.map_err(|e| unavailable(&e))?;
+    // Whoever has just ended tells nobody any more.
+    let ended = |_| Failure::new(Kind::State, "it has ended: its log has what it wrote");
+    let Connection { mut words, mut news, .. } = Connection::open(folder).await.map_err(ended)?;
     let request = Request::Attach { replay: start.replay, lossless: true };
     words.ask(&request).await.map_err(|e| unavailable(&e))?;
     let feeding = tokio::spawn(feed(words, input));

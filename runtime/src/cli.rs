@@ -227,6 +227,9 @@ pub struct KeepArgs {
     /// Leave the container's stdin open for whoever attaches.
     #[arg(short, long)]
     pub interactive: bool,
+    /// Take what it writes only once somebody has attached, or after 10 seconds.
+    #[arg(long)]
+    pub hold: bool,
     /// Stand by a container whose keeper is gone.
     #[arg(long, conflicts_with = BASE)]
     pub resume: bool,

@@ -1,7 +1,8 @@
-//! `cargo xtask up`: builds Hafen and runs four real containers whose limits must hold.
+//! `cargo xtask up`: builds Hafen, starts an agent, and runs four tasks whose limits must hold.
 
 mod case;
 mod image;
+mod node;
 mod record;
 mod rootfs;
 mod runner;
@@ -16,7 +17,7 @@ use comfy_table::Table;
 use crate::setup::{self, Group};
 use crate::workspace;
 use case::Case;
-use image::Image;
+use node::Node;
 use runner::{Ended, Runner};
 use verdict::Verdict;
 
@@ -32,29 +33,40 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     workspace::build_release(&["hafen", "hafen-oci"])?;
     let scratch = tempfile::Builder::new().prefix("hafen-up.").tempdir().context("mkdtemp")?;
     let programs = workspace::target()?.join("release");
-    let image = Image::make(&programs.join("hafen"), scratch.path())?;
-    let runner = Runner::new(programs.join("hafen-oci"), scratch.path());
-    let all_held = run_cases(&runner, &image)?;
-    let nothing_left = check_nothing_left(&runner)?;
+    let mut node = Node::start(&programs, scratch.path())?;
+    image::make(&node.hafen, scratch.path(), &node.images)?;
+    let runner = Runner::new(node.hafen.clone(), node.host(), scratch.path());
+    let all_held = run_cases(&runner)?;
     if !options.once {
-        println!("There is no dashboard and no agent yet: this ran the containers once and ends.");
+        tell_of(&node);
+        node.wait()?;
     }
+    let nothing_left = check_nothing_left(node)?;
     Ok(if all_held && nothing_left { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn tell_of(node: &Node) {
+    println!("\nThe agent goes on until it is interrupted. In another terminal:");
+    println!("    export HAFEN_HOST={}", node.host());
+    println!("    {} run -d {} sleep 1000", node.hafen.display(), image::NAME);
+    println!("    {} ps", node.hafen.display());
+    println!("There is no dashboard yet; its numbers are at /metrics on the same socket.");
+}
+
 /// Runs the four containers one after another and prints what became of them.
-fn run_cases(runner: &Runner, image: &Image) -> Result<bool> {
-    println!("Four containers of an image made of busybox-static:\n");
+fn run_cases(runner: &Runner) -> Result<bool> {
+    println!("Four tasks of an agent, from an image made of busybox-static:\n");
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let mut results = Vec::new();
     for case in case::all(case::has_swap(&swaps)) {
-        let ended = runner.run(&case, image)?;
+        let ended = runner.run(&case)?;
         let verdict = verdict::judge(case.expected, &ended);
         print_words(&case, &ended);
-        results.push((case, verdict));
+        let why = ended.record.map(|record| record.sentence).unwrap_or_default();
+        results.push((case, verdict, why));
     }
     println!("\n{}", table(&results));
-    Ok(results.iter().all(|(_, verdict)| verdict.held))
+    Ok(results.iter().all(|(_, verdict, _)| verdict.held))
 }
 
 fn print_words(case: &Case, ended: &Ended) {
@@ -63,24 +75,25 @@ fn print_words(case: &Case, ended: &Ended) {
     }
 }
 
-fn table(results: &[(Case, Verdict)]) -> Table {
-    let header = ["container", "limits", "what happened", "the kernel's numbers", "verdict"];
+fn table(results: &[(Case, Verdict, String)]) -> Table {
+    let header = ["task", "limits", "what happened", "the kernel's numbers", "verdict"];
     let mut table = crate::table::new(header);
-    for (case, verdict) in results {
+    for (case, verdict, why) in results {
         let held = if verdict.held { "ok" } else { "FAILED" };
         let limits = case.limits.join(" ");
-        table.add_row([case.name, &limits, &verdict.happened, &verdict.numbers, held]);
+        let happened = format!("{}\n{why}", verdict.happened);
+        table.add_row([case.name, &limits, &happened, &verdict.numbers, held]);
     }
     table
 }
 
-/// Every container must be gone from the runtime's state when it has ended.
-fn check_nothing_left(runner: &Runner) -> Result<bool> {
-    let left = runner.left_behind()?;
+/// Every container must be gone when it has ended.
+fn check_nothing_left(node: Node) -> Result<bool> {
+    let left = node.stop()?;
     if left.is_empty() {
-        println!("State was kept in {}; nothing of the four is left there.", runner::STATE);
+        println!("The agent has ended; nothing of the four is left.");
     } else {
-        println!("FAILED: left behind in {}: {}", runner::STATE, left.join(", "));
+        println!("FAILED: left behind: {}", left.join(", "));
     }
     Ok(left.is_empty())
 }

@@ -43,6 +43,9 @@ pub struct Policy {
     pub log: Log,
     /// Its stdin stays open.
     pub stdin: bool,
+    /// What it writes waits until somebody has attached.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use hafen_spec::keep as words;
+use hafen_spec::keep::{self as words, Policy};
 use hafen_sys::{CallError, Context, handed, shield};
 use nix::unistd::execv;
 
@@ -33,7 +33,11 @@ fn begin(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
     let signals = Signals::block_all()?;
     let mut prepared = prepare_start(cli, &args.what)?;
     let terminal = prepared.resolved.process.terminal.is_some();
-    let policy = policy(&prepared.resolved.id, log(args)?, args.interactive)?;
+    let policy = Policy {
+        stdin: args.interactive,
+        hold: args.hold,
+        ..policy(&prepared.resolved.id, log(args)?)?
+    };
     let folder = Folder::make(&args.dir, policy)?;
     // Who asked for it may go, with its terminal and its group: EPERM where we lead one already.
     let _ = nix::unistd::setsid();

@@ -23,7 +23,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hafen_isolator::cgroup::{self, OomWatch};
 use hafen_spec::keep::{
@@ -55,6 +55,8 @@ const CHUNK: usize = 64 << 10;
 const REPLAY: usize = 16 << 10;
 /// Input that the program has not taken yet; with more than this nobody may give more.
 const INPUT: usize = 64 << 10;
+/// How long output waits for the first who wants it.
+const HOLD: Duration = Duration::from_secs(10);
 /// How long clients have to take the last that they are told.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -165,6 +167,9 @@ pub(crate) struct Keeper {
     watch: Option<OomWatch>,
     oom: Option<Oom>,
     replay: Vec<u8>,
+    /// Until then nothing is read, unless somebody attaches.
+    held: Option<Instant>,
+    ended: bool,
 }
 
 impl Keeper {
@@ -178,6 +183,7 @@ impl Keeper {
         handed: Handed,
         signals: Signals,
     ) -> Result<Self, Error> {
+        let hold = folder.policy.hold && handed.born.is_some();
         let entry = Entry::find(root, &folder.policy.id)?;
         let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
         let identity = entry.process()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
@@ -211,6 +217,9 @@ impl Keeper {
             watch,
             oom: None,
             replay: Vec::new(),
+            // A keeper that takes over is late for whoever wanted all.
+            held: hold.then(|| Instant::now() + HOLD),
+            ended: false,
         })
     }
 
@@ -225,9 +234,13 @@ impl Keeper {
     /// What could not be written down or released; it is in the folder's lock then that nobody keeps it any more.
     pub(crate) fn keep(mut self) -> Result<(), Error> {
         while self.first.handle.is_some() {
-            if self.turn(PollTimeout::NONE)? {
+            if self.turn()? {
                 break;
             }
+        }
+        self.ended = true;
+        while self.held.is_some() {
+            self.turn()?;
         }
         let end = self.reap()?;
         fault::point();
@@ -250,8 +263,8 @@ impl Keeper {
     }
 
     /// Wait for what comes next, and do what follows. `true`: the first process has ended.
-    fn turn(&mut self, patience: PollTimeout) -> Result<bool, Error> {
-        let Ready { ended, signals, listener, oom, clients } = self.look(patience)?;
+    fn turn(&mut self) -> Result<bool, Error> {
+        let Ready { ended, signals, listener, oom, clients } = self.look()?;
         self.pump();
         self.give_input();
         if signals {
@@ -267,11 +280,21 @@ impl Keeper {
             self.welcome();
         }
         self.clients.retain(|client| !client.gone);
+        let wanted = self.clients.iter().any(|client| client.attached.is_some());
+        self.held = self.held.filter(|until| !wanted && Instant::now() < *until);
         Ok(ended)
     }
 
-    fn look(&self, patience: PollTimeout) -> Result<Ready, CallError> {
-        let reading = !self.clients.iter().any(Client::holds_back);
+    /// How long to wait for anything.
+    fn patience(&self) -> PollTimeout {
+        let Some(until) = self.held else { return PollTimeout::NONE };
+        // Rounded up, so that the last round does not spin.
+        let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn look(&self) -> Result<Ready, CallError> {
+        let reading = self.held.is_none() && !self.clients.iter().any(Client::holds_back);
         let listening = self.input.len() < INPUT;
         let mut fds = vec![
             PollFd::new(self.signals.handle(), PollFlags::POLLIN),
@@ -285,15 +308,16 @@ impl Keeper {
         for client in &self.clients {
             fds.push(PollFd::new(client.handle(), client.interest(listening)));
         }
-        let first = self.first.handle.as_ref().map(|_| fds.len());
-        fds.extend(self.first.handle.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        let handle = self.first.handle.as_ref().filter(|_| !self.ended);
+        let first = handle.map(|_| fds.len());
+        fds.extend(handle.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         if reading {
             fds.extend(self.outputs().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         }
         if let Some(fd) = self.sink().filter(|_| !self.input.is_empty()) {
             fds.push(PollFd::new(fd, PollFlags::POLLOUT));
         }
-        match poll(&mut fds, patience) {
+        match poll(&mut fds, self.patience()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(CallError::errno("poll", e)),
         }
@@ -323,7 +347,7 @@ impl Keeper {
 
     /// Take what the program has written, as far as everybody takes it from us.
     fn pump(&mut self) {
-        if self.clients.iter().any(Client::holds_back) {
+        if self.held.is_some() || self.clients.iter().any(Client::holds_back) {
             return;
         }
         let mut streams = std::mem::take(&mut self.streams);
@@ -720,6 +744,13 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// How a container shall be kept.
-pub(crate) fn policy(id: &str, log: keep::Log, stdin: bool) -> Result<Policy, CallError> {
-    Ok(Policy { version: VERSION, id: id.to_owned(), boot_id: boot_id()?, log, stdin })
+pub(crate) fn policy(id: &str, log: keep::Log) -> Result<Policy, CallError> {
+    Ok(Policy {
+        version: VERSION,
+        id: id.to_owned(),
+        boot_id: boot_id()?,
+        log,
+        stdin: false,
+        hold: false,
+    })
 }

@@ -57,6 +57,8 @@ fn wanted(args: &RunArgs) -> Result<v1::TaskSpec, Error> {
     if let Some(name) = &args.name {
         name.clone_into(&mut spec.id);
     }
+    // Who stands by sees all of it.
+    spec.wait_for_attach |= !args.detach;
     Ok(spec)
 }
 

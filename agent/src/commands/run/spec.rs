@@ -23,7 +23,6 @@ pub(super) fn spec(args: &SpecArgs, around: &Around<'_>) -> Result<v1::TaskSpec,
     let p = &mut problems;
     let (root, command) = root(args, p);
     let spec = v1::TaskSpec {
-        id: String::new(),
         root,
         command,
         entrypoint: args.entrypoint.clone(),
@@ -34,7 +33,6 @@ pub(super) fn spec(args: &SpecArgs, around: &Around<'_>) -> Result<v1::TaskSpec,
         mounts: mounts(args, around, p),
         network: network(args, p),
         secrets: secrets(args, around, p),
-        artifacts: Vec::new(),
         restart: args.restart.as_deref().and_then(|text| restart(text, p)),
         checks: check(args, p).into_iter().collect(),
         kill: kill(args, p),
@@ -44,7 +42,7 @@ pub(super) fn spec(args: &SpecArgs, around: &Around<'_>) -> Result<v1::TaskSpec,
         terminal: args.tty,
         stdin: args.interactive,
         remove: args.rm,
-        stop_after_disconnect: None,
+        ..v1::TaskSpec::default()
     };
     problems.into_result(spec)
 }

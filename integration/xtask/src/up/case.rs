@@ -16,7 +16,7 @@ pub(crate) enum Expected {
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    /// Options of `hafen-oci run`.
+    /// Options of `hafen run`.
     pub(crate) limits: Vec<&'static str>,
     pub(crate) command: Vec<&'static str>,
     pub(crate) expected: Expected,
@@ -40,7 +40,7 @@ pub(crate) fn all(swap: bool) -> Vec<Case> {
     vec![
         Case {
             name: "behaves",
-            limits: vec!["--memory", "64M", "--cpus", "0.5", "--pids", "32"],
+            limits: vec!["--memory", "64M", "--cpus", "0.5", "--pids-limit", "32"],
             command: shell("echo \"hello from process $$ of a container\""),
             expected: Expected::Says("hello from process 1 of a container"),
         },
@@ -59,7 +59,7 @@ pub(crate) fn all(swap: bool) -> Vec<Case> {
         },
         Case {
             name: "forks on and on",
-            limits: vec!["--pids", "32"],
+            limits: vec!["--pids-limit", "32"],
             command: shell(FORKS),
             expected: Expected::ForksRefused,
         },

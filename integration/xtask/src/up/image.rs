@@ -1,6 +1,6 @@
 //! The image that the containers of `up` stand on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,25 +12,13 @@ use crate::command::{self, limited};
 pub(crate) const NAME: &str = "localhost/hafen-up:latest";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A store of its own, which goes with the scratch folder.
-#[derive(Debug)]
-pub(crate) struct Image {
-    pub(crate) store: PathBuf,
-}
-
-impl Image {
-    /// Busybox, packed with tar and taken in.
-    pub(crate) fn make(hafen: &Path, scratch: &Path) -> Result<Self> {
-        let (folder, tar) = (scratch.join("rootfs"), scratch.join("rootfs.tar"));
-        rootfs::make(&folder)?;
-        succeed(limited(LIMIT, "tar").arg("-cf").arg(&tar).arg("-C").arg(&folder).arg("."))?;
-        let store = scratch.join("images");
-        let mut import = limited(LIMIT, hafen);
-        succeed(
-            import.arg("--images").arg(&store).args(["image", "import", "--name", NAME]).arg(&tar),
-        )?;
-        Ok(Self { store })
-    }
+/// Busybox, packed with tar and taken in to a store.
+pub(crate) fn make(hafen: &Path, scratch: &Path, store: &Path) -> Result<()> {
+    let (folder, tar) = (scratch.join("rootfs"), scratch.join("rootfs.tar"));
+    rootfs::make(&folder)?;
+    succeed(limited(LIMIT, "tar").arg("-cf").arg(&tar).arg("-C").arg(&folder).arg("."))?;
+    let mut import = limited(LIMIT, hafen);
+    succeed(import.arg("--images").arg(store).args(["image", "import", "--name", NAME]).arg(&tar))
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

@@ -44,16 +44,16 @@ fn without_record(ended: &Ended) -> Verdict {
     let last = ended.output.lines().last().unwrap_or_default();
     Verdict {
         happened: format!("{}: {last}", ended.end),
-        numbers: "no report".to_owned(),
+        numbers: "no record of its end".to_owned(),
         held: false,
     }
 }
 
-/// The record and the exit code of `run` must tell the same.
+/// The record and the exit code of `hafen run` must tell the same.
 fn contradiction(end: End, record: &Record) -> Option<String> {
     let End::Code(code) = end else { return None };
     let recorded = record.exit_code.or_else(|| record.signal.map(|signal| 128 + signal))?;
-    (recorded != code).then(|| format!("ended with {code}, the report says {recorded}"))
+    (recorded != code).then(|| format!("ended with {code}, hafen inspect says {recorded}"))
 }
 
 fn said(text: &str, ended: &Ended, record: &Record) -> Verdict {
@@ -65,9 +65,10 @@ fn said(text: &str, ended: &Ended, record: &Record) -> Verdict {
     };
     let usage = &record.usage;
     let numbers = format!(
-        "{:.1} ms of CPU time, peak {} resident",
+        "{:.1} ms of CPU time, peak {} of {}",
         milliseconds(usage.cpu_usec),
-        mebibytes(Some(usage.max_rss_bytes))
+        mebibytes(usage.memory_peak_bytes),
+        mebibytes(usage.memory_limit_bytes)
     );
     Verdict { happened, numbers, held: said && ended.end.success() }
 }
@@ -161,7 +162,13 @@ mod tests {
     use super::*;
 
     fn ended(code: i32, usage: Usage) -> Ended {
-        let record = Record { exit_code: Some(code), signal: None, wall_usec: 3_000_000, usage };
+        let record = Record {
+            exit_code: Some(code),
+            signal: None,
+            wall_usec: 3_000_000,
+            usage,
+            ..Record::default()
+        };
         Ended { end: End::Code(code), output: "hello\n".to_owned(), record: Some(record) }
     }
 
