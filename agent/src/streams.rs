@@ -43,8 +43,8 @@ pub async fn attach(
     input: Flow<v1::AttachInput>,
 ) -> Result<Flow<v1::Output>, Failure> {
     // Whoever has just ended tells nobody any more.
-    let ended = |_| Failure::new(Kind::State, "it has ended: its log has what it wrote");
-    let Connection { mut words, mut news, .. } = Connection::open(folder).await.map_err(ended)?;
+    let gone = |_| Failure::new(Kind::State, "it has ended: its log has what it wrote");
+    let Connection { mut words, mut news, .. } = Connection::open(folder).await.map_err(gone)?;
     let request = Request::Attach { replay: start.replay, lossless: true };
     words.ask(&request).await.map_err(|e| unavailable(&e))?;
     let feeding = tokio::spawn(feed(words, input));
