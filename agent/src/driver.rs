@@ -143,7 +143,7 @@ impl Driver {
             Input::Ask(ask) => ask(self),
             Input::Happened(event) => self.happened(event),
             Input::Written(written) => self.written(written),
-            Input::Launched(job, result) => self.launched(job, result),
+            Input::Launched(job, result) => self.launched(&job, result),
             Input::Inquired(job, inquiry) => self.inquired(&job, inquiry),
             Input::Heard(id, attempt, news) => self.heard(&id, attempt, news),
             Input::Checked(id, attempt, change) => self.checked(&id, attempt, &change),
@@ -247,7 +247,7 @@ impl Driver {
             for reply in accepted.into_iter().flatten() {
                 let _ = reply.send(Err(why.to_owned()));
             }
-            let _ = self.ground.folders.remove(id);
+            self.writers.remove(id.clone());
             return;
         }
         self.failing(id, "save", why.to_owned());
@@ -345,7 +345,7 @@ impl Driver {
         });
     }
 
-    fn launched(&mut self, job: Job, result: Result<Box<Container>, String>) {
+    fn launched(&mut self, job: &Job, result: Result<Box<Container>, String>) {
         let took = self.end(&job.id, "launch");
         self.launches.extend(took.map(|took| took.as_secs_f64()));
         let (id, attempt) = (job.id.clone(), job.attempt);
@@ -356,7 +356,7 @@ impl Driver {
                     live.end = None;
                 }
                 self.happened(Event::Launched { id: id.clone(), attempt, result: Ok(()) });
-                self.begin_checks(&job);
+                self.begin_checks(job);
             }
             // It may have run and ended so quickly that nobody could connect: then that is what happened.
             Err(why) => {
@@ -559,13 +559,7 @@ impl Driver {
 
     fn erase(&mut self, id: &TaskId) {
         self.live.remove(id);
-        let (folders, id) = (self.ground.folders.clone(), id.clone());
-        tokio::task::spawn_blocking(move || {
-            if let Err(e) = folders.remove(&id) {
-                // Without its document it is no task at the next start, and goes then.
-                tracing::warn!(task = %id, error = crate::failure::chain(&e), "not all removed");
-            }
-        });
+        self.writers.remove(id.clone());
     }
 
     fn begin_checks(&mut self, job: &Job) {

@@ -116,7 +116,7 @@ impl Metrics {
         }
         registry.register("tasks", "Tasks by state", states);
         let family = Family::<Which, Value>::default();
-        let capacity = self.status.capacity.clone().unwrap_or_default();
+        let capacity = self.status.capacity.unwrap_or_default();
         for (kind, amounts) in [
             ("total", capacity.total),
             ("reserved", capacity.reserved),

@@ -850,8 +850,7 @@ fn pod(driver: &Driver, group: &Arc<v1::PodSpec>) -> v1::PodStatus {
         driver.members(&group.id).map(|id| status(driver, id, &driver.live[id])).collect();
     let addresses =
         tasks.iter().find_map(|task| (!task.addresses.is_empty()).then(|| task.addresses.clone()));
-    let created =
-        tasks.iter().filter_map(|task| task.created.clone()).min_by_key(|t| (t.seconds, t.nanos));
+    let created = tasks.iter().filter_map(|task| task.created).min_by_key(|t| (t.seconds, t.nanos));
     let mut pod = v1::PodStatus {
         id: group.id.clone(),
         addresses: addresses.unwrap_or_default(),

@@ -177,7 +177,23 @@ fn remove_folder(path: &Path) -> Result<(), CallError> {
 /// Threads that write documents down, each task's in order. Of several revisions that wait only the last is written.
 #[derive(Debug)]
 pub struct Writers {
-    queues: Vec<mpsc::Sender<Document>>,
+    queues: Vec<mpsc::Sender<Work>>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Write(Box<Document>),
+    /// After all that was to be written of it.
+    Remove(TaskId),
+}
+
+impl Work {
+    fn id(&self) -> &TaskId {
+        match self {
+            Self::Write(document) => &document.record.id,
+            Self::Remove(id) => id,
+        }
+    }
 }
 
 /// What came of a document.
@@ -206,23 +222,50 @@ impl Writers {
     }
 
     pub fn write(&self, document: Document) {
+        self.queue(Work::Write(Box::new(document)));
+    }
+
+    /// Leave nothing of a task, once all that was to be written of it is.
+    pub fn remove(&self, id: TaskId) {
+        self.queue(Work::Remove(id));
+    }
+
+    fn queue(&self, work: Work) {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&document.record.id);
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(work.id());
         let at = usize::try_from(hash % WRITERS as u64).unwrap_or_default();
         // They end when we do.
-        let _ = self.queues[at].send(document);
+        let _ = self.queues[at].send(work);
     }
 }
 
-fn write_all(folders: &Folders, queue: &mpsc::Receiver<Document>, done: &impl Fn(Written)) {
+fn write_all(folders: &Folders, queue: &mpsc::Receiver<Work>, done: &impl Fn(Written)) {
     while let Ok(first) = queue.recv() {
-        let mut last = HashMap::from([(first.record.id.clone(), first)]);
+        let mut last = HashMap::from([(first.id().clone(), first)]);
         for next in queue.try_iter() {
-            last.insert(next.record.id.clone(), next);
+            let before = last.insert(next.id().clone(), next);
+            // Another task may have its name already.
+            if let Some(removal @ Work::Remove(_)) = before {
+                carry_out(folders, removal, done);
+            }
         }
-        for (id, document) in last {
+        last.into_values().for_each(|work| carry_out(folders, work, done));
+    }
+}
+
+fn carry_out(folders: &Folders, work: Work, done: &impl Fn(Written)) {
+    match work {
+        Work::Write(document) => {
             let result = folders.save(&document);
-            done(Written { id, revision: document.record.revision, result });
+            let Record { id, revision, .. } = document.record;
+            done(Written { id, revision, result });
+        }
+        Work::Remove(id) => {
+            if let Err(e) = folders.remove(&id) {
+                // Without its document it is no task at the next start, and goes then.
+                let error = crate::failure::chain(&e);
+                tracing::warn!(task = %id, error, "not all removed");
+            }
         }
     }
 }

@@ -172,7 +172,7 @@ fn check_root(spec: &v1::TaskSpec, problems: &mut Problems) {
 
 fn check_amounts(resources: Option<&v1::Resources>, problems: &mut Problems) {
     let Some(resources) = resources else { return };
-    let (request, limit) = (resources.request.clone().unwrap_or_default(), resources.limit.clone());
+    let (request, limit) = (resources.request.unwrap_or_default(), resources.limit);
     let limit = limit.unwrap_or_default();
     let mut both = |field: &str, request: Option<u64>, limit: Option<u64>| {
         if limit == Some(0) {
@@ -304,7 +304,7 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     match &places.network {
         Some(Namespace::Host) => list.option("--namespace", "network=host"),
         Some(Namespace::At(path)) => {
-            list.option("--namespace", format!("network={}", path.display()))
+            list.option("--namespace", format!("network={}", path.display()));
         }
         None => {}
     }
@@ -390,7 +390,7 @@ fn shares(milli: u64) -> u64 {
 
 fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
     let Some(resources) = resources else { return };
-    let limit = resources.limit.clone().unwrap_or_default();
+    let limit = resources.limit.unwrap_or_default();
     if let Some(memory) = limit.memory {
         list.option("--memory", memory.to_string());
         if let Some(swap) = limit.swap {
@@ -471,10 +471,8 @@ pub fn group(spec: &mut v1::PodSpec) -> Result<(), Failure> {
 #[must_use]
 pub fn linux_resources(resources: &v1::Resources) -> Value {
     const PERIOD: u64 = 100_000;
-    let (request, limit) = (
-        resources.request.clone().unwrap_or_default(),
-        resources.limit.clone().unwrap_or_default(),
-    );
+    let (request, limit) =
+        (resources.request.unwrap_or_default(), resources.limit.unwrap_or_default());
     let mut all = json!({});
     if let Some(memory) = limit.memory {
         all["memory"]["limit"] = json!(memory);
