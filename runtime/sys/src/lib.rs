@@ -17,6 +17,7 @@ pub mod mount;
 pub mod pidfd;
 pub mod quota;
 mod raw;
+pub mod rest;
 pub mod seccomp;
 pub mod shield;
 pub mod socket;
