@@ -53,7 +53,7 @@ fn processes_of(id: &str) -> Vec<String> {
 /// What the container's record, cgroups and mounts have left at this very moment. The comparison of the host after the
 /// test covers the rest, and forgives what goes a moment later.
 #[track_caller]
-fn assert_gone(oci: &Oci, id: &str, when: &str) {
+pub(crate) fn assert_gone(oci: &Oci, id: &str, when: &str) {
     let folder = oci.root().join(id);
     assert!(!folder.exists(), "{when}: {} is still there", folder.display());
     let cgroups = cgroups_of(id);

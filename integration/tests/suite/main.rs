@@ -12,6 +12,7 @@ mod faults;
 mod foreign;
 mod hooks;
 mod images;
+mod keeper;
 mod lifecycle;
 mod limits;
 mod mounts;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         sockets::trials(),
         seccomp::trials(),
         security::trials(),
+        keeper::trials(),
         faults::trials(),
         endurance::trials(),
         foreign::trials(),

@@ -7,6 +7,7 @@
 //! | `keep.json` | before anything else | [`Policy`]: what a keeper that takes over has to know |
 //! | `lock` | | locked (flock) for as long as there is a keeper |
 //! | `stdin`, `stdout`, `stderr` | before the launch | fifos to and from the program; they hold what a dead keeper has not read |
+//! | `held-stdout`, `held-stderr` | with a log in lines | the beginning of a line that has no end yet |
 //! | `socket` | when the container runs | listens |
 //! | `exit.json` | after the end, before anybody is told | [`ExitRecord`], on the disk |
 //!
@@ -40,6 +41,9 @@ pub struct Policy {
     /// Of the container.
     pub id: String,
     pub boot_id: String,
+    /// When it was made, as its own record says. `None`: the keeper died before.
+    #[serde(default)]
+    pub created: Option<String>,
     pub log: Log,
     /// Its stdin stays open.
     pub stdin: bool,

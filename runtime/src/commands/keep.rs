@@ -10,7 +10,7 @@ use nix::unistd::execv;
 use super::launch::{after_start, announce, kept, prepare_start};
 use crate::cli::{Cli, KeepArgs, OutputFormat};
 use crate::keep::stdio::{self, Own, Streams};
-use crate::keep::{Folder, Handed, Keeper, policy};
+use crate::keep::{Folder, Handed, Keeper, log as logs, policy};
 use crate::launch::{self, Running};
 use crate::process::since_boot;
 use crate::size::bytes;
@@ -29,6 +29,10 @@ pub(super) fn keep(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
 
 /// Launch, and leave the rest to a smaller self.
 fn begin(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
+    if args.what.launch.console_socket.is_some() {
+        let words = "--console-socket: the keeper itself holds the terminal";
+        return Err(Error::Refused(words.to_owned()));
+    }
     let copy = shield::run_from_read_only_copy(kept(&args.what.launch))?;
     let signals = Signals::block_all()?;
     let mut prepared = prepare_start(cli, &args.what)?;
@@ -38,7 +42,8 @@ fn begin(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
         hold: args.hold,
         ..policy(&prepared.resolved.id, log(args)?)?
     };
-    let folder = Folder::make(&args.dir, policy)?;
+    logs::check(&policy.log)?;
+    let mut folder = Folder::make(&args.dir, policy)?;
     // Who asked for it may go, with its terminal and its group: EPERM where we lead one already.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true)
@@ -54,10 +59,11 @@ fn begin(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
     let running = match launched {
         Ok(running) => running,
         Err(e) => {
-            let _ = stdio::remove(&folder.path);
+            folder.give_up();
             return Err(e);
         }
     };
+    folder.made(&running.record)?;
     prepared.stores.clear();
     if let Some(console) = console {
         // The bytes of a terminal are not split.
@@ -105,6 +111,7 @@ fn execute_small(
 
 /// Go on with a container that runs: after ourselves, or after another keeper.
 fn go_on(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
+    fault::keeps();
     let fd = |wanted: &str| -> Result<Option<OwnedFd>, CallError> {
         let found = args.handed.iter().find(|(name, _)| name == wanted);
         let number = found.map(|(_, number)| i32::try_from(*number).unwrap_or(-1));
@@ -118,23 +125,25 @@ fn go_on(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true)
         .call(|| "prctl PR_SET_CHILD_SUBREAPER".to_owned())?;
-    let streams = match args.handed.is_empty() {
-        true => stdio::open_again(&folder.path)?,
-        false => Streams::of(fd)?,
-    };
-    let handed = Handed { streams, process: fd("process")?, born };
+    let again = args.handed.is_empty();
+    let streams = if again { stdio::open_again(&folder.path)? } else { Streams::of(fd)? };
+    let handed = Handed { streams, process: fd("process")?, born, again };
     fault::point();
     let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;
+    if let Some(exit) = folder.sweep(&root)? {
+        tell_ready(ready, exit.pid);
+        return Ok(0);
+    }
     let keeper = Keeper::take_over(&root, folder, handed, signals)?;
-    tell_ready(ready, &keeper);
+    tell_ready(ready, keeper.pid());
     stdio::put_off()?;
     fault::point();
     keeper.keep().map(|()| 0)
 }
 
 /// Whoever waits for it may be gone, which changes nothing.
-fn tell_ready(ready: Option<OwnedFd>, keeper: &Keeper) {
-    let line = serde_json::json!({ "pid": keeper.pid() });
+fn tell_ready(ready: Option<OwnedFd>, pid: i32) {
+    let line = serde_json::json!({ "pid": pid });
     let _ = match ready {
         Some(fd) => writeln!(std::fs::File::from(fd), "{line}"),
         None => writeln!(std::io::stdout(), "{line}"),

@@ -13,6 +13,8 @@ use nix::poll::PollFlags;
 const WAITING: usize = 256 << 10;
 /// With more than this, it is gone.
 const MOST_WAITING: usize = 8 << 20;
+/// stdin, stdout and stderr: nobody sends more with one frame.
+const MOST_FDS: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -20,7 +22,7 @@ pub(crate) struct Client {
     socket: UnixStream,
     incoming: Vec<u8>,
     /// Descriptors that came with what is incoming.
-    pub(crate) fds: Vec<OwnedFd>,
+    fds: Vec<OwnedFd>,
     outgoing: VecDeque<u8>,
     pub(crate) attached: Option<Attached>,
     pub(crate) gone: bool,
@@ -52,12 +54,13 @@ impl Client {
         self.socket.as_fd()
     }
 
-    /// What to wait for; without `listening` nothing that it asks for is looked at now.
-    pub(crate) fn interest(&self, listening: bool) -> PollFlags {
+    /// What to wait for; `room` as for [`Self::receive`]. `None`: nothing, not even that it goes, which poll(2) would tell
+    /// again and again.
+    pub(crate) fn interest(&self, room: bool) -> Option<PollFlags> {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, listening);
+        flags.set(PollFlags::POLLIN, room || !self.brings_input());
         flags.set(PollFlags::POLLOUT, !self.outgoing.is_empty());
-        flags
+        (!flags.is_empty()).then_some(flags)
     }
 
     /// Is the program to wait for it?
@@ -79,11 +82,16 @@ impl Client {
             self.attached = Some(Attached { left_out, ..attached });
             return;
         }
-        if attached.left_out > 0 {
+        self.tell_of_lag();
+        self.queue(frame, bytes);
+    }
+
+    /// How much it has not got.
+    pub(crate) fn tell_of_lag(&mut self) {
+        if let Some(attached @ Attached { left_out: 1.., .. }) = self.attached {
             self.attached = Some(Attached { left_out: 0, ..attached });
             self.tell(&Told::Lagged { bytes: attached.left_out });
         }
-        self.queue(frame, bytes);
     }
 
     fn queue(&mut self, frame: Frame, bytes: &[u8]) {
@@ -115,32 +123,65 @@ impl Client {
         self.outgoing.is_empty() || self.gone
     }
 
-    /// Read what has come, once.
-    pub(crate) fn receive(&mut self) {
-        let mut bytes = [0; 4096];
-        match socket::receive_some(&self.socket, &mut bytes, &mut self.fds) {
-            Ok(0) => self.gone = true,
-            Ok(n) => self.incoming.extend_from_slice(&bytes[..n]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => self.gone = true,
+    /// The next frame, as soon as all of it has come. Never more than that is read: the descriptors that come with its
+    /// bytes are its own. Without `room` nothing is taken that goes to the program. What is no frame ends the connection.
+    pub(crate) fn receive(&mut self, room: bool) -> Option<Received> {
+        loop {
+            if self.gone || (!room && self.brings_input()) {
+                return None;
+            }
+            let (missing, frame) = self.missing()?;
+            match frame.filter(|_| missing == 0) {
+                Some(frame) => return Some(self.whole(frame)),
+                None if self.read(missing) => {}
+                None => return None,
+            }
         }
     }
 
-    /// The next frame that is there as a whole. What is none ends the connection.
-    pub(crate) fn next(&mut self) -> Option<(Frame, Vec<u8>)> {
-        let head: [u8; HEAD] = self.incoming.get(..HEAD)?.try_into().ok()?;
-        let Some((frame, length)) = Frame::read_head(head) else {
+    fn brings_input(&self) -> bool {
+        self.incoming.first() == Some(&(Frame::Stdin as u8))
+    }
+
+    /// Bytes that the head, or the frame, still lacks.
+    fn missing(&mut self) -> Option<(usize, Option<Frame>)> {
+        let Some(head) = self.incoming.first_chunk() else {
+            return Some((HEAD - self.incoming.len(), None));
+        };
+        let Some((frame, length)) = Frame::read_head(*head) else {
             self.gone = true;
             return None;
         };
-        let content = self.incoming.get(HEAD..HEAD + length)?.to_vec();
-        self.incoming.drain(..HEAD + length);
-        if self.incoming.is_empty() {
-            self.incoming = Vec::new();
-        }
-        Some((frame, content))
+        Some((HEAD + length - self.incoming.len(), Some(frame)))
     }
+
+    fn whole(&mut self, frame: Frame) -> Received {
+        let content = std::mem::take(&mut self.incoming).split_off(HEAD);
+        Received { frame, content, fds: std::mem::take(&mut self.fds) }
+    }
+
+    /// At most so many bytes. `false`: nothing is there.
+    fn read(&mut self, most: usize) -> bool {
+        let mut bytes = [0; 4096];
+        let most = most.min(bytes.len());
+        match socket::receive_some(&self.socket, &mut bytes[..most], &mut self.fds) {
+            Ok(0) => self.gone = true,
+            Ok(n) => self.incoming.extend_from_slice(&bytes[..n]),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => self.gone = true,
+        }
+        self.gone |= self.fds.len() > MOST_FDS;
+        !self.gone
+    }
+}
+
+/// What a client sent.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) frame: Frame,
+    pub(crate) content: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 /// The end of a pipe or terminal that bytes come from, without waiting.

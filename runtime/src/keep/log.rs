@@ -2,13 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hafen_spec::keep::{self, LogFormat};
+use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{SpliceFFlags, splice};
 use serde::Serialize;
@@ -44,6 +45,18 @@ pub(crate) struct Log {
     told: u64,
     /// What has no end of line yet, of both streams.
     open: [Vec<u8>; 2],
+    /// The folder where that is held for a keeper after us, and whether something is held there.
+    folder: PathBuf,
+    held: [bool; 2],
+}
+
+/// Can there be a log at all? To be asked before there is a container.
+///
+/// # Errors
+/// Names the file.
+pub(crate) fn check(policy: &keep::Log) -> Result<(), CallError> {
+    let Some(path) = &policy.path else { return Ok(()) };
+    newest(path, false).map(drop).call(|| format!("open log {}", path.display()))
 }
 
 #[derive(Serialize)]
@@ -57,9 +70,11 @@ struct Line<'a> {
 }
 
 impl Log {
+    /// Go on with the file that is there, and with what another keeper has left in `folder`.
+    ///
     /// # Errors
     /// Names the file.
-    pub(crate) fn open(policy: &keep::Log) -> Result<Self, CallError> {
+    pub(crate) fn open(policy: &keep::Log, folder: &Path) -> Result<Self, CallError> {
         let mut log = Self {
             policy: policy.clone(),
             file: None,
@@ -67,14 +82,76 @@ impl Log {
             lost: 0,
             told: 0,
             open: [Vec::new(), Vec::new()],
+            folder: folder.to_owned(),
+            held: [false; 2],
         };
         if let Some(path) = &policy.path {
             let file = newest(path, false).call(|| format!("open log {}", path.display()))?;
-            let meta = file.metadata().call(|| format!("stat {}", path.display()))?;
-            log.size = meta.len();
+            log.size = file.metadata().call(|| format!("stat {}", path.display()))?.len();
             log.file = Some(file);
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                if let Ok(bytes) = fs::read(log.held_in(stream)) {
+                    (log.open[stream as usize], log.held[stream as usize]) = (bytes, true);
+                }
+            }
         }
         Ok(log)
+    }
+
+    /// A keeper that died while it wrote has left a part of a line; what it had not written as a whole is still where it
+    /// came from.
+    pub(crate) fn cut_open_line(&mut self) {
+        /// Of a line: a byte becomes six at most, and there is some more around them.
+        const LONGEST: u64 = 7 * LONGEST_LINE as u64;
+        if self.policy.format != LogFormat::Json || self.size == 0 {
+            return;
+        }
+        let Some(tail) = self.tail(LONGEST) else { return };
+        let whole = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let left = (tail.len() - whole) as u64;
+        if left > 0 && left < LONGEST {
+            self.size -= left;
+            self.take_back(0);
+        }
+    }
+
+    /// One that died while it rotated has left a gap in the numbers, where readers would stop.
+    pub(crate) fn close_gaps(&self) {
+        let Some(path) = &self.policy.path else { return };
+        let _ = fs::remove_file(with_end(path, "new"));
+        let there = (1..=self.policy.max_files).filter(|n| numbered(path, *n).exists());
+        for (wanted, number) in (1..).zip(there) {
+            if wanted != number {
+                // Where it cannot be, they are only farther away.
+                let _ = fs::rename(numbered(path, number), numbered(path, wanted));
+            }
+        }
+    }
+
+    /// The last bytes of the file.
+    pub(crate) fn tail(&self, most: u64) -> Option<Vec<u8>> {
+        use std::os::unix::fs::FileExt;
+        let file = File::open(self.policy.path.as_ref()?).ok()?;
+        let from = self.size.saturating_sub(most);
+        let mut bytes = vec![0; usize::try_from(self.size - from).ok()?];
+        file.read_exact_at(&mut bytes, from).ok()?;
+        Some(bytes)
+    }
+
+    fn held_in(&self, stream: Stream) -> PathBuf {
+        self.folder.join(format!("held-{}", stream.name()))
+    }
+
+    /// Before the bytes are taken out of their fifo, which holds them until then.
+    fn hold(&mut self, stream: Stream, changed: bool) {
+        let (open, path) = (&self.open[stream as usize], self.held_in(stream));
+        let held = &mut self.held[stream as usize];
+        if open.is_empty() && *held {
+            *held = fs::remove_file(path).is_err();
+        } else if !open.is_empty() && changed {
+            // Where it cannot be it is in memory only, as the rest of it would be.
+            *held |= replace(&path, open, false).is_ok();
+        }
     }
 
     /// Can bytes go to the file without being looked at?
@@ -87,6 +164,7 @@ impl Log {
     /// # Errors
     /// EAGAIN: nothing is there. Others: the file does not take it.
     pub(crate) fn move_from(&mut self, fifo: BorrowedFd<'_>) -> io::Result<usize> {
+        self.tell_of_loss();
         self.rotate_before(1);
         let Some(file) = &self.file else { return Err(io::ErrorKind::Unsupported.into()) };
         let left = self.policy.max_bytes.saturating_sub(self.size).max(1);
@@ -123,17 +201,20 @@ impl Log {
             if end.is_none() && open.len() < LONGEST_LINE {
                 break;
             }
-            let size = self.size + text.len() as u64;
+            let before = text.len();
             put_line(&mut text, &time, stream.name(), &open);
+            if before > 0 && self.size + text.len() as u64 > self.policy.max_bytes {
+                // It is the first of the next file.
+                let next = text.split_off(before);
+                self.append(&text, raw);
+                (text, raw) = (next, 0);
+            }
             raw += open.len();
             open.clear();
-            if size >= self.policy.max_bytes {
-                self.append(&text, raw);
-                (text, raw) = (Vec::new(), 0);
-            }
         }
         self.append(&text, raw);
         self.open[stream as usize] = open;
+        self.hold(stream, !bytes.is_empty());
     }
 
     /// What has no end of line will not get one any more.
@@ -145,6 +226,7 @@ impl Log {
                 put_line(&mut text, &now(), stream.name(), &open);
                 self.append(&text, open.len());
             }
+            self.hold(stream, false);
         }
         self.tell_of_loss();
     }
@@ -157,7 +239,8 @@ impl Log {
         self.put(text, raw);
     }
 
-    fn put(&mut self, text: &[u8], raw: usize) {
+    /// Is it written?
+    fn put(&mut self, text: &[u8], raw: usize) -> bool {
         self.rotate_before(text.len());
         let written = self
             .file
@@ -167,6 +250,7 @@ impl Log {
             Ok(()) => self.size += text.len() as u64,
             Err(_) => self.take_back(raw),
         }
+        written.is_ok()
     }
 
     /// A line that is there in part is none.
@@ -192,9 +276,7 @@ impl Log {
                 text = format!("[keeper: {words}").replace('\n', "]\n").into_bytes();
             }
         }
-        let before = self.lost;
-        self.put(&text, 0);
-        if self.size > 0 && self.lost == before {
+        if self.put(&text, 0) {
             self.told = self.lost;
         }
     }
@@ -209,7 +291,10 @@ impl Log {
         }
     }
 
+    /// The new file first: where there can be none, all old ones stay what they are.
     fn rotate(&self, path: &Path) -> io::Result<File> {
+        let fresh = with_end(path, "new");
+        let file = newest(&fresh, true)?;
         for number in (1..self.policy.max_files.max(1)).rev() {
             let older = if number == 1 { path.to_owned() } else { numbered(path, number - 1) };
             match fs::rename(older, numbered(path, number)) {
@@ -217,7 +302,8 @@ impl Log {
                 _ => {}
             }
         }
-        newest(path, true)
+        fs::rename(fresh, path)?;
+        Ok(file)
     }
 }
 
@@ -232,9 +318,13 @@ fn newest(path: &Path, empty: bool) -> io::Result<File> {
     Ok(file)
 }
 
-pub(crate) fn numbered(path: &Path, number: u32) -> PathBuf {
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    with_end(path, &number.to_string())
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
+    name.push(format!(".{end}"));
     name.into()
 }
 
@@ -250,23 +340,13 @@ fn put_line(text: &mut Vec<u8>, time: &str, stream: &str, line: &[u8]) {
     text.push(b'\n');
 }
 
-/// For splice(2): a file as the kernel wants it.
-impl AsFd for Log {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.file {
-            Some(file) => file.as_fd(),
-            None => crate::terminal::stdin(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn log(folder: &Path, format: LogFormat, max_bytes: u64) -> Log {
         let path = Some(folder.join("log"));
-        Log::open(&keep::Log { path, format, max_bytes, max_files: 3 }).unwrap()
+        Log::open(&keep::Log { path, format, max_bytes, max_files: 3 }, folder).unwrap()
     }
 
     fn lines(path: &Path) -> Vec<serde_json::Value> {
@@ -325,11 +405,51 @@ mod tests {
         log.write(Stream::Stdout, b"before\n");
         log.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
         log.write(Stream::Stdout, b"lost\n");
-        assert_eq!(log.lost, 5);
+        log.write(Stream::Stdout, b"more\n");
+        assert_eq!(log.lost, 10);
         log.file = Some(newest(&folder.path().join("log"), false).unwrap());
         log.write(Stream::Stdout, b"after\n");
         let found = lines(&folder.path().join("log"));
         let text: Vec<_> = found.iter().map(|l| l["log"].as_str().unwrap()).collect();
-        assert_eq!(text, ["before\n", "5 bytes could not be written here\n", "after\n"]);
+        assert_eq!(text, ["before\n", "10 bytes could not be written here\n", "after\n"]);
+    }
+    #[test]
+    fn an_open_line_outlives_its_keeper() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut first = log(folder.path(), LogFormat::Json, 1 << 20);
+        first.write(Stream::Stderr, b"whole\nbegun");
+        fs::write(&path, [fs::read(&path).unwrap(), b"{\"time\":\"2".to_vec()].concat()).unwrap();
+        let mut second = log(folder.path(), LogFormat::Json, 1 << 20);
+        second.cut_open_line();
+        second.write(Stream::Stderr, b", ended\n");
+        let text: Vec<_> = lines(&path).iter().map(|l| l["log"].clone()).collect();
+        assert_eq!(text, ["whole\n", "begun, ended\n"]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is held any more");
+    }
+
+    #[test]
+    fn where_there_can_be_no_new_file_the_old_ones_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = log(folder.path(), LogFormat::Plain, 4);
+        log.write(Stream::Stdout, b"one\n");
+        fs::create_dir(folder.path().join("log.new")).unwrap();
+        log.write(Stream::Stdout, b"two\n");
+        assert_eq!(fs::read(folder.path().join("log")).unwrap(), b"one\ntwo\n");
+        fs::remove_dir(folder.path().join("log.new")).unwrap();
+        log.write(Stream::Stdout, b"three\n");
+        assert_eq!(fs::read(folder.path().join("log.1")).unwrap(), b"one\ntwo\n");
+    }
+    #[test]
+    fn a_gap_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = log(folder.path(), LogFormat::Plain, 1 << 20);
+        for name in ["log.2", "log.3", "log.new"] {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        log.close_gaps();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).ok();
+        assert_eq!([read("log.1"), read("log.2")].map(Option::unwrap), ["log.2", "log.3"]);
+        assert_eq!([read("log.3"), read("log.new")], [None, None]);
     }
 }

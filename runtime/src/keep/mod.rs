@@ -14,13 +14,14 @@
 
 mod client;
 mod exec;
-mod log;
+pub(crate) mod log;
 mod oom;
 pub(crate) mod stdio;
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -31,17 +32,17 @@ use hafen_spec::keep::{
 };
 use hafen_sys::file::{boot_id, replace};
 use hafen_sys::pidfd::{self, Ended};
-use hafen_sys::{CallError, Context, socket, terminal};
+use hafen_sys::{CallError, Context, rest, socket, terminal};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use serde_json::Value;
 
-use self::client::{Attached, Client, read_some};
+use self::client::{Attached, Client, Received, read_some};
 use self::exec::{Exec, Wanted};
 use self::log::{Log, Stream};
-use self::stdio::Streams;
+use self::stdio::{Glass, Streams};
 use crate::journal::{Entry, Record};
 use crate::patch::merge;
 use crate::process::Identity;
@@ -57,6 +58,10 @@ const REPLAY: usize = 16 << 10;
 const INPUT: usize = 64 << 10;
 /// How long output waits for the first who wants it.
 const HOLD: Duration = Duration::from_secs(10);
+/// After so many milliseconds without work a keeper gives back memory; then it waits without end.
+const REST: u16 = 1000;
+/// Frames of one client, before others have their turn.
+const AT_ONCE: usize = 64;
 /// How long clients have to take the last that they are told.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -74,7 +79,8 @@ impl Folder {
     /// # Errors
     /// Names the file; a folder that has a keeper is refused.
     pub(crate) fn make(path: &Path, policy: Policy) -> Result<Self, Error> {
-        match std::fs::create_dir(path) {
+        // Whoever gets at the socket has the container.
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             answer => answer.call(|| format!("mkdir {}", path.display()))?,
         }
@@ -85,9 +91,9 @@ impl Folder {
         }
         // Of one that died before its container was there.
         stdio::remove(path)?;
-        let text = serde_json::to_vec(&policy).map_err(|e| Error::Refused(e.to_string()))?;
-        replace(&path.join(POLICY), &text, false)?;
-        Ok(Self { path: path.to_owned(), policy, lock })
+        let folder = Self { path: path.to_owned(), policy, lock };
+        folder.write_policy()?;
+        Ok(folder)
     }
 
     /// Take over.
@@ -115,6 +121,93 @@ impl Folder {
     pub(crate) fn lock(&self) -> &File {
         &self.lock
     }
+
+    /// There is a container now: another one of this name is none of ours.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn made(&mut self, record: &Record) -> Result<(), Error> {
+        self.policy.created = Some(record.created.clone());
+        self.write_policy()
+    }
+
+    fn write_policy(&self) -> Result<(), Error> {
+        let text = serde_json::to_vec(&self.policy).map_err(|e| Error::Refused(e.to_string()))?;
+        Ok(replace(&self.path.join(POLICY), &text, false)?)
+    }
+
+    /// There will be no container.
+    pub(crate) fn give_up(&self) {
+        let _ = stdio::remove(&self.path);
+        let _ = std::fs::remove_file(self.path.join(POLICY));
+    }
+
+    /// What a keeper before us wrote down last.
+    ///
+    /// # Errors
+    /// Names the file.
+    fn exit(&self) -> Result<Option<ExitRecord>, Error> {
+        let file = self.path.join(keep::EXIT);
+        let text = match std::fs::read(&file) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            answer => answer.call(|| format!("read {}", file.display()))?,
+        };
+        let exit = serde_json::from_slice(&text);
+        exit.map(Some).map_err(|e| Error::Refused(format!("{}: {e}", file.display())))
+    }
+
+    /// Its container, where it is still there.
+    ///
+    /// # Errors
+    /// Names the file.
+    fn entry(&self, root: &Path) -> Result<Option<(Entry, Record)>, Error> {
+        let entry = match Entry::find(root, &self.policy.id) {
+            Err(Error::Unknown(_)) => return Ok(None),
+            answer => answer?,
+        };
+        let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
+        let is_ours = self.policy.created.as_ref().is_none_or(|created| *created == record.created);
+        Ok(is_ours.then_some((entry, record)))
+    }
+
+    /// Where the end is written down and nothing else is left, what a keeper that died has not removed goes. The answer is
+    /// that end.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn sweep(&self, root: &Path) -> Result<Option<ExitRecord>, Error> {
+        let Some(exit) = self.exit()? else { return Ok(None) };
+        if self.entry(root)?.is_some() {
+            return Ok(None);
+        }
+        self.remove_rest()?;
+        Ok(Some(exit))
+    }
+
+    /// Also what keepers before us were writing when they died.
+    fn remove_rest(&self) -> Result<(), Error> {
+        stdio::remove(&self.path)?;
+        let entries =
+            std::fs::read_dir(&self.path).call(|| format!("list {}", self.path.display()))?;
+        for entry in entries.filter_map(Result::ok) {
+            if is_rest(&entry.file_name().to_string_lossy()) {
+                let path = entry.path();
+                std::fs::remove_file(&path).call(|| format!("unlink {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder may hold files that are none of ours, as the log.
+fn is_rest(name: &str) -> bool {
+    let draft = name.strip_suffix(".tmp").and_then(|name| name.strip_prefix('.'));
+    let is_draft =
+        |name: &str| [POLICY, keep::EXIT, "held-"].iter().any(|known| name.starts_with(known));
+    name == SOCKET
+        || name.starts_with("held-std")
+        || (name.starts_with("exec-") && (name.ends_with(".json") || name.ends_with(".pid")))
+        || draft.is_some_and(is_draft)
 }
 
 fn lock(folder: &Path) -> Result<Flock<File>, Error> {
@@ -134,6 +227,8 @@ pub(crate) struct Handed {
     pub(crate) process: Option<OwnedFd>,
     /// Since the boot of the machine.
     pub(crate) born: Option<Duration>,
+    /// That one has died.
+    pub(crate) again: bool,
 }
 
 /// The first process of the container.
@@ -158,6 +253,7 @@ pub(crate) struct Keeper {
     input: Vec<u8>,
     end_input: bool,
     log: Log,
+    glass: Glass,
     listener: UnixListener,
     signals: Signals,
     clients: Vec<Client>,
@@ -184,8 +280,8 @@ impl Keeper {
         signals: Signals,
     ) -> Result<Self, Error> {
         let hold = folder.policy.hold && handed.born.is_some();
-        let entry = Entry::find(root, &folder.policy.id)?;
-        let record = entry.record()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
+        let unknown = || Error::Unknown(folder.policy.id.clone());
+        let (entry, record) = folder.entry(root)?.ok_or_else(unknown)?;
         let identity = entry.process()?.ok_or_else(|| Error::Busy(entry.id.clone()))?;
         let handle = match handed.process {
             Some(handle) => Some(handle),
@@ -199,9 +295,15 @@ impl Keeper {
         listener.set_nonblocking(true).call(|| "fcntl O_NONBLOCK".to_owned())?;
         // Without it ends are still told; it is of an old kernel, or of a folder that is gone.
         let watch = OomWatch::new(&record.claims).unwrap_or_default();
+        let mut log = Log::open(&folder.policy.log, &folder.path)?;
+        if handed.again {
+            log.cut_open_line();
+            log.close_gaps();
+        }
         Ok(Self {
             root: root.to_owned(),
-            log: Log::open(&folder.policy.log)?,
+            log,
+            glass: Glass::new()?,
             folder,
             entry,
             record,
@@ -242,31 +344,68 @@ impl Keeper {
         while self.held.is_some() {
             self.turn()?;
         }
-        let end = self.reap()?;
         fault::point();
-        // Who is left has no first process any more, and may hold the output open for ever.
+        // Who is left has no first process any more, and may hold the output open for ever. What cannot be killed is told
+        // by the release.
         if let Some(tree) = self.record.tree() {
-            cgroup::kill(tree)?;
+            let _ = cgroup::kill(tree);
         }
         self.drain();
         self.log.finish();
-        let exit = self.exit(end);
+        let exit = self.write_down()?;
+        self.reap_all()?;
         fault::point();
-        save(&exit, &self.folder.path.join(keep::EXIT))?;
-        fault::point();
+        self.clients.iter_mut().for_each(Client::tell_of_lag);
         self.tell_all(&Told::Exited(Box::new(exit)));
         let released = self.release();
         let error = released.as_ref().err().map(Error::chain);
         self.tell_all(&Told::Released { error });
-        self.part()?;
+        fault::point();
+        self.part();
+        self.folder.remove_rest()?;
         released
+    }
+
+    /// One record, whoever writes it.
+    fn write_down(&self) -> Result<ExitRecord, Error> {
+        if let Some(exit) = self.folder.exit()? {
+            return Ok(exit);
+        }
+        let exit = self.exit(self.end()?);
+        fault::point();
+        save(&exit, &self.folder.path.join(keep::EXIT))?;
+        fault::point();
+        Ok(exit)
+    }
+
+    /// Only now may the first process be no zombie any more: a keeper after us could have asked it how it ended. The
+    /// programs that were run for others end with it, which those are told.
+    fn reap_all(&mut self) -> Result<(), CallError> {
+        let patience = Instant::now() + FAREWELL;
+        match pidfd::wait(self.first.identity.pid, true) {
+            Err(e) if !e.is(Errno::ECHILD) => return Err(e),
+            _ => {}
+        }
+        self.reap_others()?;
+        while !self.execs.is_empty() && Instant::now() < patience {
+            let mut fds = [PollFd::new(self.signals.handle(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::from(100_u16));
+            while self.signals.next()?.is_some() {}
+            self.reap_others()?;
+        }
+        Ok(())
     }
 
     /// Wait for what comes next, and do what follows. `true`: the first process has ended.
     fn turn(&mut self) -> Result<bool, Error> {
-        let Ready { ended, signals, listener, oom, clients } = self.look()?;
+        let Ready { ended, signals, listener, oom, mut clients } = self.look()?;
         self.pump();
+        let was_full = self.input.len() >= INPUT;
         self.give_input();
+        if was_full && self.input.len() < INPUT {
+            // Also who was not asked.
+            clients = self.clients.iter().map(|client| client.number).collect();
+        }
         if signals {
             self.take_signals()?;
         }
@@ -285,17 +424,9 @@ impl Keeper {
         Ok(ended)
     }
 
-    /// How long to wait for anything.
-    fn patience(&self) -> PollTimeout {
-        let Some(until) = self.held else { return PollTimeout::NONE };
-        // Rounded up, so that the last round does not spin.
-        let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-    }
-
     fn look(&self) -> Result<Ready, CallError> {
         let reading = self.held.is_none() && !self.clients.iter().any(Client::holds_back);
-        let listening = self.input.len() < INPUT;
+        let room = self.input.len() < INPUT;
         let mut fds = vec![
             PollFd::new(self.signals.handle(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
@@ -304,9 +435,12 @@ impl Keeper {
             fds.push(PollFd::new(fd, flags));
         }
         let oom = self.watch.is_some().then_some(2);
-        let clients = fds.len();
+        let mut asked = Vec::new();
         for client in &self.clients {
-            fds.push(PollFd::new(client.handle(), client.interest(listening)));
+            if let Some(flags) = client.interest(room) {
+                asked.push((fds.len(), client.number));
+                fds.push(PollFd::new(client.handle(), flags));
+            }
         }
         let handle = self.first.handle.as_ref().filter(|_| !self.ended);
         let first = handle.map(|_| fds.len());
@@ -317,14 +451,17 @@ impl Keeper {
         if let Some(fd) = self.sink().filter(|_| !self.input.is_empty()) {
             fds.push(PollFd::new(fd, PollFlags::POLLOUT));
         }
-        match poll(&mut fds, self.patience()) {
+        let waited = match self.held {
+            Some(until) => poll(&mut fds, patience(until)),
+            None => wait(&mut fds),
+        };
+        match waited {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(CallError::errno("poll", e)),
         }
         let ready = |at: usize| fds[at].any().unwrap_or(false);
-        let numbers = self.clients.iter().enumerate();
         let clients =
-            numbers.filter(|(i, _)| ready(clients + i)).map(|(_, client)| client.number).collect();
+            asked.iter().filter(|(at, _)| ready(*at)).map(|(_, number)| *number).collect();
         Ok(Ready {
             ended: first.is_some_and(ready),
             signals: ready(0),
@@ -350,18 +487,24 @@ impl Keeper {
         if self.held.is_some() || self.clients.iter().any(Client::holds_back) {
             return;
         }
-        let mut streams = std::mem::take(&mut self.streams);
-        self.pass(&mut streams.stdout, Stream::Stdout, Frame::Stdout);
-        self.pass(&mut streams.stderr, Stream::Stderr, Frame::Stderr);
-        self.pass(&mut streams.terminal, Stream::Stdout, Frame::Stdout);
-        self.streams = streams;
+        self.pass_each();
     }
 
-    /// One read of one stream. `false`: nothing was there.
-    fn pass(&mut self, from: &mut Option<OwnedFd>, stream: Stream, frame: Frame) -> bool {
+    /// One read of each stream. `false`: nothing was there.
+    fn pass_each(&mut self) -> bool {
+        let mut streams = std::mem::take(&mut self.streams);
+        let mut more = self.pass(&mut streams.stdout, Stream::Stdout, true);
+        more |= self.pass(&mut streams.stderr, Stream::Stderr, true);
+        more |= self.pass(&mut streams.terminal, Stream::Stdout, false);
+        self.streams = streams;
+        more
+    }
+
+    /// One read. A terminal, which is no fifo, has nothing that could be looked at before it is taken.
+    fn pass(&mut self, from: &mut Option<OwnedFd>, stream: Stream, is_fifo: bool) -> bool {
         let Some(end) = from.as_ref() else { return false };
         let is_watched = self.clients.iter().any(|client| client.attached.is_some());
-        if self.log.takes_bytes() && !is_watched {
+        if is_fifo && self.log.takes_bytes() && !is_watched {
             match self.log.move_from(end.as_fd()) {
                 Ok(0) => *from = None,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
@@ -375,10 +518,18 @@ impl Keeper {
         }
         let Some(end) = from.as_ref() else { return false };
         let mut bytes = [0; CHUNK];
-        match read_some(Reading(end), &mut bytes) {
+        let read = match is_fifo {
+            true => self.glass.look(end, &mut bytes),
+            false => read_some(Reading(end), &mut bytes),
+        };
+        match read {
             Ok(0) => *from = None,
             Ok(n) => {
-                self.distribute(stream, frame, &bytes[..n]);
+                self.distribute(stream, &bytes[..n]);
+                // What is written down may go.
+                if is_fifo && stdio::take(end, &mut bytes[..n]).is_err() {
+                    *from = None;
+                }
                 return true;
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
@@ -387,7 +538,11 @@ impl Keeper {
         false
     }
 
-    fn distribute(&mut self, stream: Stream, frame: Frame, bytes: &[u8]) {
+    fn distribute(&mut self, stream: Stream, bytes: &[u8]) {
+        let frame = match stream {
+            Stream::Stdout => Frame::Stdout,
+            Stream::Stderr => Frame::Stderr,
+        };
         self.log.write(stream, bytes);
         self.clients.iter_mut().for_each(|client| client.pass(frame, bytes));
         let keep = REPLAY.saturating_sub(bytes.len()).min(self.replay.len());
@@ -397,14 +552,10 @@ impl Keeper {
 
     /// What is left in the fifos when nobody writes any more.
     fn drain(&mut self) {
-        let patience = SystemTime::now() + FAREWELL;
+        let patience = Instant::now() + FAREWELL;
         loop {
-            let mut streams = std::mem::take(&mut self.streams);
-            let mut more = self.pass(&mut streams.stdout, Stream::Stdout, Frame::Stdout);
-            more |= self.pass(&mut streams.stderr, Stream::Stderr, Frame::Stderr);
-            more |= self.pass(&mut streams.terminal, Stream::Stdout, Frame::Stdout);
-            self.streams = streams;
-            if !more || SystemTime::now() > patience {
+            let more = self.pass_each();
+            if !more || Instant::now() > patience {
                 return;
             }
         }
@@ -529,15 +680,18 @@ impl Keeper {
             return;
         };
         self.clients[at].flush();
-        if self.input.len() >= INPUT {
-            return;
+        if self.clients[at].has_all() {
+            self.clients[at].tell_of_lag();
         }
-        self.clients[at].receive();
-        while let Some((frame, content)) = self.clients[at].next() {
+        for _ in 0..AT_ONCE {
+            let room = self.input.len() < INPUT;
+            let Some(Received { frame, content, fds }) = self.clients[at].receive(room) else {
+                break;
+            };
             match frame {
                 Frame::Stdin => self.input.extend(content),
                 Frame::Word => {
-                    if let Err(error) = self.answer(at, &content) {
+                    if let Err(error) = self.answer(at, &content, fds) {
                         self.clients[at].tell(&Told::Failed { error: error.chain() });
                     }
                 }
@@ -547,13 +701,14 @@ impl Keeper {
         self.give_input();
     }
 
-    fn answer(&mut self, at: usize, word: &[u8]) -> Result<(), Error> {
+    fn answer(&mut self, at: usize, word: &[u8], fds: Vec<OwnedFd>) -> Result<(), Error> {
         let wrong = |e: serde_json::Error| Error::Refused(format!("request: {e}"));
         match serde_json::from_slice(word).map_err(wrong)? {
             Request::Attach { replay, lossless } => {
                 self.clients[at].attached = Some(Attached { lossless, left_out: 0 });
-                if replay && !self.replay.is_empty() {
-                    self.clients[at].pass(Frame::Stdout, &self.replay);
+                let last = if replay { self.last_bytes() } else { Vec::new() };
+                if !last.is_empty() {
+                    self.clients[at].pass(Frame::Stdout, &last);
                 }
             }
             Request::EndInput => self.end_input = true,
@@ -561,7 +716,10 @@ impl Keeper {
             Request::Signal { signal, all } => self.signal(signal, all)?,
             Request::Kill => self.kill()?,
             Request::Exec { number, process, console } => {
-                let fds = std::mem::take(&mut self.clients[at].fds);
+                let client = self.clients[at].number;
+                if self.execs.iter().any(|e| (e.client, e.number) == (client, number)) {
+                    return Err(Error::Refused(format!("exec: number {number} is in use")));
+                }
                 let wanted = Wanted {
                     root: &self.root,
                     folder: &self.folder.path,
@@ -570,7 +728,7 @@ impl Keeper {
                     console: console.as_deref(),
                     fds,
                 };
-                let exec = Exec::begin(self.clients[at].number, number, &wanted)?;
+                let exec = Exec::begin(client, number, &wanted)?;
                 self.execs.push(exec);
             }
             Request::SignalExec { number, signal } => {
@@ -582,6 +740,12 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// What was written last: where bytes go to the log without us, the log has it.
+    fn last_bytes(&self) -> Vec<u8> {
+        let tail = if self.log.takes_bytes() { self.log.tail(REPLAY as u64) } else { None };
+        tail.unwrap_or_else(|| self.replay.clone())
     }
 
     /// The container's own process, changed. Variables come to its own.
@@ -628,14 +792,14 @@ impl Keeper {
         self.clients.retain(|client| !client.gone);
     }
 
-    /// How the first process ended. A child of ours has waited for us; of another one the kernel may know.
-    fn reap(&self) -> Result<Ended, CallError> {
+    /// How the first process ended. A child of ours has waited for us, and goes on doing so; of another one the kernel may
+    /// know.
+    fn end(&self) -> Result<Ended, CallError> {
         let unknown =
             Ended { code: None, signal: None, user_usec: 0, system_usec: 0, max_rss_bytes: 0 };
-        match pidfd::wait(self.first.identity.pid, true) {
-            Ok(end) => Ok(end.unwrap_or(unknown)),
+        match pidfd::look_at_end(self.first.identity.pid) {
             Err(e) if e.is(Errno::ECHILD) => Ok(self.first.told_end().unwrap_or(unknown)),
-            Err(e) => Err(e),
+            answer => answer,
         }
     }
 
@@ -662,45 +826,45 @@ impl Keeper {
         }
     }
 
+    /// Somebody else may have been quicker, and what has its name now is not ours.
     fn release(&mut self) -> Result<(), Error> {
-        // Somebody else may have been quicker, and what has its name now is not ours.
-        let mut entry = match Entry::find(&self.root, &self.entry.id) {
+        let Some((mut entry, _)) = self.folder.entry(&self.root)? else { return Ok(()) };
+        match entry.lock_within(FAREWELL) {
             Err(Error::Unknown(_)) => return Ok(()),
             answer => answer?,
-        };
-        entry.lock_within(FAREWELL)?;
-        match entry.record()? {
-            Some(now) if now.created == self.record.created => {
-                release::release(entry, Some(&now))?;
-            }
-            _ => return Ok(()),
         }
-        Ok(stdio::remove(&self.folder.path)?)
+        match entry.record()? {
+            Some(now) if now.created == self.record.created => release::release(entry, Some(&now)),
+            _ => Ok(()),
+        }
     }
 
     /// Everybody gets the last word, if they take it soon.
-    fn part(&mut self) -> Result<(), Error> {
-        let deadline = SystemTime::now() + FAREWELL;
-        while !self.clients.iter().all(Client::has_all) && SystemTime::now() < deadline {
+    fn part(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        while !self.clients.iter().all(Client::has_all) && Instant::now() < deadline {
             let mut fds: Vec<_> =
                 self.clients.iter().filter(|c| !c.has_all()).map(waiting).collect();
             let _ = poll(&mut fds, PollTimeout::from(100_u16));
             drop(fds);
             self.clients.iter_mut().for_each(Client::flush);
         }
-        let socket = self.folder.path.join(SOCKET);
-        match std::fs::remove_file(&socket) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(e).call(|| format!("unlink {}", socket.display()))?;
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
 fn waiting(client: &Client) -> PollFd<'_> {
     PollFd::new(client.handle(), PollFlags::POLLOUT)
+}
+
+/// In as little memory as can be, once there is nothing to do for a while.
+fn wait(fds: &mut [PollFd<'_>]) -> nix::Result<i32> {
+    match poll(fds, PollTimeout::from(REST)) {
+        Ok(0) => {
+            rest::forget();
+            poll(fds, PollTimeout::NONE)
+        }
+        answer => answer,
+    }
 }
 
 /// What poll(2) found.
@@ -743,12 +907,19 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Rounded up, so that the last round does not spin.
+fn patience(until: Instant) -> PollTimeout {
+    let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}
+
 /// How a container shall be kept.
 pub(crate) fn policy(id: &str, log: keep::Log) -> Result<Policy, CallError> {
     Ok(Policy {
         version: VERSION,
         id: id.to_owned(),
         boot_id: boot_id()?,
+        created: None,
         log,
         stdin: false,
         hold: false,

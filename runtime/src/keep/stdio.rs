@@ -1,15 +1,16 @@
 //! The ends of a program's stdin, stdout and stderr.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use hafen_sys::{CallError, Context};
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, SpliceFFlags, tee};
 use nix::sys::stat::Mode;
-use nix::unistd::{dup, dup2_stderr, dup2_stdin, dup2_stdout, mkfifo};
+use nix::unistd::{dup, dup2_stderr, dup2_stdin, dup2_stdout, mkfifo, pipe2};
 
 pub(super) const FIFOS: [&str; 3] = ["stdin", "stdout", "stderr"];
 
@@ -29,6 +30,51 @@ pub(crate) struct Ends {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
+}
+
+/// A pipe of our own, through which a fifo is looked at before anything is taken out of it (tee(2)): what a keeper has
+/// not yet written down is still there when it dies.
+#[derive(Debug)]
+pub(crate) struct Glass {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Glass {
+    /// # Errors
+    /// Of pipe2(2).
+    pub(crate) fn new() -> Result<Self, CallError> {
+        let (read, write) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call(|| "pipe2".to_owned())?;
+        Ok(Self { read, write })
+    }
+
+    /// The first bytes of a fifo, which stay there; 0 is its end.
+    ///
+    /// # Errors
+    /// EAGAIN: nothing is there.
+    pub(crate) fn look(&self, fifo: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
+        let there = tee(fifo, &self.write, bytes.len(), SpliceFFlags::SPLICE_F_NONBLOCK)?;
+        take(&self.read, &mut bytes[..there])?;
+        Ok(there)
+    }
+}
+
+/// Take so many bytes that are there.
+///
+/// # Errors
+/// Of read(2).
+pub(crate) fn take(from: &OwnedFd, bytes: &mut [u8]) -> io::Result<()> {
+    let mut taken = 0;
+    while taken < bytes.len() {
+        match nix::unistd::read(from, &mut bytes[taken..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => taken += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// What the keeper's own three were.
@@ -96,9 +142,7 @@ pub(crate) fn open_again(folder: &Path) -> Result<Streams, CallError> {
     let again = |name: &str, read: bool| match open(&folder.join(name), read, !read, true) {
         Ok(end) => Ok(Some(end)),
         // Nobody reads it, or there never was one.
-        Err(e) if e.is(nix::errno::Errno::ENXIO) || e.source.kind() == ErrorKind::NotFound => {
-            Ok(None)
-        }
+        Err(e) if e.is(Errno::ENXIO) || e.source.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     };
     Ok(Streams {

@@ -18,6 +18,7 @@ pub mod mount;
 pub mod pidfd;
 pub mod quota;
 mod raw;
+pub mod rest;
 pub mod seccomp;
 pub mod shield;
 pub mod signal;

@@ -72,6 +72,34 @@ pub fn wait(pid: i32, block: bool) -> Result<Option<Ended>, CallError> {
     }
 }
 
+/// The same, waiting, of a child that stays a zombie: whoever comes after us may still ask (WNOWAIT).
+///
+/// # Errors
+/// ECHILD where it is no child of ours.
+pub fn look_at_end(pid: i32) -> Result<Ended, CallError> {
+    // SAFETY: all zero is a value of these plain integers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOWAIT;
+    loop {
+        // SAFETY: both pointers are to locals that live across the call. The C library's waitid() has no rusage.
+        let result = unsafe {
+            libc::syscall(libc::SYS_waitid, libc::P_PID, pid, &raw mut info, flags, &raw mut usage)
+        };
+        match Errno::result(result) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(CallError::errno(format!("waitid {pid}"), e)),
+            Ok(_) => break,
+        }
+    }
+    // SAFETY: waitid has filled in what belongs to SIGCHLD.
+    let status = unsafe { info.si_status() };
+    let status =
+        if info.si_code == libc::CLD_EXITED { (status & 0xff) << 8 } else { status & 0x7f };
+    Ok(ended(status, &usage))
+}
+
 fn ended(status: i32, usage: &libc::rusage) -> Ended {
     let micros = |t: libc::timeval| u64::try_from(t.tv_sec * 1_000_000 + t.tv_usec).unwrap_or(0);
     Ended {

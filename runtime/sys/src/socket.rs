@@ -9,7 +9,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, umask};
 
 /// The longest path of a socket's address, with its NUL (unix(7)).
 const LONGEST: usize = 108;
@@ -97,7 +97,8 @@ pub fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(Errno::EBADMSG.into())
 }
 
-/// Listen, also where the path is longer than an address. What had the name before is gone.
+/// Listen for our own user only, also where the path is longer than an address. What had the name before is gone. To be
+/// called where there is one thread: the mode of the socket comes from the mask of the process.
 ///
 /// # Errors
 /// Of opening the folder or binding.
@@ -109,7 +110,11 @@ pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
     }
     let folder =
         open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    UnixListener::bind(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+    let address = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    let mask = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let listener = UnixListener::bind(address);
+    umask(mask);
+    listener
 }
 
 /// The most descriptors that come with one message.
