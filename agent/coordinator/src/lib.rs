@@ -1,1 +1,5 @@
-//! Where a task runs.
+//! Where a task runs: membership, placement, failover, drain, and nothing that a workload framework does better.
+
+pub mod assign;
+mod grid;
+pub mod model;
