@@ -2,6 +2,7 @@
 //! are the reference. Every message has the JSON of proto3 as well.
 
 /// Version 1.
+#[expect(clippy::large_enum_variant, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("hafen.v1");
     include!(concat!(env!("OUT_DIR"), "/hafen.v1.serde.rs"));
