@@ -1,11 +1,14 @@
 //! How fast tasks are placed, and how tightly: `cargo run --release -p hafen-coordinator --example placements`. One line of
 //! JSON for each case.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use hafen_coordinator::assign::{Outcome, Pool, Request, assign};
+use hafen_coordinator::cluster::{Change, Core, Effect, Event, Held, Hello, Order, Settings};
 use hafen_coordinator::model::{
-    AllocId, Amounts, Constraint, JobId, Machine, NodeId, Rules, Spread, Template, Test,
+    AllocId, Amounts, BackOff, Constraint, Job, JobId, Key, Kind, Machine, NodeId, Record, Rules,
+    Seen, Spread, Strategy, Template, Test, task_name,
 };
 use serde_json::json;
 
@@ -134,7 +137,7 @@ fn speed(nodes: u64, tasks: usize, with_rules: bool, wave: usize) {
     let mut random = Random(7);
     let churn = 50_000.min(tasks);
     let begin = Instant::now();
-    for n in 0..churn {
+    for (n, template) in templates.iter().enumerate().take(churn) {
         let old = random.below(tasks as u64) as usize;
         let Some(node) = &placed[old] else { continue };
         pool.release(AllocId(old as u64), node);
@@ -142,7 +145,7 @@ fn speed(nodes: u64, tasks: usize, with_rules: bool, wave: usize) {
         let request = Request {
             id: AllocId((tasks + n) as u64),
             job: &job,
-            template: &templates[n],
+            template,
             priority: 0,
             preempts: false,
             node: None,
@@ -200,6 +203,138 @@ fn packing(name: &str, sizes: Sizes, tasks: usize) {
     );
 }
 
+/// The whole state machine: nodes come, jobs are submitted, everything becomes ready, the coordinator starts again, a node
+/// falls silent.
+fn cluster(nodes: u64, jobs: u64, replicas: u32) {
+    let (mut core, effects) = Core::recover(Settings::default(), Vec::new());
+    let mut disk: BTreeMap<Key, Record> = BTreeMap::new();
+    carry_out(&mut core, &mut disk, effects);
+    let seconds = |begin: Instant| (begin.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+    let begin = Instant::now();
+    for n in 0..nodes {
+        let effects = core.step(hello(n, 1, Vec::new()));
+        carry_out(&mut core, &mut disk, effects);
+    }
+    let joined = seconds(begin);
+    let begin = Instant::now();
+    let mut runs = Vec::new();
+    for n in 0..jobs {
+        let effects = core.submit(job(n, replicas)).expect("a good job");
+        runs.extend(carry_out(&mut core, &mut disk, effects));
+    }
+    let submitted = seconds(begin);
+    let begin = Instant::now();
+    for (node, session, task) in &runs {
+        let (node, session, task) = (node.clone(), *session, task.clone());
+        let update = Event::Update { node, session, task, sequence: 1, seen: Seen::Ready };
+        let effects = core.step(update);
+        carry_out(&mut core, &mut disk, effects);
+    }
+    let ready = seconds(begin);
+    let records: Vec<Record> = disk.values().cloned().collect();
+    let begin = Instant::now();
+    let (mut core, effects) = Core::recover(Settings::default(), records);
+    carry_out(&mut core, &mut disk, effects);
+    let recovered = seconds(begin);
+    let begin = Instant::now();
+    let mut held: BTreeMap<NodeId, Vec<Held>> = BTreeMap::new();
+    for (node, _, task) in &runs {
+        let one = Held { task: task.clone(), seen: Seen::Ready };
+        held.entry(node.clone()).or_default().push(one);
+    }
+    for n in 0..nodes {
+        let held = held.remove(&name(n)).unwrap_or_default();
+        let effects = core.step(hello(n, 2, held));
+        carry_out(&mut core, &mut disk, effects);
+    }
+    let returned = seconds(begin);
+    let begin = Instant::now();
+    let mut replaced = 0;
+    let mut effects = core.step(Event::Silent { node: name(0), session: 1 });
+    let timers: Vec<_> = effects
+        .drain(..)
+        .filter_map(|effect| match effect {
+            Effect::Arm { timer, .. } => Some(timer),
+            _ => None,
+        })
+        .collect();
+    for timer in timers {
+        let effects = core.step(Event::Elapsed(timer));
+        replaced += carry_out(&mut core, &mut disk, effects).len();
+    }
+    let failover_ms = begin.elapsed().as_secs_f64() * 1000.0;
+    println!(
+        "{}",
+        json!({
+            "case": "cluster", "nodes": nodes, "tasks": runs.len(), "join_s": joined, "submit_s": submitted, "ready_s": ready,
+            "recover_s": recovered, "return_s": returned, "node_lost_replaced": replaced, "node_lost_ms": (failover_ms * 100.0).round() / 100.0,
+        })
+    );
+}
+
+fn name(n: u64) -> NodeId {
+    NodeId(format!("n{n:06}"))
+}
+
+fn hello(n: u64, connection: u64, held: Vec<Held>) -> Event {
+    let hello = Hello {
+        node: name(n),
+        instance: n.to_string(),
+        incarnation: 1,
+        connection,
+        epoch_seen: 0,
+        machine: machine(n),
+        held,
+    };
+    Event::Hello { session: n + 1, hello }
+}
+
+fn job(n: u64, replicas: u32) -> Job {
+    let template = Template {
+        request: amounts(1000 + n % 7 * 100, 1 << 30),
+        payload: vec![0; 300],
+        ..Template::default()
+    };
+    Job {
+        id: JobId(format!("job-{n:05}")),
+        namespace: "default".into(),
+        kind: Kind::Replicas(replicas),
+        template,
+        priority: 0,
+        preempts: false,
+        update: Strategy::default(),
+        reschedule: BackOff::default(),
+        grace: Duration::ZERO,
+    }
+}
+
+/// Tasks that are to run, and where.
+fn carry_out(
+    core: &mut Core,
+    disk: &mut BTreeMap<Key, Record>,
+    mut effects: Vec<Effect>,
+) -> Vec<(NodeId, u64, String)> {
+    let mut runs = Vec::new();
+    while let Some(effect) = effects.pop() {
+        match effect {
+            Effect::Save { revision, changes } => {
+                for change in changes {
+                    match change {
+                        Change::Put(record) => disk.insert(record.key(), record),
+                        Change::Erase(key) => disk.remove(&key),
+                    };
+                }
+                effects.extend(core.step(Event::Saved { revision }));
+            }
+            Effect::Send { node, session, order: Order::Run { allocation, .. } } => {
+                runs.push((node, session, task_name(allocation)));
+            }
+            _ => {}
+        }
+    }
+    runs
+}
+
 fn main() {
     for nodes in [1_000, 10_000] {
         for with_rules in [false, true] {
@@ -210,4 +345,6 @@ fn main() {
     for (name, sizes) in SIZES {
         packing(name, sizes, 5_000);
     }
+    cluster(10_000, 1_000, 100);
+    cluster(1_000, 1, 10_000);
 }

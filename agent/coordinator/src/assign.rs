@@ -203,6 +203,13 @@ impl Pool {
         self.list(index);
     }
 
+    /// It is no more.
+    pub fn remove(&mut self, id: &NodeId) {
+        self.open(id, false);
+        let Some(&index) = self.by_id.get(id) else { return };
+        self.places[index as usize].machine = Machine::default();
+    }
+
     /// What revocable tasks may share on it.
     pub fn set_idle(&mut self, id: &NodeId, idle: Amounts) {
         let Some(&index) = self.by_id.get(id) else { return };
@@ -421,6 +428,11 @@ pub fn assign(pool: &mut Pool, requests: &[Request<'_>]) -> Vec<Outcome> {
         pool.promised.clear();
         pool.hopeless.clear();
     }
+    assign_more(pool, requests)
+}
+
+/// As [`assign`], after others: what they wait for is kept for them.
+pub fn assign_more(pool: &mut Pool, requests: &[Request<'_>]) -> Vec<Outcome> {
     let mut order: Vec<usize> = (0..requests.len()).collect();
     order.sort_by_cached_key(|&n| {
         let request = &requests[n];
@@ -542,7 +554,8 @@ impl Pool {
 
     fn why(&self, request: &Request<'_>) -> Why {
         let mut why = Why::default();
-        for index in (0..).take(self.places.len()) {
+        let known = |place: &Place| place.machine.attributes.contains_key(NODE);
+        for (index, _) in (0..).zip(&self.places).filter(|(_, place)| known(place)) {
             *why.0.entry(self.hindrance(request, index)).or_default() += 1;
         }
         why

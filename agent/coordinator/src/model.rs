@@ -320,8 +320,6 @@ pub struct Allocation {
     pub version: Version,
     pub slot: Slot,
     pub node: NodeId,
-    /// Of the slot: the greatest is the one that counts.
-    pub epoch: u64,
     /// As it was when it was placed.
     pub request: Amounts,
     pub ports: BTreeSet<u16>,
@@ -338,6 +336,12 @@ pub struct Allocation {
 }
 
 impl Allocation {
+    /// `TaskGrant.epoch`: of one place the greatest is the one that counts.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.id.0
+    }
+
     /// The name of its task on the node.
     #[must_use]
     pub fn task(&self) -> String {
@@ -444,12 +448,37 @@ pub struct Node {
 /// A job, and how far its update is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
-    pub job: Job,
+    pub id: JobId,
+    /// The one that is wanted.
     pub version: Version,
-    /// All instances of it were ready: what an update that fails goes back to.
-    pub stable: Option<(Version, Job)>,
+    /// The last few, and those of which something runs.
+    pub versions: BTreeMap<Version, Job>,
+    /// The last of which all instances were ready: what an update that fails goes back to.
+    pub stable: Option<Version>,
     pub rollout: Rollout,
+    /// Nothing of it is to run.
     pub stopped: bool,
+    /// Nothing of it is to be known once nothing of it is left.
+    pub purged: bool,
+}
+
+impl JobRecord {
+    /// As it is wanted.
+    ///
+    /// # Panics
+    /// Never: the version that is wanted is kept.
+    #[must_use]
+    pub fn job(&self) -> &Job {
+        &self.versions[&self.version]
+    }
+
+    /// Versions whose instances are what is wanted.
+    #[must_use]
+    pub fn current(&self) -> BTreeSet<Version> {
+        let wanted = &self.job().template;
+        let same = self.versions.iter().filter(|(_, job)| job.template == *wanted);
+        same.map(|(version, _)| *version).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -459,6 +488,41 @@ pub enum Rollout {
     UnderWay,
     /// Back to what was stable; it is not gone back from.
     RollingBack,
-    /// It failed, and there is nothing to go back to, or nobody wants that.
+    /// Nobody wants to go back from it: it stays as far as it came.
     Failed,
+}
+
+/// What is written down, each under a key of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Record {
+    /// The epoch in which the cluster is directed.
+    Epoch(u64),
+    Node(Node),
+    Job(Box<JobRecord>),
+    Allocation(Box<Allocation>),
+    Quota(Namespace, Amounts),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Key {
+    Epoch,
+    Node(NodeId),
+    Job(JobId),
+    Allocation(AllocId),
+    Quota(Namespace),
+}
+
+impl Record {
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Epoch(_) => Key::Epoch,
+            Self::Node(node) => Key::Node(node.id.clone()),
+            Self::Job(job) => Key::Job(job.id.clone()),
+            Self::Allocation(allocation) => Key::Allocation(allocation.id),
+            Self::Quota(namespace, _) => Key::Quota(namespace.clone()),
+        }
+    }
 }
