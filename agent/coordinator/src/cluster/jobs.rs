@@ -123,8 +123,7 @@ impl Core {
             }
             Dirty::All => self.tend_all(id),
         }
-        let is_draining = || self.nodes.values().any(|member| member.node.draining);
-        if is_moving || matches!(dirty, Dirty::All) || is_draining() {
+        if is_moving || matches!(dirty, Dirty::All) || !self.draining.is_empty() {
             self.replace_outdated(id);
             self.finish_rollout(id);
         }
@@ -246,6 +245,9 @@ impl Core {
     /// Instances of an old version, and on nodes that are to be empty: as many at a time as may be missing.
     fn replace_outdated(&mut self, id: &JobId) {
         let Some(record) = self.jobs.get(id).filter(|record| !record.stopped) else { return };
+        if self.draining.is_empty() && record.current().len() == record.versions.len() {
+            return;
+        }
         let most = match record.job().kind {
             // Runs do not stand in for each other.
             Kind::Batch { .. } => usize::MAX,
@@ -297,22 +299,37 @@ impl Core {
         if !matches!(record.rollout, Rollout::UnderWay | Rollout::RollingBack) || record.stopped {
             return;
         }
-        let current = record.current();
-        let is_new = |one: &Allocation| {
-            is_done(one) || one.phase == Phase::Ready && current.contains(&one.version)
-        };
-        let all = self.wanted(id).iter().all(|slot| {
-            let latest = self.places.get(id).and_then(|slots| slots.get(slot));
-            latest.and_then(|latest| self.allocations.get(latest)).is_some_and(is_new)
-        });
-        if !all {
+        let blocking = self.blocking_place(record);
+        if let Some(slot) = blocking {
+            self.blocking.insert(id.clone(), slot);
             return;
         }
+        self.blocking.remove(id);
         let Some(record) = self.jobs.get_mut(id) else { return };
         record.rollout = Rollout::Done;
         record.stable = Some(record.version);
         self.touched.insert(Key::Job(id.clone()));
         self.prune(id);
+    }
+
+    /// One that has no instance yet that is ready and as it is wanted; the one of before first.
+    fn blocking_place(&self, record: &JobRecord) -> Option<Slot> {
+        let current = record.current();
+        let is_new = |one: &Allocation| {
+            is_done(one) || one.phase == Phase::Ready && current.contains(&one.version)
+        };
+        let places = self.places.get(&record.id);
+        let blocks = |slot: &Slot| {
+            let latest = places.and_then(|places| places.get(slot));
+            !latest.and_then(|latest| self.allocations.get(latest)).is_some_and(is_new)
+        };
+        let before = self.blocking.get(&record.id);
+        if let Some(slot) = before.filter(|slot| self.is_wanted(record, slot) && blocks(slot)) {
+            return Some(slot.clone());
+        }
+        let slots = self.wanted(&record.id);
+        let from = before.and_then(|before| slots.binary_search(before).ok()).unwrap_or_default();
+        slots[from..].iter().chain(&slots[..from]).find(|slot| blocks(slot)).cloned()
     }
 
     /// An instance of a new version has failed: go back, if there is something to go back to.

@@ -194,6 +194,11 @@ impl Core {
         }
         member.node.draining = on;
         let is_here = member.session.is_some();
+        if on {
+            self.draining.insert(node.clone())
+        } else {
+            self.draining.remove(node)
+        };
         self.touched.insert(Key::Node(node.clone()));
         self.pool.open(node, is_here && !on);
         self.send(node, Order::Drain(on));
@@ -218,6 +223,7 @@ impl Core {
             self.end(id, Outcome::Gone);
         }
         self.nodes.remove(node);
+        self.draining.remove(node);
         self.touched.insert(Key::Node(node.clone()));
         self.pool.remove(node);
     }

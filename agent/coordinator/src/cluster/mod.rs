@@ -227,6 +227,10 @@ pub struct Core {
     pool: Pool,
     /// Places that wait for a node, and why they have none.
     waiting: BTreeMap<JobId, BTreeMap<Slot, Option<Arc<Why>>>>,
+    /// Nodes that are to be empty.
+    draining: BTreeSet<NodeId>,
+    /// The place that an update of a job waits for, as far as it was seen: it is looked at first.
+    blocking: BTreeMap<JobId, Slot>,
     /// Allocations whose place waits for a pause to end.
     resting: BTreeSet<AllocId>,
     // Of the present step:
@@ -261,6 +265,8 @@ impl Core {
             used: BTreeMap::new(),
             pool: Pool::default(),
             waiting: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            blocking: BTreeMap::new(),
             resting: BTreeSet::new(),
             touched: BTreeSet::new(),
             effects: Vec::new(),

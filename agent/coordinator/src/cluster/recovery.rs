@@ -44,6 +44,9 @@ impl Core {
     fn expect(&mut self, node: Node) {
         let id = node.id.clone();
         self.pool.set_node(&id, &node.machine, false);
+        if node.draining {
+            self.draining.insert(id.clone());
+        }
         let member = Member { node, session: None, watched: 0, silent: false, silences: 0 };
         self.nodes.insert(id.clone(), member);
         let silence = self.settings.lease;
