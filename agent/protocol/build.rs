@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["hafen/v1/task.proto", "hafen/v1/node.proto"];
+const FILES: [&str; 3] = ["hafen/v1/task.proto", "hafen/v1/node.proto", "hafen/v1/master.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
