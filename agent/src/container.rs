@@ -213,6 +213,7 @@ impl Ground {
         let host = matches!(sandbox.network, Some(Namespace::Host));
         let places = Places {
             cgroup: self.cgroup(job),
+            outer: outer(job, &folder)?,
             keeper: folder.clone(),
             log: self.folders.log(&job.id),
             images: self.images.clone(),
@@ -393,6 +394,16 @@ impl Ground {
         };
         Ok(entries.flatten().filter_map(|e| owner(&e.file_name().to_string_lossy())).collect())
     }
+}
+
+/// The limits of a group, in a file for the runtime.
+fn outer(job: &Job, folder: &std::path::Path) -> Result<Option<PathBuf>, String> {
+    let Some(limit) = job.group.as_ref().and_then(|group| group.limit) else { return Ok(None) };
+    let resources = v1::Resources { limit: Some(limit), ..v1::Resources::default() };
+    let path = folder.join("outer.json");
+    let text = resolve::linux_resources(&resources).to_string();
+    replace(&path, text.as_bytes(), false).map_err(|e| chain(&e))?;
+    Ok(Some(path))
 }
 
 enum TakenOver {

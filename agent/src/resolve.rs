@@ -245,6 +245,8 @@ pub struct Places {
     /// Name of the container.
     pub container: String,
     pub cgroup: String,
+    /// File with the limits of the folder above, of a group.
+    pub outer: Option<PathBuf>,
     pub keeper: PathBuf,
     pub log: PathBuf,
     pub images: PathBuf,
@@ -286,6 +288,9 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     }
     list.option("--id", &places.container);
     list.option("--cgroup", &places.cgroup);
+    if let Some(outer) = &places.outer {
+        list.option("--parent-limits", outer);
+    }
     list.option("--volumes", &places.volumes);
     root_words(&mut list, spec, places);
     resource_words(&mut list, spec.resources.as_ref());

@@ -338,6 +338,9 @@ pub struct QuickArgs {
     /// As `linux.cgroupsPath` of a bundle.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<String>,
+    /// Limits of the folder above, as `linux.resources` of a bundle: several containers have them together.
+    #[arg(long, value_name = "FILE", requires = "cgroup")]
+    pub parent_limits: Option<PathBuf>,
     /// With a terminal of its own.
     #[arg(short, long)]
     pub tty: bool,

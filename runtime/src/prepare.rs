@@ -12,12 +12,12 @@ use hafen_rootfs::{CgroupView, account, source};
 use hafen_spec::facts::Home;
 use hafen_spec::image::Digest;
 use hafen_spec::plan::{Claim, HostStep, Plan};
-use hafen_spec::resolve::{Options, resolve};
+use hafen_spec::resolve::{Held, Options, resolve, resolve_update};
 use hafen_spec::resolved::{Namespace, Owners, Process};
 use hafen_spec::{HostFacts, Problems, Resolved, parse};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde::Serialize;
 
 use crate::encode::takes_layers_one_by_one;
@@ -84,6 +84,8 @@ pub(crate) struct Bundle {
     /// Where the changes of a container go that stands on an overlay.
     pub(crate) place: Option<Place>,
     pub(crate) volumes: Option<VolumeBase>,
+    /// Limits of the folder above that of its cgroup.
+    pub(crate) outer: Option<LinuxResources>,
 }
 
 /// An image as the root file system of a container.
@@ -165,6 +167,7 @@ pub(crate) fn read_bundle(bundle: &Path, file: &Path) -> Result<Bundle, Error> {
         image: None,
         place: None,
         volumes: None,
+        outer: None,
     })
 }
 
@@ -178,7 +181,7 @@ const NO_SYSTEMD: &str = "--systemd-cgroup: systemd is not running as this machi
 /// # Errors
 /// Every problem of the bundle, or the call that failed.
 pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Error> {
-    let Bundle { file, warnings, spec, bytes, image, place, volumes, .. } = bundle;
+    let Bundle { file, warnings, spec, bytes, image, place, volumes, outer, .. } = bundle;
     if request.options.systemd_cgroup && !systemd::is_running() {
         return Err(Error::Refused(NO_SYSTEMD.to_owned()));
     }
@@ -192,6 +195,10 @@ pub(crate) fn prepare(bundle: Bundle, request: &Request) -> Result<Prepared, Err
     } else {
         resolve(&spec, &facts, &request.options).map_err(wrong)?
     };
+    if let Some(outer) = &outer {
+        let held = Held::default();
+        (resolved.outer, _) = resolve_update(outer, &facts, &held).map_err(wrong)?;
+    }
     resolved.warnings.extend(warnings);
     resolved.cgroup = cgroup::place(&resolved.cgroup, &facts.cgroup);
     if resolved.rootless.is_some() {

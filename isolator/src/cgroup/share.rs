@@ -101,6 +101,7 @@ pub fn share(
         return knobs(&resolved.limits, &facts.cgroup).map(|_| Share::default()).map_err(denied);
     }
     let mut settings = knobs(&resolved.limits, &facts.cgroup)?;
+    let outer = knobs(&resolved.outer, &facts.cgroup)?;
     let confinement = match device::confinement(&resolved.device_rules, facts) {
         Ok(confinement) => confinement,
         Err(why) => {
@@ -120,9 +121,11 @@ pub fn share(
     let name = resolved.cgroup.as_str();
     let mut share = Share::default();
     let (base, scope) = (own_base(facts), resolved.scope.as_ref());
-    share.unified(&Place { hierarchy: tree, name, base }, facts, scope, &settings, rules, missing);
-    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &settings, &LEGACY_ACCOUNTING) {
-        share.legacy(&Place { hierarchy, name, base }, &controllers, &settings, missing);
+    let needed: Vec<Setting> = settings.iter().chain(&outer).cloned().collect();
+    let limits = Limited { own: &settings, outer: &outer, needed: &needed };
+    share.unified(&Place { hierarchy: tree, name, base }, facts, scope, &limits, rules, missing);
+    for (hierarchy, controllers) in legacy_groups(&facts.cgroup, &needed, &LEGACY_ACCOUNTING) {
+        share.legacy(&Place { hierarchy, name, base }, &controllers, &limits, missing);
     }
     share.claims.reverse();
     Ok(share)
@@ -142,30 +145,48 @@ const DENIED: &str = "cannot be enforced: this user may make no cgroups, where t
 const NO_TREE: &str = "this host has no cgroup2 file system mounted, which a container's processes live in: \
     mount one, for example with \"mount -t cgroup2 none /sys/fs/cgroup/unified\"";
 
+/// What is to be written where.
+struct Limited<'a> {
+    own: &'a [Setting],
+    /// To the folder above.
+    outer: &'a [Setting],
+    /// Both.
+    needed: &'a [Setting],
+}
+
+impl Limited<'_> {
+    /// Above first: of cpu.cfs_quota_us the kernel refuses one that is more than that above.
+    fn knobs(&self, path: &Path, here: impl Fn(&&Setting) -> bool + Copy) -> Vec<HostStep> {
+        let above = path.parent().unwrap_or(path);
+        let outer = self.outer.iter().filter(here).map(|s| knob(above, s));
+        let own = self.own.iter().filter(here).map(|s| knob(path, s));
+        outer.chain(own).map(HostStep::Knob).collect()
+    }
+}
+
 impl Share {
     fn unified(
         &mut self,
         place: &Place<'_>,
         facts: &HostFacts,
         scope: Option<&Scope>,
-        settings: &[Setting],
+        limits: &Limited<'_>,
         rules: Option<Vec<hafen_spec::resolved::DeviceRule>>,
         missing: &BTreeSet<PathBuf>,
     ) {
         let path = place.path();
         if let Some(scope) = scope {
-            self.scope(scope, &path, settings);
+            self.scope(scope, &path, limits.own);
         } else {
-            self.folder(place, facts, settings, missing);
+            self.folder(place, facts, limits.needed, missing);
         }
-        let own = settings.iter().filter(|s| s.home == Home::Unified);
-        self.before.extend(own.map(|s| HostStep::Knob(knob(&path, s))));
+        self.before.extend(limits.knobs(&path, |s| s.home == Home::Unified));
         if let Some(rules) = rules {
             self.before.push(HostStep::DeviceProgram { cgroup: path.clone(), rules });
         }
         // A scope holds a process until the first one is there: born in it, one of one would be one too many.
         let one = |s: &Setting| s.file == "pids.max" && s.value == "1";
-        let full = scope.is_some() && settings.iter().any(one);
+        let full = scope.is_some() && limits.own.iter().any(one);
         if facts.lacks("clone3") || facts.lacks("clone_into_cgroup") || full {
             self.beside.push(HostStep::Enter { cgroup: path });
         } else {
@@ -211,7 +232,7 @@ impl Share {
         &mut self,
         place: &Place<'_>,
         controllers: &[&str],
-        settings: &[Setting],
+        limits: &Limited<'_>,
         missing: &BTreeSet<PathBuf>,
     ) {
         let (path, controller) = (place.path(), controllers.join(","));
@@ -224,8 +245,7 @@ impl Share {
         self.before.push(HostStep::MakeLegacyCgroup { controller, path: path.clone() });
         let here =
             |s: &&Setting| s.home == Home::Legacy && controllers.contains(&s.controller.as_str());
-        let knobs = settings.iter().filter(here).map(|s| HostStep::Knob(knob(&path, s)));
-        self.before.extend(knobs);
+        self.before.extend(limits.knobs(&path, here));
         self.entered.push(path);
     }
 }
@@ -309,6 +329,7 @@ fn folders<'a>(resolved: &'a Resolved, facts: &'a HostFacts) -> Vec<Place<'a>> {
     }
     // What cannot be enforced is told by `share`.
     let mut settings = knobs(&resolved.limits, &facts.cgroup).unwrap_or_default();
+    settings.extend(knobs(&resolved.outer, &facts.cgroup).unwrap_or_default());
     if let Ok(Confinement::Legacy(files)) = device::confinement(&resolved.device_rules, facts) {
         settings.extend(files);
     }

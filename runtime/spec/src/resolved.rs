@@ -40,6 +40,8 @@ pub struct Resolved {
     /// systemd is asked for that folder.
     pub scope: Option<Scope>,
     pub limits: Limits,
+    /// Of the folder above the container's: several containers have them together.
+    pub outer: Limits,
     pub device_rules: Vec<DeviceRule>,
     /// SELinux context of the file systems that are made for the container.
     pub mount_label: Option<String>,

@@ -12,6 +12,7 @@ use hafen_spec::{Problems, parse, template};
 use hafen_sys::Context;
 use serde_json::{Value, json};
 
+use super::update::read_resources;
 use crate::Error;
 use crate::cli::{CONFIG, QuickArgs};
 use crate::prepare::Bundle;
@@ -51,6 +52,7 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--upper", args.upper.is_some()),
         ("--namespace", !args.namespace.is_empty()),
         ("--cgroup", args.cgroup.is_some()),
+        ("--parent-limits", args.parent_limits.is_some()),
         ("--tty", args.tty),
         ("--patch", args.patch.is_some()),
         ("COMMAND", !args.command.is_empty()),
@@ -106,7 +108,9 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     let path = PathBuf::from(NO_BUNDLE);
     let place = Some(Place { upper: args.upper, store: args.store()? });
     let file = path.join(CONFIG);
-    Ok(Bundle { file, path, warnings: Vec::new(), spec, bytes, image: base, place, volumes })
+    let outer = args.parent_limits.as_deref().map(read_resources).transpose()?;
+    let warnings = Vec::new();
+    Ok(Bundle { file, path, warnings, spec, bytes, image: base, place, volumes, outer })
 }
 
 fn refuse_what_does_nothing(args: &QuickArgs, problems: &mut Problems) {

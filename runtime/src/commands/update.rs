@@ -63,6 +63,14 @@ fn read(file: &Path) -> Result<Value, Error> {
         .map_err(|e| Error::Refused(format!("--resources {name}: not JSON: {e}")))
 }
 
+/// `linux.resources` from a file.
+///
+/// # Errors
+/// Names the file, or each field that is wrong.
+pub(super) fn read_resources(file: &Path) -> Result<LinuxResources, Error> {
+    resources(&read(file)?)
+}
+
 /// Parsed as a part of a specification, so that fields have the same names and the same checks.
 fn resources(document: &Value) -> Result<LinuxResources, Error> {
     let spec = json!({ "ociVersion": "1.0.0", "linux": { "resources": document } });

@@ -97,6 +97,7 @@ pub fn resolve(spec: &Spec, facts: &HostFacts, options: &Options) -> Result<Reso
         process,
         namespaces,
         limits,
+        outer: crate::resolved::Limits::default(),
         warnings,
     };
     check_mount_namespace(&mut resolved, &mut problems);
