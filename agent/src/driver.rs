@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use crate::container::{Container, Ground, Inquiry, Job, Listener, News};
 use crate::events::Events;
 use crate::failure::{Failure, Kind};
+use crate::metrics::Phases;
 use crate::records::{Document, Writers, Written};
 use crate::{check, resolve, view};
 
@@ -100,8 +101,8 @@ pub struct Driver {
     inputs: mpsc::UnboundedSender<Input>,
     /// Who takes note of updates; without one the node itself does.
     pub has_master: bool,
-    /// How long launches took, in seconds.
-    pub launches: Vec<f64>,
+    /// How long what is done for tasks takes.
+    pub phases: Phases,
 }
 
 impl Driver {
@@ -127,7 +128,7 @@ impl Driver {
             writers,
             inputs,
             has_master: false,
-            launches: Vec::new(),
+            phases: Phases::default(),
         }
     }
 
@@ -346,8 +347,7 @@ impl Driver {
     }
 
     fn launched(&mut self, job: &Job, result: Result<Box<Container>, String>) {
-        let took = self.end(&job.id, "launch");
-        self.launches.extend(took.map(|took| took.as_secs_f64()));
+        self.end(&job.id, "launch");
         let (id, attempt) = (job.id.clone(), job.attempt);
         match result {
             Ok(container) => {
@@ -615,9 +615,9 @@ impl Driver {
         live.operations.entry(phase).or_insert(now);
     }
 
-    fn end(&mut self, id: &TaskId, phase: &'static str) -> Option<Duration> {
-        let operation = self.live.get_mut(id)?.operations.remove(phase)?;
-        Some(operation.begun.elapsed())
+    fn end(&mut self, id: &TaskId, phase: &'static str) {
+        let operation = self.live.get_mut(id).and_then(|live| live.operations.remove(phase));
+        operation.iter().for_each(|operation| self.phases.took(phase, operation.begun.elapsed()));
     }
 
     fn failing(&mut self, id: &TaskId, phase: &'static str, why: String) {

@@ -18,8 +18,31 @@ pub struct Metrics {
     pub usage: v1::StatsResponse,
     pub status: v1::NodeStatus,
     pub debug: v1::DebugResponse,
-    /// How long launches took, in seconds.
-    pub launches: Vec<f64>,
+    pub phases: Phases,
+}
+
+/// How long each phase of the work on tasks took. Clones share their numbers.
+#[derive(Debug, Clone)]
+pub struct Phases(Family<Phase, Histogram, fn() -> Histogram>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phase {
+    phase: String,
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        const BUCKETS: [f64; 12] =
+            [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
+        Self(Family::new_with_constructor(|| Histogram::new(BUCKETS)))
+    }
+}
+
+impl Phases {
+    pub fn took(&self, phase: &str, time: Duration) {
+        let phase = Phase { phase: phase.to_owned() };
+        self.0.get_or_create(&phase).observe(time.as_secs_f64());
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -154,11 +177,8 @@ impl Metrics {
         single(registry, "operations", "Operations under way", number(under_way));
         let late = self.debug.operations.iter().filter(|o| o.late).count() as u64;
         single(registry, "operations_late", "Of them, past their deadline", number(late));
-        let buckets = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
-        let histogram = Histogram::new(buckets);
-        self.launches.iter().for_each(|took| histogram.observe(*took));
-        let help = "From the decision to start a container until it runs";
-        registry.register("launch_seconds", help, histogram);
+        let help = "How long a phase of the work on a task took";
+        registry.register("phase_seconds", help, self.phases.0.clone());
         let started = self.status.started.as_ref().map(time::system);
         let uptime = started.and_then(|started| started.elapsed().ok());
         let uptime = uptime.as_ref().map(Duration::as_secs_f64);
@@ -187,13 +207,14 @@ mod tests {
             usage: v1::StatsResponse { tasks: vec![task] },
             status,
             debug: v1::DebugResponse::default(),
-            launches: vec![0.003],
+            phases: Phases::default(),
         };
+        metrics.phases.took("launch", Duration::from_millis(3));
         let text = metrics.text();
         for line in [
             "hafen_task_memory_bytes{task=\"a\"} 5.0",
             "hafen_node_tasks{state=\"running\"} 1.0",
-            "hafen_agent_launch_seconds_bucket{le=\"0.005\"} 1",
+            "hafen_agent_phase_seconds_bucket{le=\"0.005\",phase=\"launch\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

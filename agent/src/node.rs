@@ -658,8 +658,8 @@ impl Node {
     pub async fn metrics(&self) -> Result<String, Failure> {
         let usage = self.stats(v1::StatsRequest::default()).await?;
         let (status, debug) = (self.status().await?, self.debug().await?);
-        let launches = self.ask(|driver| driver.launches.clone()).await?;
-        Ok(Metrics { usage, status, debug, launches }.text())
+        let phases = self.ask(|driver| driver.phases.clone()).await?;
+        Ok(Metrics { usage, status, debug, phases }.text())
     }
 }
 

@@ -89,6 +89,22 @@ pub fn throttling(claims: &[Claim]) -> (u64, u64) {
     (usage.cpu_throttled_periods.unwrap_or_default(), usage.cpu_periods.unwrap_or_default())
 }
 
+/// Percent of the last minute in which some process of it waited for memory; `None` where the kernel does not count it.
+#[must_use]
+pub fn memory_pressure(claims: &[Claim]) -> Option<f64> {
+    let folder = claims.iter().find_map(|claim| match claim {
+        Claim::Cgroup { path, .. } => Some(path),
+        _ => None,
+    });
+    some_of(&std::fs::read_to_string(folder?.join("memory.pressure")).ok()?, "avg60=")
+}
+
+/// A number of the line of a PSI file that counts when some process waited.
+fn some_of(text: &str, key: &str) -> Option<f64> {
+    let some = text.lines().find(|line| line.starts_with("some"))?;
+    some.split_whitespace().find_map(|field| field.strip_prefix(key)?.parse().ok())
+}
+
 /// What the machine has: CPUs in thousandths, bytes of memory.
 #[must_use]
 pub fn machine() -> v1::Amounts {
@@ -117,9 +133,7 @@ pub fn in_use() -> v1::Amounts {
 /// Percent of the last ten seconds in which some process waited for it (Documentation/accounting/psi.rst).
 #[must_use]
 pub fn pressure(of: &str) -> Option<f64> {
-    let text = std::fs::read_to_string(format!("/proc/pressure/{of}")).ok()?;
-    let some = text.lines().find(|line| line.starts_with("some"))?;
-    some.split_whitespace().find_map(|field| field.strip_prefix("avg10=")?.parse().ok())
+    some_of(&std::fs::read_to_string(format!("/proc/pressure/{of}")).ok()?, "avg10=")
 }
 
 /// proc_meminfo(5), in bytes.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hafen_agent_core::TaskId;
 use hafen_protocol::v1;
+use hafen_spec::plan::Claim;
 
 use crate::node::Node;
 use crate::resolve::duration;
@@ -16,36 +17,64 @@ const INTERVAL: Duration = Duration::from_secs(15);
 const LASTS: u32 = 2;
 /// Percent of the periods that is worth to be told of.
 const THROTTLED: f64 = 25.0;
+/// Percent of the time in which some process waited for memory.
+const SHORT_OF_MEMORY: f64 = 10.0;
 
 #[derive(Debug, Default)]
 struct Known {
     /// Throttled periods, and all.
     periods: (u64, u64),
+    cpu: Lasting,
+    memory: Lasting,
+}
+
+/// Something that is told when it lasts, once, and when it is over.
+#[derive(Debug, Default)]
+struct Lasting {
     in_a_row: u32,
     told: bool,
 }
 
-impl Known {
-    /// Percent of the periods since the last look in which it was throttled; what is to be told of it.
-    fn look(&mut self, now: (u64, u64)) -> Option<(f64, bool)> {
-        let (throttled, all) =
-            (now.0.saturating_sub(self.periods.0), now.1.saturating_sub(self.periods.1));
-        self.periods = now;
-        #[expect(clippy::cast_precision_loss, reason = "a share of some hundred")]
-        let percent = if all == 0 { 0.0 } else { throttled as f64 * 100.0 / all as f64 };
-        let high = percent >= THROTTLED;
+impl Lasting {
+    /// What is to be told: whether it is over.
+    fn look(&mut self, high: bool) -> Option<bool> {
         self.in_a_row = if high { self.in_a_row + 1 } else { 0 };
-        match (self.told, high) {
-            (false, true) if self.in_a_row >= LASTS => {
-                self.told = true;
-                Some((percent, false))
-            }
-            (true, false) => {
-                self.told = false;
-                Some((percent, true))
-            }
+        let change = match (self.told, high) {
+            (false, true) if self.in_a_row >= LASTS => Some(false),
+            (true, false) => Some(true),
             _ => None,
-        }
+        };
+        self.told = change.map_or(self.told, |over| !over);
+        change
+    }
+}
+
+/// What a look finds.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    periods: (u64, u64),
+    /// Percent; `None` where the kernel does not count it.
+    memory: Option<f64>,
+}
+
+impl Known {
+    fn look(&mut self, seen: Seen) -> Vec<v1::Pressure> {
+        let before = std::mem::replace(&mut self.periods, seen.periods);
+        let since = |now: u64, before: u64| now.saturating_sub(before);
+        let (throttled, all) = (since(seen.periods.0, before.0), since(seen.periods.1, before.1));
+        #[expect(clippy::cast_precision_loss, reason = "a share of some hundred")]
+        let cpu = if all == 0 { 0.0 } else { throttled as f64 * 100.0 / all as f64 };
+        let memory = seen.memory.unwrap_or_default();
+        let told = [
+            ("cpu", cpu, self.cpu.look(cpu >= THROTTLED)),
+            ("memory", memory, self.memory.look(memory >= SHORT_OF_MEMORY)),
+        ];
+        let pressure = |(of, percent, over): (&str, f64, Option<bool>)| {
+            let ended = over?;
+            let over = Some(duration(INTERVAL * LASTS));
+            Some(v1::Pressure { of: of.to_owned(), percent, over, ended })
+        };
+        told.into_iter().filter_map(pressure).collect()
     }
 }
 
@@ -59,29 +88,37 @@ pub(crate) async fn pressure(node: Node) {
         known.retain(|id, _| ids.contains(id));
         let read = tokio::task::spawn_blocking(move || {
             let all = running.into_iter();
-            all.map(|(id, status)| (id, stats::throttling(&status.claims))).collect::<Vec<_>>()
+            all.map(|(id, status)| (id, look(&status.claims))).collect::<Vec<_>>()
         });
-        for (id, periods) in read.await.unwrap_or_default() {
-            if let Some((percent, ended)) = known.entry(id.clone()).or_default().look(periods) {
-                let over = Some(duration(INTERVAL * LASTS));
-                let what = v1::Pressure { of: "cpu".to_owned(), percent, over, ended };
-                node.events_log().tell(&id.0, v1::event::What::Pressure(what));
+        for (id, seen) in read.await.unwrap_or_default() {
+            for pressure in known.entry(id.clone()).or_default().look(seen) {
+                node.events_log().tell(&id.0, v1::event::What::Pressure(pressure));
             }
         }
     }
+}
+
+fn look(claims: &[Claim]) -> Seen {
+    Seen { periods: stats::throttling(claims), memory: stats::memory_pressure(claims) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn told(known: &mut Known, periods: (u64, u64), memory: f64) -> Vec<(String, bool)> {
+        let told = known.look(Seen { periods, memory: Some(memory) });
+        told.into_iter().map(|pressure| (pressure.of, pressure.ended)).collect()
+    }
+
     #[test]
     fn what_lasts_is_told_once_and_its_end_too() {
         let mut known = Known::default();
-        assert_eq!(known.look((10, 10)), None);
-        assert_eq!(known.look((20, 20)), Some((100.0, false)));
-        assert_eq!(known.look((30, 30)), None);
-        assert_eq!(known.look((30, 40)), Some((0.0, true)));
-        assert_eq!(known.look((30, 50)), None);
+        let cpu = |ended| vec![("cpu".to_owned(), ended)];
+        assert_eq!(told(&mut known, (10, 10), 0.0), []);
+        assert_eq!(told(&mut known, (20, 20), 50.0), cpu(false));
+        assert_eq!(told(&mut known, (30, 30), 50.0), [("memory".to_owned(), false)]);
+        assert_eq!(told(&mut known, (30, 40), 50.0), cpu(true));
+        assert_eq!(told(&mut known, (30, 50), 1.0), [("memory".to_owned(), true)]);
     }
 }
