@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hafen_agent_core::{Attempt, Evidence, TaskId};
+use hafen_agent_core::{Attempt, Evidence, Refusal, TaskId};
 use hafen_protocol::v1;
 use hafen_rootfs::store::Store;
 use hafen_spec::keep::{ExitRecord, Request, Status, Told};
@@ -152,17 +152,17 @@ impl Ground {
     ///
     /// # Errors
     /// In words; what is left is released.
-    pub async fn launch(&self, job: &Job, listener: Listener) -> Result<Container, String> {
+    pub async fn launch(&self, job: &Job, listener: Listener) -> Result<Container, Refusal> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         let sandbox = self.sandbox(job).await?;
         if !keeper::is_kept(&folder).map_err(|e| chain(&e))? {
             let words = self.words(job, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
-                Err(e) => return Err(chain(&e)),
+                Err(e) => return Err(Refusal { code: e.code(), why: chain(&e) }),
             }
         }
-        self.connect(job, sandbox, listener).await
+        Ok(self.connect(job, sandbox, listener).await?)
     }
 
     /// What is around the containers of a job.
@@ -323,7 +323,7 @@ impl Ground {
                 reap(child);
                 Ok(TakenOver::Yes)
             }
-            Err(LaunchError::Refused(why)) => {
+            Err(LaunchError::Refused { why, .. }) => {
                 // One that was killed while it launched: there is no process that anybody was promised.
                 tracing::warn!(container, why, "a container without a keeper is released");
                 self.delete(&container).await?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hafen_agent_core::{
-    Attempt, Core, Effect, Event, Found, Phase, Reason, Record, Recovered, State, Stop, TaskId,
-    Timer, Update,
+    Attempt, Core, Effect, Event, Found, Phase, Reason, Record, Recovered, Refusal, State, Stop,
+    TaskId, Timer, Update,
 };
 use hafen_protocol::v1;
 use hafen_spec::keep::{ExitRecord, Request, Told};
@@ -36,7 +36,7 @@ pub enum Input {
     Ask(Box<dyn FnOnce(&mut Driver) + Send>),
     Happened(Event),
     Written(Written),
-    Launched(Job, Result<Box<Container>, String>),
+    Launched(Job, Result<Box<Container>, Refusal>),
     Inquired(Job, Inquiry),
     Heard(TaskId, Attempt, News),
     Checked(TaskId, Attempt, check::Change),
@@ -340,13 +340,13 @@ impl Driver {
             // After a reboot what was ready is not ready any more.
             let result = match ground.stage(&job).await {
                 Ok(_) => ground.launch(&job, listener).await.map(Box::new),
-                Err(why) => Err(why),
+                Err(why) => Err(why.into()),
             };
             let _ = inputs.send(Input::Launched(job, result));
         });
     }
 
-    fn launched(&mut self, job: &Job, result: Result<Box<Container>, String>) {
+    fn launched(&mut self, job: &Job, result: Result<Box<Container>, Refusal>) {
         self.end(&job.id, "launch");
         let (id, attempt) = (job.id.clone(), job.attempt);
         match result {

@@ -32,10 +32,25 @@ pub enum LaunchError {
     #[error(transparent)]
     Call(#[from] CallError),
     /// In the runtime's words.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{why}")]
+    Refused {
+        why: String,
+        /// Of the runtime.
+        code: Option<i32>,
+    },
     #[error("it took longer than {} s", .0.as_secs())]
     Late(Duration),
+}
+
+impl LaunchError {
+    /// As shells count what they cannot run.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        match self {
+            Self::Refused { code: Some(code @ (126 | 127)), .. } => Some(*code),
+            _ => None,
+        }
+    }
 }
 
 impl Runtime {
@@ -61,7 +76,7 @@ impl Runtime {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(LaunchError::Refused(said(&output.stderr)))
+        Err(refused(&output))
     }
 
     /// Begin a keeper, and wait until its container runs. The keeper goes on whatever becomes of us.
@@ -88,7 +103,7 @@ impl Runtime {
         }
         if ready.is_empty() {
             let output = child.wait_with_output().await.call(|| "wait for a keeper".to_owned())?;
-            return Err(LaunchError::Refused(said(&output.stderr)));
+            return Err(refused(&output));
         }
         // What it says from here on, it says on its socket.
         child.stderr.take();
@@ -100,6 +115,10 @@ async fn late(mut child: Child, patience: Duration) -> Result<Child, LaunchError
     // Not yet a parent of anything that runs, or about to tell: what is left is released.
     child.kill().await.call(|| "kill a keeper".to_owned())?;
     Err(LaunchError::Late(patience))
+}
+
+fn refused(output: &std::process::Output) -> LaunchError {
+    LaunchError::Refused { why: said(&output.stderr), code: output.status.code() }
 }
 
 /// The runtime's own words, without its name.

@@ -101,12 +101,17 @@ pub fn reason(reason: &Reason, end: Option<&ExitRecord>) -> Option<v1::Reason> {
         Reason::Stopped { why: Stop::Preempted, .. } => Kind::Preempted,
         Reason::Stopped { why: Stop::Disconnected { .. }, .. } => Kind::Disconnected,
         Reason::NotStaged { .. } => Kind::NotStaged,
-        Reason::NotLaunched { .. } => Kind::NotLaunched,
+        Reason::NotLaunched(_) => Kind::NotLaunched,
         Reason::Rebooted => Kind::Rebooted,
         Reason::Vanished => Kind::Vanished,
         Reason::Unclear { .. } => Kind::Unclear,
     };
-    let exit = exit.map(|exit| wire_exit(exit, end));
+    let exit = match reason {
+        Reason::NotLaunched(refusal) if refusal.code.is_some() => {
+            Some(v1::Exit { code: refusal.code, ..v1::Exit::default() })
+        }
+        _ => exit.map(|exit| wire_exit(exit, end)),
+    };
     Some(v1::Reason { kind: kind.into(), sentence: reason.to_string(), exit })
 }
 

@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::task::{
-    Attempt, Definition, Exit, Next, Phase, Reason, Record, Restart, State, Stop, TaskId, Update,
+    Attempt, Definition, Exit, Next, Phase, Reason, Record, Refusal, Restart, State, Stop, TaskId,
+    Update,
 };
 
 /// Between two kills of what does not die: it may be stuck in the kernel.
@@ -24,7 +25,7 @@ pub enum Event {
     Launched {
         id: TaskId,
         attempt: Attempt,
-        result: Result<(), String>,
+        result: Result<(), Refusal>,
     },
     Exited {
         id: TaskId,
@@ -306,13 +307,13 @@ impl Task {
         self.commit(vec![launch])
     }
 
-    fn launched(&mut self, attempt: Attempt, result: Result<(), String>) -> Vec<Effect> {
+    fn launched(&mut self, attempt: Attempt, result: Result<(), Refusal>) -> Vec<Effect> {
         if self.record.phase != Phase::Starting || attempt != self.record.attempt {
             return Vec::new();
         }
         match result {
             Ok(()) => self.runs(Duration::ZERO),
-            Err(why) => self.exited(attempt, Reason::NotLaunched { why }),
+            Err(refusal) => self.exited(attempt, Reason::NotLaunched(refusal)),
         }
     }
 
@@ -489,7 +490,7 @@ impl Task {
         let end = match reason {
             _ if again => return (State::Waiting, Next::Restart, reason),
             _ if success => State::Finished,
-            Reason::NotLaunched { .. } => State::Error,
+            Reason::NotLaunched(_) => State::Error,
             _ => State::Failed,
         };
         (end, Next::End(end), reason)

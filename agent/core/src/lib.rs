@@ -24,6 +24,6 @@ mod words;
 pub use core::{Core, Effect, Event, Refused, Timer};
 pub use recovery::{Evidence, Found, Recovered};
 pub use task::{
-    Attempt, BackOff, Definition, Exit, Next, Phase, Reason, Record, Restart, State, Stop, TaskId,
-    Update, Violation,
+    Attempt, BackOff, Definition, Exit, Next, Phase, Reason, Record, Refusal, Restart, State, Stop,
+    TaskId, Update, Violation,
 };

@@ -137,6 +137,20 @@ pub enum Stop {
     },
 }
 
+/// Why there is no container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub why: String,
+    /// As shells count what they cannot run: 127, it is not there; 126, it is no program.
+    pub code: Option<i32>,
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self { why, code: None }
+    }
+}
+
 /// Why a task is in its state, for programs; its `Display` is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -151,9 +165,7 @@ pub enum Reason {
     NotStaged {
         why: String,
     },
-    NotLaunched {
-        why: String,
-    },
+    NotLaunched(Refusal),
     /// The machine was started again while it ran.
     Rebooted,
     /// There is neither a container nor a word of its end.

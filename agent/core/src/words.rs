@@ -18,7 +18,7 @@ impl fmt::Display for Reason {
             Self::Stopped { why, exit: None } => why.fmt(f),
             Self::Stopped { why, exit: Some(exit) } => write!(f, "{why}: {exit}"),
             Self::NotStaged { why } => write!(f, "could not be prepared: {why}"),
-            Self::NotLaunched { why } => write!(f, "could not be started: {why}"),
+            Self::NotLaunched(refusal) => write!(f, "could not be started: {}", refusal.why),
             Self::Rebooted => f.write_str("the machine was started again while it ran"),
             Self::Vanished => f.write_str("there is neither a container nor a record of its end"),
             Self::Unclear { why } => write!(f, "nobody can tell whether it runs: {why}"),

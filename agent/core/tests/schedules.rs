@@ -134,7 +134,7 @@ impl World {
         let key = (id.clone(), attempt);
         let result = match (self.containers.contains_key(&key), detail) {
             (true, _) => Ok(()),
-            (false, 0..=15) => Err("no space left on device".into()),
+            (false, 0..=15) => Err("no space left on device".to_owned().into()),
             (false, _) => {
                 assert!(self.launched.insert(key.clone()), "{id} {attempt}: started once more");
                 self.containers.insert(key, Container::Running);

@@ -101,8 +101,8 @@ impl Command {
     #[must_use]
     pub const fn failure(&self, error: &Error) -> u8 {
         match (self, error) {
-            (Self::Exec(_), Error::Program { found: false, .. }) => NOT_FOUND,
-            (Self::Exec(_), Error::Program { .. }) => NOT_EXECUTABLE,
+            (Self::Exec(_) | Self::Keep(_), Error::Program { found: false, .. }) => NOT_FOUND,
+            (Self::Exec(_) | Self::Keep(_), Error::Program { .. }) => NOT_EXECUTABLE,
             (Self::Exec(_), _) => NOT_JOINED,
             _ => FAILURE,
         }
