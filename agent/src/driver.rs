@@ -22,6 +22,7 @@ use crate::events::Events;
 use crate::failure::{Failure, Kind};
 use crate::metrics::Phases;
 use crate::records::{Document, Writers, Written};
+use crate::traces::Traces;
 use crate::{check, resolve, view};
 
 /// Between two tries of what failed and must be.
@@ -103,6 +104,7 @@ pub struct Driver {
     pub has_master: bool,
     /// How long what is done for tasks takes.
     pub phases: Phases,
+    traces: Traces,
 }
 
 impl Driver {
@@ -111,6 +113,7 @@ impl Driver {
         ground: Ground,
         events: Events,
         boot_id: String,
+        traces: Traces,
         inputs: mpsc::UnboundedSender<Input>,
     ) -> Self {
         let written = inputs.clone();
@@ -129,6 +132,7 @@ impl Driver {
             inputs,
             has_master: false,
             phases: Phases::default(),
+            traces,
         }
     }
 
@@ -617,7 +621,9 @@ impl Driver {
 
     fn end(&mut self, id: &TaskId, phase: &'static str) {
         let operation = self.live.get_mut(id).and_then(|live| live.operations.remove(phase));
-        operation.iter().for_each(|operation| self.phases.took(phase, operation.begun.elapsed()));
+        let Some(operation) = operation else { return };
+        self.phases.took(phase, operation.begun.elapsed());
+        self.traces.took(phase, &id.0, operation.since);
     }
 
     fn failing(&mut self, id: &TaskId, phase: &'static str, why: String) {

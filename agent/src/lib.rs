@@ -24,5 +24,6 @@ pub mod secret;
 pub mod stats;
 pub mod streams;
 pub mod time;
+pub mod traces;
 pub mod view;
 pub mod watch;

@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::records::{Document, Folders};
 use crate::resolve::{self, duration};
 use crate::sandbox::Sandboxes;
+use crate::traces::Traces;
 use crate::{stats, streams, time, view};
 
 /// What comes little by little. It ends early with a failure.
@@ -79,8 +80,15 @@ impl Node {
             fetcher,
         };
         let (inputs, queue) = mpsc::unbounded_channel();
-        let mut driver =
-            Driver::new(ground.clone(), events.clone(), boot_id.clone(), inputs.clone());
+        let traces = config.otlp.as_deref().map(|url| Traces::open(url, &config.name));
+        let traces = traces.transpose().map_err(|e| Failure::of(Kind::Invalid, &e))?;
+        let mut driver = Driver::new(
+            ground.clone(),
+            events.clone(),
+            boot_id.clone(),
+            traces.unwrap_or_default(),
+            inputs.clone(),
+        );
         recover(&mut driver, &groups).await?;
         tokio::spawn(driver.run(queue));
         let shared = Shared {

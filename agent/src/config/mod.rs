@@ -36,6 +36,8 @@ pub struct Config {
     pub runtime: PathBuf,
     pub images: PathBuf,
     pub volumes: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<String>,
     pub log: Log,
     pub task_log: TaskLog,
     pub cni: Cni,

@@ -94,6 +94,7 @@ pub(super) fn resolve(given: &Given) -> Result<Config, Problems> {
             memory: r.bytes("reserved.memory"),
         },
         gc: gc(r),
+        otlp: otlp(r),
         tcp: tcp(r),
         state,
         run,
@@ -241,6 +242,15 @@ fn gc(r: &mut Reader<'_>) -> Gc {
 }
 
 /// All of it or nothing: there is no TCP without TLS.
+fn otlp(r: &mut Reader<'_>) -> Option<String> {
+    let is_url = |text: &str| {
+        let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+        host.filter(|host| !host.is_empty()).map(|_| text.to_owned())
+    };
+    r.text("otlp")?;
+    r.read("otlp", "URL, as http://127.0.0.1:4317", is_url)
+}
+
 fn tcp(r: &mut Reader<'_>) -> Option<Tcp> {
     const FILES: [&str; 3] = ["tcp.cert", "tcp.key", "tcp.client-ca"];
     let Some(text) = r.text("tcp.address").map(str::to_owned) else {
