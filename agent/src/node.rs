@@ -64,8 +64,12 @@ impl Node {
         let internal = |e: CallError| Failure::of(Kind::Internal, &e);
         let state = config.state.join("agent");
         let (tasks, groups) = (state.join("tasks"), state.join("pods"));
-        for folder in [&tasks, &groups, &config.run] {
-            make_private(folder).map_err(internal)?;
+        for folder in [&config.state, &config.run] {
+            make_folder(folder, 0o711).map_err(internal)?;
+        }
+        // What is written down of tasks may hold what their owners tell nobody else.
+        for folder in [&state, &tasks, &groups] {
+            make_folder(folder, 0o700).map_err(internal)?;
         }
         let boot_id = boot_id().map_err(internal)?;
         let events = Events::open(&state.join("events")).map_err(internal)?;
@@ -358,10 +362,7 @@ impl Node {
         match request.timeout.as_ref().map(time::duration) {
             None => drop(waiter.await),
             Some(patience) => drop(tokio::time::timeout(patience, waiter).await.map_err(|_| {
-                Failure::new(
-                    Kind::Deadline,
-                    format!("{id} is {} still", last.state().as_str_name()),
-                )
+                Failure::new(Kind::Deadline, format!("{id} is {} still", view::word(last.state())))
             })?),
         }
         // One that is removed at its end is not there any more.
@@ -738,9 +739,9 @@ fn load_groups(driver: &mut Driver, folder: &Path) {
     }
 }
 
-fn make_private(folder: &Path) -> Result<(), CallError> {
+fn make_folder(folder: &Path, mode: u32) -> Result<(), CallError> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.call(|| format!("mkdir {}", folder.display()))
 }
 
@@ -815,6 +816,8 @@ pub(crate) fn status(driver: &Driver, id: &TaskId, live: &Live) -> v1::TaskStatu
     let record = driver.core.record(id);
     let state = record.map_or(v1::State::Unspecified, |record| view::wire(view::state(record)));
     let attempt = record.map_or(0, |record| record.attempt);
+    // What is not told to others yet is known here.
+    let told = record.and_then(|record| record.updates.back()).map(|update| &update.reason);
     let container = live.container.as_ref();
     let started = container.map(|c| c.status.started_at.as_str());
     let started = started.or(live.end.as_ref().map(|end| end.started_at.as_str()));
@@ -826,7 +829,7 @@ pub(crate) fn status(driver: &Driver, id: &TaskId, live: &Live) -> v1::TaskStatu
     let readiness = |check: &&v1::CheckStatus| check.kind() == v1::check::Kind::Readiness;
     let mut status = v1::TaskStatus {
         id: id.0.clone(),
-        reason: view::reason(&live.reason, live.end.as_ref()),
+        reason: view::reason(told.unwrap_or(&live.reason), live.end.as_ref()),
         attempt,
         failures: record.map_or(0, |record| record.failures),
         created: stamp(&live.created).map(time::stamp),
@@ -895,8 +898,7 @@ fn allocated(driver: &Driver) -> v1::Amounts {
 fn by_state(driver: &Driver) -> BTreeMap<String, u32> {
     let mut counts = BTreeMap::new();
     for record in driver.core.records() {
-        let name = view::wire(view::state(record)).as_str_name().trim_start_matches("STATE_");
-        *counts.entry(name.to_ascii_lowercase()).or_default() += 1;
+        *counts.entry(view::word(view::wire(view::state(record)))).or_default() += 1;
     }
     counts
 }

@@ -270,7 +270,7 @@ fn save_ports(folder: &Path, ports: &[v1::Port]) -> Result<(), CallError> {
     hafen_sys::file::replace(&folder.join(PORTS), &text, false)
 }
 
-/// `10.88.0.0/16`.
+/// `10.187.0.0/16`.
 fn subnet(text: &str) -> Option<(std::net::Ipv4Addr, u8)> {
     let (address, length) = text.split_once('/')?;
     Some((address.parse().ok()?, length.parse().ok()?))

@@ -40,6 +40,12 @@ pub const fn wire(state: State) -> v1::State {
     }
 }
 
+/// The state as people say it.
+#[must_use]
+pub fn word(state: v1::State) -> String {
+    state.as_str_name().trim_start_matches("STATE_").to_ascii_lowercase()
+}
+
 /// The state of the wire, if it is one.
 #[must_use]
 pub const fn own(state: v1::State) -> Option<State> {

@@ -65,17 +65,23 @@ impl fmt::Display for Violation {
         match self {
             Self::Memory { limit, peak, events, largest } => {
                 let (limit, peak) = (mebibytes(*limit), mebibytes(*peak));
-                write!(f, "memory limit {limit} reached, peak {peak}, {events} OOM events")?;
+                let events = plural(*events, "OOM event");
+                write!(f, "memory limit {limit} reached, peak {peak}, {events}")?;
                 largest.as_ref().map_or(Ok(()), |(name, bytes)| {
                     write!(f, ", largest process {name:?} {}", mebibytes(*bytes))
                 })
             }
             Self::Pids { limit, refused } => {
-                write!(f, "limit of {limit} processes reached, {refused} forks refused")
+                let refused = plural(*refused, "fork");
+                write!(f, "limit of {limit} processes reached, {refused} refused")
             }
             Self::Disk { limit } => write!(f, "disk limit {} reached", mebibytes(*limit)),
         }
     }
+}
+
+fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn seconds(duration: Duration) -> String {

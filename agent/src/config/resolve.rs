@@ -1,6 +1,6 @@
 //! Texts to values, all problems together.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -217,14 +217,13 @@ fn cni(r: &mut Reader<'_>) -> Cni {
         let paths: Vec<PathBuf> = text.split(':').map(PathBuf::from).collect();
         paths.iter().all(|path| path.is_absolute()).then_some(paths)
     });
-    let subnet = r.read("cni.subnet", "subnet, as 10.88.0.0/16", |text| {
+    // The built-in network is one of IPv4.
+    let subnet = r.read("cni.subnet", "subnet of IPv4, as 10.187.0.0/16", |text| {
+        const LONGEST: u8 = 30;
         let (address, length) = text.split_once('/')?;
-        let most = match address.parse().ok()? {
-            IpAddr::V4(_) => 30,
-            IpAddr::V6(_) => 126,
-        };
+        address.parse::<Ipv4Addr>().ok()?;
         let length: u8 = length.parse().ok()?;
-        (length > 0 && length <= most).then(|| text.to_owned())
+        (length > 0 && length <= LONGEST).then(|| text.to_owned())
     });
     Cni {
         config: r.path("cni.config").unwrap_or_default(),
