@@ -64,15 +64,21 @@ const FIRST_MACHINE: &[&str] = &[
     "without",
 ];
 
-/// What these ask of the kernel the rest of `images` asks as well: they are about documents, names and registries, and take
-/// a quarter of an hour where a processor is emulated.
+/// What these ask of the kernel the rest of their modules asks as well: they are about documents, names, registries, much
+/// output and many deaths, and take half an hour where a processor is emulated.
 const NATIVE_ONLY: &[&str] = &[
+    "agent::checks::",
+    "agent::faults::",
+    "agent::recovery::",
     "images::collect::",
     "images::compare::",
     "images::folder::",
     "images::hostile::",
     "images::registry::",
     "images::store::",
+    "keeper::deaths::",
+    "keeper::logs::",
+    "keeper::memory::",
 ];
 
 const MINUTE: u64 = 60;
@@ -209,7 +215,9 @@ fn test_in_vm(session: &mut Session, options: &Options, artifacts: &Artifacts, v
                 let skipping = if first { &mut other } else { &mut one };
                 skipping.args(["--skip", &format!("{module}::")]);
             }
-            one.args(NATIVE_ONLY.iter().flat_map(|group| ["--skip", group]));
+            for machine in [&mut one, &mut other] {
+                machine.args(NATIVE_ONLY.iter().flat_map(|group| ["--skip", group]));
+            }
             session.tests_at_once(vec![
                 run("in the virtual machine", one),
                 run("in a second virtual machine", other),
