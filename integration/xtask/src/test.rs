@@ -67,9 +67,13 @@ const FIRST_MACHINE: &[&str] = &[
 /// What these ask of the kernel the rest of their modules asks as well: they are about documents, names, registries, much
 /// output and many deaths, and take half an hour where a processor is emulated.
 const NATIVE_ONLY: &[&str] = &[
-    "agent::checks::",
+    "agent::api::",
     "agent::faults::",
+    "agent::functions::",
+    "agent::oracle::",
     "agent::recovery::",
+    "agent::roots::",
+    "agent::storage::",
     "images::collect::",
     "images::compare::",
     "images::folder::",
