@@ -159,10 +159,35 @@ impl Ground {
             let words = self.words(job, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
+                // A keeper may have died after its container had begun to run.
+                Err(LaunchError::Refused(why)) => match self.take_over(job, &folder).await? {
+                    TakenOver::Yes => {}
+                    TakenOver::NothingThere => return Err(why),
+                },
                 Err(e) => return Err(chain(&e)),
             }
         }
-        self.connect(job, sandbox, listener).await
+        let container = match self.connect(job, sandbox, listener.clone()).await {
+            Ok(container) => container,
+            Err(why) => self.find_again(job, &folder, listener, why).await?,
+        };
+        bound(job, &container)?;
+        Ok(container)
+    }
+
+    /// A keeper that was there and does not answer may have died since, or have come to its end: what its container does
+    /// is found as after a crash.
+    async fn find_again(
+        &self,
+        job: &Job,
+        folder: &std::path::Path,
+        listener: Listener,
+        why: String,
+    ) -> Result<Container, String> {
+        match self.try_inquire(job, folder, listener).await? {
+            Inquiry::Running(container) => Ok(*container),
+            Inquiry::Ended(_) | Inquiry::Nothing | Inquiry::Unclear(_) => Err(why),
+        }
     }
 
     /// What is around the containers of a job.
@@ -301,7 +326,13 @@ impl Ground {
         }
         let sandbox = self.sandbox(job).await?;
         match self.connect(job, sandbox, listener).await {
-            Ok(container) => Ok(Inquiry::Running(Box::new(container))),
+            Ok(container) => {
+                // Whoever launched it may have died before that.
+                if let Err(why) = bound(job, &container) {
+                    tracing::warn!(task = %job.id, why, "its group has no limit");
+                }
+                Ok(Inquiry::Running(Box::new(container)))
+            }
             // It has told everybody and is gone.
             Err(why) => match keeper::read_end(folder).map_err(|e| chain(&e))? {
                 Some(end) => Ok(Inquiry::Ended(Box::new(end))),
@@ -392,6 +423,14 @@ impl Ground {
             answer => answer.map_err(|e| format!("read folder {}: {e}", root.display()))?,
         };
         Ok(entries.flatten().filter_map(|e| owner(&e.file_name().to_string_lossy())).collect())
+    }
+}
+
+/// The limit of all tasks of its group: the folder for it is there from the first of them on.
+fn bound(job: &Job, container: &Container) -> Result<(), String> {
+    match job.group.as_ref().and_then(|group| group.limit.as_ref()) {
+        Some(limit) => crate::outer::bound(&container.status.claims, limit).map_err(|e| chain(&e)),
+        None => Ok(()),
     }
 }
 

@@ -6,9 +6,10 @@
 //!   TASKS/ID/ATTEMPT/     the folder of the keeper of one attempt
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -174,18 +175,38 @@ fn remove_folder(path: &Path) -> Result<(), CallError> {
     hafen_rootfs::release::remove_tree(path)
 }
 
-/// Threads that write documents down, each task's in order. Of several revisions that wait only the last is written.
+/// Threads that write documents down and remove them, each task's in order. Of several revisions that wait only the last
+/// is written.
 #[derive(Debug)]
 pub struct Writers {
-    queues: Vec<mpsc::Sender<Document>>,
+    queues: Vec<mpsc::Sender<Work>>,
 }
 
-/// What came of a document.
 #[derive(Debug)]
-pub struct Written {
-    pub id: TaskId,
-    pub revision: u64,
-    pub result: Result<(), CallError>,
+enum Work {
+    Write(Box<Document>),
+    Erase(TaskId),
+}
+
+impl Work {
+    fn is_written(&self, task: &TaskId) -> bool {
+        matches!(self, Self::Write(document) if document.record.id == *task)
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Done {
+    Written {
+        id: TaskId,
+        revision: u64,
+        result: Result<(), CallError>,
+    },
+    /// What was to be written before, was; its name is free again.
+    Erased {
+        id: TaskId,
+        result: Result<(), CallError>,
+    },
 }
 
 impl Writers {
@@ -194,35 +215,60 @@ impl Writers {
     /// # Panics
     /// Where the machine cannot start a thread: there is nothing to go on with then.
     #[must_use]
-    pub fn start(folders: &Folders, done: impl Fn(Written) + Clone + Send + 'static) -> Self {
+    pub fn start(folders: &Folders, done: impl Fn(Done) + Clone + Send + 'static) -> Self {
         let queues = (0..WRITERS).map(|number| {
             let (sender, receiver) = mpsc::channel();
             let (folders, done) = (folders.clone(), done.clone());
             let thread = thread::Builder::new().name(format!("writer-{number}"));
-            thread.spawn(move || write_all(&folders, &receiver, &done)).expect("a thread");
+            thread.spawn(move || work_all(&folders, &receiver, &done)).expect("a thread");
             sender
         });
         Self { queues: queues.collect() }
     }
 
     pub fn write(&self, document: Document) {
+        let id = document.record.id.clone();
+        self.send(&id, Work::Write(Box::new(document)));
+    }
+
+    /// Leave nothing of a task, after all that was to be written of it.
+    pub fn erase(&self, id: TaskId) {
+        self.send(&id.clone(), Work::Erase(id));
+    }
+
+    fn send(&self, id: &TaskId, work: Work) {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&document.record.id);
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
         let at = usize::try_from(hash % WRITERS as u64).unwrap_or_default();
         // They end when we do.
-        let _ = self.queues[at].send(document);
+        let _ = self.queues[at].send(work);
     }
 }
 
-fn write_all(folders: &Folders, queue: &mpsc::Receiver<Document>, done: &impl Fn(Written)) {
+fn work_all(folders: &Folders, queue: &mpsc::Receiver<Work>, done: &impl Fn(Done)) {
     while let Ok(first) = queue.recv() {
-        let mut last = HashMap::from([(first.record.id.clone(), first)]);
-        for next in queue.try_iter() {
-            last.insert(next.record.id.clone(), next);
+        let mut waiting: Vec<Work> = Vec::new();
+        for work in iter::once(first).chain(queue.try_iter()) {
+            if let Work::Write(document) = &work {
+                waiting.retain(|earlier| !earlier.is_written(&document.record.id));
+            }
+            waiting.push(work);
         }
-        for (id, document) in last {
-            let result = folders.save(&document);
-            done(Written { id, revision: document.record.revision, result });
+        waiting.into_iter().for_each(|work| done(work.act(folders)));
+    }
+}
+
+impl Work {
+    fn act(self, folders: &Folders) -> Done {
+        match self {
+            Self::Write(document) => {
+                let (id, revision) = (document.record.id.clone(), document.record.revision);
+                Done::Written { id, revision, result: folders.save(&document) }
+            }
+            Self::Erase(id) => {
+                let result = folders.remove(&id);
+                Done::Erased { id, result }
+            }
         }
     }
 }
@@ -287,10 +333,27 @@ mod tests {
         }
         let mut last = 0;
         while last < 50 {
-            let written = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
-            assert!(written.result.is_ok() && written.revision > last);
-            last = written.revision;
+            let done = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+            let Done::Written { revision, result, .. } = done else { panic!("{done:?}") };
+            assert!(result.is_ok() && revision > last);
+            last = revision;
         }
         assert_eq!(folders.load().unwrap().documents[0].record.revision, 50);
+    }
+
+    #[test]
+    fn what_is_erased_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(folder.path().to_owned());
+        folders.load().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let writers = Writers::start(&folders, move |done| drop(sender.send(done)));
+        for _ in 0..50 {
+            (0..20).for_each(|_| writers.write(document("a")));
+            writers.erase(TaskId("a".to_owned()));
+            let done = || receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+            while !matches!(done(), Done::Erased { result: Ok(()), .. }) {}
+            assert_eq!(folders.load().unwrap().documents, []);
+        }
     }
 }

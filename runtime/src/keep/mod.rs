@@ -23,7 +23,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hafen_isolator::cgroup::{self, OomWatch};
 use hafen_spec::keep::{
@@ -49,6 +49,8 @@ use crate::process::since_boot;
 use crate::supervise::{Signals, save};
 use crate::{Error, fault, release};
 
+/// Between two tries to write on a disk that is full.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Bytes of one read.
 const CHUNK: usize = 64 << 10;
 /// For clients that have come late: so much of what was written last.
@@ -239,7 +241,7 @@ impl Keeper {
         self.log.finish();
         let exit = self.exit(end);
         fault::point();
-        save(&exit, &self.folder.path.join(keep::EXIT))?;
+        self.write_down(&exit)?;
         fault::point();
         self.tell_all(&Told::Exited(Box::new(exit)));
         let released = self.release();
@@ -247,6 +249,32 @@ impl Keeper {
         self.tell_all(&Told::Released { error });
         self.part()?;
         released
+    }
+
+    /// Nobody else knows how it ended: where the disk is full that waits until there is room, and everybody is served
+    /// meanwhile as before.
+    fn write_down(&mut self, exit: &ExitRecord) -> Result<(), Error> {
+        const LACKS: [Errno; 3] = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS];
+        let path = self.folder.path.join(keep::EXIT);
+        loop {
+            match save(exit, &path) {
+                Err(Error::Call(e)) if LACKS.iter().any(|errno| e.is(*errno)) => {
+                    self.serve_for(AGAIN)?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn serve_for(&mut self, pause: Duration) -> Result<(), Error> {
+        let end = Instant::now() + pause;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.turn(PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
+        }
     }
 
     /// Wait for what comes next, and do what follows. `true`: the first process has ended.
