@@ -159,10 +159,35 @@ impl Ground {
             let words = self.words(job, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
-                Err(e) => return Err(Refusal { code: e.code(), why: chain(&e) }),
+                // A keeper may have died after its container had begun to run.
+                Err(e @ LaunchError::Refused { .. }) => match self.take_over(job, &folder).await? {
+                    TakenOver::Yes => {}
+                    TakenOver::NothingThere => {
+                        return Err(Refusal { code: e.code(), why: chain(&e) });
+                    }
+                },
+                Err(e) => return Err(chain(&e).into()),
             }
         }
-        Ok(self.connect(job, sandbox, listener).await?)
+        match self.connect(job, sandbox, listener.clone()).await {
+            Ok(container) => Ok(container),
+            Err(why) => Ok(self.find_again(job, &folder, listener, why).await?),
+        }
+    }
+
+    /// A keeper that was there and does not answer may have died since, or have come to its end: what its container does
+    /// is found as after a crash.
+    async fn find_again(
+        &self,
+        job: &Job,
+        folder: &std::path::Path,
+        listener: Listener,
+        why: String,
+    ) -> Result<Container, String> {
+        match self.try_inquire(job, folder, listener).await? {
+            Inquiry::Running(container) => Ok(*container),
+            Inquiry::Ended(_) | Inquiry::Nothing | Inquiry::Unclear(_) => Err(why),
+        }
     }
 
     /// What is around the containers of a job.

@@ -4,7 +4,7 @@
 //! written down, which timers have run out. The core decides what follows, and here it is done, in tasks of their own
 //! that answer into the queue. Nothing in the loop waits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +21,7 @@ use crate::container::{Container, Ground, Inquiry, Job, Listener, News};
 use crate::events::Events;
 use crate::failure::{Failure, Kind};
 use crate::metrics::Phases;
-use crate::records::{Document, Writers, Written};
+use crate::records::{Document, Done, Writers};
 use crate::traces::Traces;
 use crate::{check, resolve, view};
 
@@ -36,7 +36,7 @@ pub enum Input {
     /// A question or a wish, which may look at everything.
     Ask(Box<dyn FnOnce(&mut Driver) + Send>),
     Happened(Event),
-    Written(Written),
+    Written(Done),
     Launched(Job, Result<Box<Container>, Refusal>),
     Inquired(Job, Inquiry),
     Heard(TaskId, Attempt, News),
@@ -54,6 +54,8 @@ pub struct Live {
     pub group: Option<Arc<v1::PodSpec>>,
     pub created: String,
     pub end: Option<ExitRecord>,
+    /// What was told last. What the core knows beyond that is not on the disk yet, and may be forgotten in a crash.
+    pub told: (State, Attempt),
     pub reason: Reason,
     pub container: Option<Container>,
     /// What the image says, where the task does not.
@@ -65,6 +67,9 @@ pub struct Live {
     /// Who waits until it is written down, and in which state it is then.
     accepted: Vec<oneshot::Sender<Result<(), String>>>,
     waiters: Vec<(Vec<State>, oneshot::Sender<()>)>,
+    /// The last revision that is on the disk, and who waits for which.
+    saved: u64,
+    saving: Vec<(u64, oneshot::Sender<()>)>,
     /// Nobody wants to see it any more.
     remove: bool,
     cleaning: bool,
@@ -98,6 +103,8 @@ pub struct Driver {
     pub groups: BTreeMap<String, Arc<v1::PodSpec>>,
     pub quarantined: BTreeMap<String, String>,
     pub boot_id: String,
+    /// Nobody knows them any more, but something of them may still be on the disk: their names are not free yet.
+    pub erasing: BTreeSet<TaskId>,
     writers: Writers,
     inputs: mpsc::UnboundedSender<Input>,
     /// Who takes note of updates; without one the node itself does.
@@ -128,6 +135,7 @@ impl Driver {
             groups: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             boot_id,
+            erasing: BTreeSet::new(),
             writers,
             inputs,
             has_master: false,
@@ -169,15 +177,16 @@ impl Driver {
     /// After anything has changed: whoever waits is told, and what has ended goes.
     fn settle(&mut self, id: &TaskId) {
         let Some(record) = self.core.record(id) else { return };
-        let (phase, state, told) =
-            (record.phase.clone(), view::state(record), record.updates.is_empty());
+        let (phase, told) = (record.phase.clone(), record.updates.is_empty());
         let Some(live) = self.live.get_mut(id) else { return };
-        let is_over = matches!(phase, Phase::Ended(_) | Phase::Lost);
+        let state = live.told.0;
+        // Nobody hears of an end before it is written down.
+        let is_over = matches!(phase, Phase::Ended(_) | Phase::Lost) && state.is_end();
         let mut waiting = Vec::new();
         for (states, waiter) in live.waiters.drain(..) {
             let is_there = if states.is_empty() { is_over } else { states.contains(&state) };
             // What has ended will not come to another state.
-            if is_there || matches!(phase, Phase::Ended(_)) {
+            if is_there || (is_over && phase != Phase::Lost) {
                 let _ = waiter.send(());
             } else if !waiter.is_closed() {
                 waiting.push((states, waiter));
@@ -232,16 +241,28 @@ impl Driver {
         self.settle(id);
     }
 
-    fn written(&mut self, Written { id, revision, result }: Written) {
-        match result {
-            Ok(()) => {
+    fn written(&mut self, done: Done) {
+        match done {
+            Done::Written { id, revision, result: Ok(()) } => {
                 self.end(&id, "save");
                 let accepted =
                     self.live.get_mut(&id).map(|live| std::mem::take(&mut live.accepted));
                 accepted.into_iter().flatten().for_each(|reply| drop(reply.send(Ok(()))));
+                if let Some(live) = self.live.get_mut(&id) {
+                    live.is_saved(revision);
+                }
                 self.happened(Event::Saved { id, revision });
             }
-            Err(e) => self.not_written(&id, &crate::failure::chain(&e)),
+            Done::Written { id, result: Err(e), .. } => {
+                self.not_written(&id, &crate::failure::chain(&e));
+            }
+            Done::Erased { id, result } => {
+                if let Err(e) = result {
+                    // Without its document it is no task at the next start, and goes then.
+                    tracing::warn!(task = %id, error = crate::failure::chain(&e), "not all removed");
+                }
+                self.erasing.remove(&id);
+            }
         }
     }
 
@@ -252,7 +273,8 @@ impl Driver {
             for reply in accepted.into_iter().flatten() {
                 let _ = reply.send(Err(why.to_owned()));
             }
-            self.writers.remove(id.clone());
+            self.erasing.insert(id.clone());
+            self.writers.erase(id.clone());
             return;
         }
         self.failing(id, "save", why.to_owned());
@@ -515,6 +537,7 @@ impl Driver {
 
     fn send(&mut self, id: &TaskId, update: &Update) {
         let Some(live) = self.live.get_mut(id) else { return };
+        live.told = (update.state, update.attempt);
         live.reason = update.reason.clone();
         let reason = view::reason(&update.reason, live.end.as_ref());
         let state = view::wire(update.state).into();
@@ -563,7 +586,8 @@ impl Driver {
 
     fn erase(&mut self, id: &TaskId) {
         self.live.remove(id);
-        self.writers.remove(id.clone());
+        self.erasing.insert(id.clone());
+        self.writers.erase(id.clone());
     }
 
     fn begin_checks(&mut self, job: &Job) {
@@ -650,7 +674,7 @@ impl Driver {
                 format!("there is a task {id} already: hafen rm {id}, or choose another name");
             Failure::new(Kind::Exists, words)
         };
-        if self.quarantined.contains_key(&id.0) {
+        if self.quarantined.contains_key(&id.0) || self.erasing.contains(&id) {
             return Err(exists());
         }
         let effects = self.core.submit(id.clone(), definition).map_err(|_| exists())?;
@@ -662,6 +686,18 @@ impl Driver {
         self.live.insert(id, live);
         self.perform(effects);
         Ok(answer)
+    }
+
+    /// Ask a task to end. The answer comes when that is written down: before, a crash would forget it.
+    pub fn stop(&mut self, id: &TaskId, grace: Option<Duration>) -> oneshot::Receiver<()> {
+        self.happened(Event::Stop { id: id.clone(), why: Stop::Asked, grace });
+        let (waiter, written) = oneshot::channel();
+        let revision = self.core.record(id).map_or(0, |record| record.revision);
+        if let Some(live) = self.live.get_mut(id) {
+            live.saving.push((revision, waiter));
+            live.is_saved(0);
+        }
+        written
     }
 
     /// Remove a task that has ended, or once it has.
@@ -729,6 +765,8 @@ impl Driver {
             }
             let last = document.record.updates.back().map(|update| update.reason.clone());
             live.reason = last.unwrap_or(document.reason);
+            live.told = (view::state(&document.record), document.record.attempt);
+            live.saved = document.record.revision;
             self.live.insert(id, live);
             recovered.push(Recovered { record: document.record, evidence, rebooted });
         }
@@ -747,12 +785,21 @@ impl Driver {
 }
 
 impl Live {
+    fn is_saved(&mut self, revision: u64) {
+        self.saved = self.saved.max(revision);
+        let saved = self.saved;
+        for (_, waiter) in self.saving.extract_if(.., |(wanted, _)| *wanted <= saved) {
+            let _ = waiter.send(());
+        }
+    }
+
     fn new(spec: Arc<v1::TaskSpec>, group: Option<Arc<v1::PodSpec>>, created: String) -> Self {
         Self {
             spec,
             group,
             created,
             end: None,
+            told: (State::Staging, 0),
             reason: Reason::None,
             container: None,
             signal: None,
@@ -762,6 +809,8 @@ impl Live {
             operations: BTreeMap::new(),
             accepted: Vec::new(),
             waiters: Vec::new(),
+            saved: 0,
+            saving: Vec::new(),
             remove: false,
             cleaning: false,
         }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
-use hafen_agent_core::{Event, Phase, State, Stop, TaskId};
+use hafen_agent_core::{Phase, State, TaskId};
 use hafen_protocol::v1;
 use hafen_spec::keep::{Request, Status};
 use hafen_sys::file::{boot_id, replace};
 use hafen_sys::{CallError, Context};
+use nix::fcntl::Flock;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::artifact::Fetcher;
@@ -53,6 +54,8 @@ struct Shared {
     groups: PathBuf,
     boot_id: String,
     started: SystemTime,
+    /// Of the folders, for as long as we are there.
+    _locks: [Flock<fs::File>; 2],
 }
 
 impl Node {
@@ -71,6 +74,7 @@ impl Node {
         for folder in [&state, &tasks, &groups] {
             make_folder(folder, 0o700).map_err(internal)?;
         }
+        let locks = [own(&state)?, own(&config.run)?];
         let boot_id = boot_id().map_err(internal)?;
         let events = Events::open(&state.join("events")).map_err(internal)?;
         let fetcher = Fetcher::new(ARTIFACT_BYTES).map_err(|e| Failure::of(Kind::Internal, &e))?;
@@ -102,6 +106,7 @@ impl Node {
             groups,
             boot_id,
             started: SystemTime::now(),
+            _locks: locks,
         };
         let node = Self { inputs, shared: Arc::new(shared) };
         tokio::spawn(crate::watch::pressure(node.clone()));
@@ -254,10 +259,8 @@ impl Node {
         let id = self.named(&request.id).await?;
         let grace = request.grace.as_ref().map(time::duration);
         let stopped = id.clone();
-        self.ask(move |driver| {
-            driver.happened(Event::Stop { id: stopped, why: Stop::Asked, grace });
-        })
-        .await?;
+        let written = self.ask(move |driver| driver.stop(&stopped, grace)).await?;
+        written_down(&id.0, written).await?;
         self.get(&id.0).await
     }
 
@@ -302,7 +305,7 @@ impl Node {
         while self
             .ask({
                 let id = id.clone();
-                move |driver| driver.live.contains_key(&id)
+                move |driver| driver.live.contains_key(&id) || driver.erasing.contains(&id)
             })
             .await?
         {
@@ -554,12 +557,13 @@ impl Node {
     pub async fn stop_pod(&self, request: v1::StopPodRequest) -> Result<v1::PodStatus, Failure> {
         let members = self.members(&request.id).await?;
         let grace = request.grace.as_ref().map(time::duration);
-        self.ask(move |driver| {
-            for id in members {
-                driver.happened(Event::Stop { id, why: Stop::Asked, grace });
-            }
-        })
-        .await?;
+        let all = self.ask(move |driver| {
+            let stopped = members.iter().map(|id| driver.stop(id, grace));
+            stopped.collect::<Vec<_>>()
+        });
+        for written in all.await? {
+            written_down(&request.id, written).await?;
+        }
         self.get_pod(&request.id).await
     }
 
@@ -672,6 +676,16 @@ impl Node {
     }
 }
 
+/// Wait until an order is on the disk. One of which nobody knows any more needs none.
+async fn written_down(id: &str, written: oneshot::Receiver<()>) -> Result<(), Failure> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    tokio::time::timeout(PATIENCE, written).await.map(drop).map_err(|_| {
+        let words =
+            format!("what is asked of {id} cannot be written down yet: hafen debug says why");
+        Failure::new(Kind::Exhausted, words)
+    })
+}
+
 /// Ask all keepers of before, and go on.
 async fn recover(driver: &mut Driver, groups: &Path) -> Result<(), Failure> {
     use futures_util::StreamExt;
@@ -737,6 +751,19 @@ fn load_groups(driver: &mut Driver, folder: &Path) {
             }
         }
     }
+}
+
+/// Of two agents with one folder, each would take the other's containers for nobody's, and release them.
+fn own(folder: &Path) -> Result<Flock<fs::File>, Failure> {
+    let lock = crate::lock::take(&folder.join("lock"));
+    let lock = lock.map_err(|e| Failure::of(Kind::Internal, &e))?;
+    lock.ok_or_else(|| {
+        let folder = folder.display();
+        let words = format!(
+            "another agent works with {folder}: stop it first, or say another --state and --run"
+        );
+        Failure::new(Kind::State, words)
+    })
 }
 
 fn make_folder(folder: &Path, mode: u32) -> Result<(), CallError> {
@@ -814,10 +841,7 @@ fn set_aside(id: &str, why: &str) -> v1::TaskStatus {
 /// A task, as it is told.
 pub(crate) fn status(driver: &Driver, id: &TaskId, live: &Live) -> v1::TaskStatus {
     let record = driver.core.record(id);
-    let state = record.map_or(v1::State::Unspecified, |record| view::wire(view::state(record)));
-    let attempt = record.map_or(0, |record| record.attempt);
-    // What is not told to others yet is known here.
-    let told = record.and_then(|record| record.updates.back()).map(|update| &update.reason);
+    let (state, attempt) = (view::wire(live.told.0), live.told.1);
     let container = live.container.as_ref();
     let started = container.map(|c| c.status.started_at.as_str());
     let started = started.or(live.end.as_ref().map(|end| end.started_at.as_str()));
@@ -829,7 +853,7 @@ pub(crate) fn status(driver: &Driver, id: &TaskId, live: &Live) -> v1::TaskStatu
     let readiness = |check: &&v1::CheckStatus| check.kind() == v1::check::Kind::Readiness;
     let mut status = v1::TaskStatus {
         id: id.0.clone(),
-        reason: view::reason(told.unwrap_or(&live.reason), live.end.as_ref()),
+        reason: view::reason(&live.reason, live.end.as_ref()),
         attempt,
         failures: record.map_or(0, |record| record.failures),
         created: stamp(&live.created).map(time::stamp),

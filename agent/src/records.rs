@@ -6,9 +6,10 @@
 //!   TASKS/ID/ATTEMPT/     the folder of the keeper of one attempt
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -174,7 +175,8 @@ fn remove_folder(path: &Path) -> Result<(), CallError> {
     hafen_rootfs::release::remove_tree(path)
 }
 
-/// Threads that write documents down, each task's in order. Of several revisions that wait only the last is written.
+/// Threads that write documents down and remove them, each task's in order. Of several revisions that wait only the last
+/// is written.
 #[derive(Debug)]
 pub struct Writers {
     queues: Vec<mpsc::Sender<Work>>,
@@ -183,25 +185,28 @@ pub struct Writers {
 #[derive(Debug)]
 enum Work {
     Write(Box<Document>),
-    /// After all that was to be written of it.
-    Remove(TaskId),
+    Erase(TaskId),
 }
 
 impl Work {
-    fn id(&self) -> &TaskId {
-        match self {
-            Self::Write(document) => &document.record.id,
-            Self::Remove(id) => id,
-        }
+    fn is_written(&self, task: &TaskId) -> bool {
+        matches!(self, Self::Write(document) if document.record.id == *task)
     }
 }
 
-/// What came of a document.
+/// What came of it.
 #[derive(Debug)]
-pub struct Written {
-    pub id: TaskId,
-    pub revision: u64,
-    pub result: Result<(), CallError>,
+pub enum Done {
+    Written {
+        id: TaskId,
+        revision: u64,
+        result: Result<(), CallError>,
+    },
+    /// What was to be written before, was; its name is free again.
+    Erased {
+        id: TaskId,
+        result: Result<(), CallError>,
+    },
 }
 
 impl Writers {
@@ -210,61 +215,59 @@ impl Writers {
     /// # Panics
     /// Where the machine cannot start a thread: there is nothing to go on with then.
     #[must_use]
-    pub fn start(folders: &Folders, done: impl Fn(Written) + Clone + Send + 'static) -> Self {
+    pub fn start(folders: &Folders, done: impl Fn(Done) + Clone + Send + 'static) -> Self {
         let queues = (0..WRITERS).map(|number| {
             let (sender, receiver) = mpsc::channel();
             let (folders, done) = (folders.clone(), done.clone());
             let thread = thread::Builder::new().name(format!("writer-{number}"));
-            thread.spawn(move || write_all(&folders, &receiver, &done)).expect("a thread");
+            thread.spawn(move || work_all(&folders, &receiver, &done)).expect("a thread");
             sender
         });
         Self { queues: queues.collect() }
     }
 
     pub fn write(&self, document: Document) {
-        self.queue(Work::Write(Box::new(document)));
+        let id = document.record.id.clone();
+        self.send(&id, Work::Write(Box::new(document)));
     }
 
-    /// Leave nothing of a task, once all that was to be written of it is.
-    pub fn remove(&self, id: TaskId) {
-        self.queue(Work::Remove(id));
+    /// Leave nothing of a task, after all that was to be written of it.
+    pub fn erase(&self, id: TaskId) {
+        self.send(&id.clone(), Work::Erase(id));
     }
 
-    fn queue(&self, work: Work) {
+    fn send(&self, id: &TaskId, work: Work) {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(work.id());
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
         let at = usize::try_from(hash % WRITERS as u64).unwrap_or_default();
         // They end when we do.
         let _ = self.queues[at].send(work);
     }
 }
 
-fn write_all(folders: &Folders, queue: &mpsc::Receiver<Work>, done: &impl Fn(Written)) {
+fn work_all(folders: &Folders, queue: &mpsc::Receiver<Work>, done: &impl Fn(Done)) {
     while let Ok(first) = queue.recv() {
-        let mut last = HashMap::from([(first.id().clone(), first)]);
-        for next in queue.try_iter() {
-            let before = last.insert(next.id().clone(), next);
-            // Another task may have its name already.
-            if let Some(removal @ Work::Remove(_)) = before {
-                carry_out(folders, removal, done);
+        let mut waiting: Vec<Work> = Vec::new();
+        for work in iter::once(first).chain(queue.try_iter()) {
+            if let Work::Write(document) = &work {
+                waiting.retain(|earlier| !earlier.is_written(&document.record.id));
             }
+            waiting.push(work);
         }
-        last.into_values().for_each(|work| carry_out(folders, work, done));
+        waiting.into_iter().for_each(|work| done(work.act(folders)));
     }
 }
 
-fn carry_out(folders: &Folders, work: Work, done: &impl Fn(Written)) {
-    match work {
-        Work::Write(document) => {
-            let result = folders.save(&document);
-            let Record { id, revision, .. } = document.record;
-            done(Written { id, revision, result });
-        }
-        Work::Remove(id) => {
-            if let Err(e) = folders.remove(&id) {
-                // Without its document it is no task at the next start, and goes then.
-                let error = crate::failure::chain(&e);
-                tracing::warn!(task = %id, error, "not all removed");
+impl Work {
+    fn act(self, folders: &Folders) -> Done {
+        match self {
+            Self::Write(document) => {
+                let (id, revision) = (document.record.id.clone(), document.record.revision);
+                Done::Written { id, revision, result: folders.save(&document) }
+            }
+            Self::Erase(id) => {
+                let result = folders.remove(&id);
+                Done::Erased { id, result }
             }
         }
     }
@@ -330,10 +333,27 @@ mod tests {
         }
         let mut last = 0;
         while last < 50 {
-            let written = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
-            assert!(written.result.is_ok() && written.revision > last);
-            last = written.revision;
+            let done = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+            let Done::Written { revision, result, .. } = done else { panic!("{done:?}") };
+            assert!(result.is_ok() && revision > last);
+            last = revision;
         }
         assert_eq!(folders.load().unwrap().documents[0].record.revision, 50);
+    }
+
+    #[test]
+    fn what_is_erased_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(folder.path().to_owned());
+        folders.load().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let writers = Writers::start(&folders, move |done| drop(sender.send(done)));
+        for _ in 0..50 {
+            (0..20).for_each(|_| writers.write(document("a")));
+            writers.erase(TaskId("a".to_owned()));
+            let done = || receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+            while !matches!(done(), Done::Erased { result: Ok(()), .. }) {}
+            assert_eq!(folders.load().unwrap().documents, []);
+        }
     }
 }

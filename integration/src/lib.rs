@@ -64,6 +64,7 @@
 //! | `NEEDS` | see above |
 //! | `HAFEN_PATIENCE` | factor for time limits (1; 6 when `NEEDS` begins with `vm`) |
 
+mod agent;
 mod bundle;
 mod case;
 pub mod cgroup;
@@ -74,6 +75,7 @@ mod oci;
 mod program;
 mod receive;
 
+pub use agent::{Agent, Answer};
 pub use bundle::Bundle;
 pub use case::{Case, Test, attempt, main};
 pub use hafen_inside::{Facts, Mount, Status};

@@ -34,6 +34,8 @@ pub enum Need {
     Busybox,
     /// A program on `PATH`.
     Program(&'static str),
+    /// Debian's CNI plugins, where the agent looks for them.
+    Cni,
     /// The reference engine was built.
     Reference,
     /// `hafen-oci` was built with the feature `weaken`.
@@ -102,6 +104,7 @@ impl Need {
             Self::Limit(controller) => cgroup::has(controller) && cgroup::is_ours(),
             Self::Busybox => program::busybox().is_some(),
             Self::Program(name) => program::on_path(name).is_some(),
+            Self::Cni => has_cni_plugins(),
             Self::Reference => Program::Reference.find().is_ok(),
             Self::Weaken => can_be_weakened(),
             Self::File(path) => Path::new(path).exists(),
@@ -133,6 +136,7 @@ impl Need {
                     | Self::Limit(_)
                     | Self::Busybox
                     | Self::Program(_)
+                    | Self::Cni
                     | Self::Reference
                     | Self::Weaken
                     | Self::FileSystem(_)
@@ -148,6 +152,7 @@ impl Need {
                     | Self::Limit(_)
                     | Self::Busybox
                     | Self::Program(_)
+                    | Self::Cni
                     | Self::Reference
                     | Self::Weaken
                     | Self::FileSystem(_)
@@ -185,6 +190,7 @@ impl fmt::Display for Need {
             Self::Limit(controller) => write!(f, "cgroup controller {controller}"),
             Self::Busybox => f.write_str("busybox-static"),
             Self::Program(name) => write!(f, "program {name}"),
+            Self::Cni => f.write_str("containernetworking-plugins"),
             Self::Reference => f.write_str("program hafen-reference"),
             Self::Weaken => f.write_str("hafen-oci with the feature weaken"),
             Self::File(path) => write!(f, "file {path}"),
@@ -197,6 +203,11 @@ impl fmt::Display for Need {
             Self::That(name, _) => f.write_str(name),
         }
     }
+}
+
+fn has_cni_plugins() -> bool {
+    let plugins = ["bridge", "host-local", "loopback", "portmap"];
+    plugins.iter().all(|name| Path::new("/usr/lib/cni").join(name).is_file())
 }
 
 /// With the feature the program refuses a name that is no defence.

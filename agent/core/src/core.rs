@@ -455,10 +455,11 @@ impl Task {
     /// Failures in a row.
     fn count(&mut self, reason: &Reason) {
         let long = self.record.definition.back_off.forget_after;
-        let recovered =
-            matches!(reason, Reason::Exited(exit) if exit.is_success() || exit.ran >= long);
-        let before = if recovered { 0 } else { self.record.failures };
         let unhealthy = matches!(self.record.stop, Some(Stop::Unhealthy { .. }));
+        // Who was stopped for its health may well end with code 0, and has failed all the same.
+        let recovered = matches!(reason, Reason::Exited(exit)
+            if (exit.is_success() && !unhealthy) || exit.ran >= long);
+        let before = if recovered { 0 } else { self.record.failures };
         let failed = unhealthy || !matches!(reason, Reason::Exited(exit) if exit.is_success());
         self.record.failures = before.saturating_add(u32::from(failed));
     }

@@ -1,13 +1,12 @@
 //! The socket in the file system: one agent at a time, and only those come in who may.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use hafen_sys::{CallError, Context};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tokio::net::UnixListener;
 
 /// A socket that we listen on. Dropped, its file is gone.
@@ -75,14 +74,8 @@ fn draft(path: &Path) -> PathBuf {
 fn lock(socket: &Path) -> Result<Flock<fs::File>, DoorError> {
     let mut name = socket.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
-    let path = socket.with_file_name(name);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.call(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, Errno::EWOULDBLOCK)) => Err(DoorError::Taken(socket.to_owned())),
-        Err((_, e)) => Err(CallError::errno(format!("flock {}", path.display()), e).into()),
-    }
+    let taken = crate::lock::take(&socket.with_file_name(name))?;
+    taken.ok_or_else(|| DoorError::Taken(socket.to_owned()))
 }
 
 fn clear(path: &Path) -> Result<(), DoorError> {

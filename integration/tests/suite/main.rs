@@ -1,5 +1,6 @@
 //! All end-to-end tests, in one program that can be carried into the virtual machine.
 
+mod agent;
 mod bad_input;
 mod clients;
 mod differential;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         without::trials(),
         user::trials(),
         clients::trials(),
+        agent::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

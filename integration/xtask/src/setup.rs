@@ -105,6 +105,8 @@ const CLIENTS: &[Package] = &[
     // dockerd does not start without it, even when it is told to leave it alone.
     package("iptables", Proof::Program("iptables")),
     package("uidmap", Proof::Program("newuidmap")),
+    // The networks of the agent's tasks.
+    package("containernetworking-plugins", Proof::File("/usr/lib/cni/portmap")),
     // File systems whose quotas bound what a container writes.
     package("e2fsprogs", Proof::Program("mkfs.ext4")),
     package("xfsprogs", Proof::Program("mkfs.xfs")),

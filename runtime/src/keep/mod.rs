@@ -50,6 +50,8 @@ use crate::process::since_boot;
 use crate::supervise::{Signals, save};
 use crate::{Error, fault, release};
 
+/// Between two tries to write on a disk that is full.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Bytes of one read.
 const CHUNK: usize = 64 << 10;
 /// For clients that have come late: so much of what was written last.
@@ -265,6 +267,8 @@ pub(crate) struct Keeper {
     replay: Vec<u8>,
     /// Until then nothing is read, unless somebody attaches.
     held: Option<Instant>,
+    /// Until then something that failed is not tried again.
+    pause: Option<Instant>,
     ended: bool,
 }
 
@@ -321,6 +325,7 @@ impl Keeper {
             replay: Vec::new(),
             // A keeper that takes over is late for whoever wanted all.
             held: hold.then(|| Instant::now() + HOLD),
+            pause: None,
             ended: false,
         })
     }
@@ -367,15 +372,40 @@ impl Keeper {
     }
 
     /// One record, whoever writes it.
-    fn write_down(&self) -> Result<ExitRecord, Error> {
+    fn write_down(&mut self) -> Result<ExitRecord, Error> {
         if let Some(exit) = self.folder.exit()? {
             return Ok(exit);
         }
         let exit = self.exit(self.end()?);
         fault::point();
-        save(&exit, &self.folder.path.join(keep::EXIT))?;
+        self.save_when_there_is_room(&exit)?;
         fault::point();
         Ok(exit)
+    }
+
+    /// Nobody else knows how it ended: where the disk is full that waits until there is room, and everybody is served
+    /// meanwhile as before.
+    fn save_when_there_is_room(&mut self, exit: &ExitRecord) -> Result<(), Error> {
+        const LACKS: [Errno; 3] = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS];
+        let path = self.folder.path.join(keep::EXIT);
+        loop {
+            match save(exit, &path) {
+                Err(Error::Call(e)) if LACKS.iter().any(|errno| e.is(*errno)) => {
+                    self.serve_for(AGAIN)?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn serve_for(&mut self, pause: Duration) -> Result<(), Error> {
+        let end = Instant::now() + pause;
+        self.pause = Some(end);
+        while Instant::now() < end {
+            self.turn()?;
+        }
+        self.pause = None;
+        Ok(())
     }
 
     /// Only now may the first process be no zombie any more: a keeper after us could have asked it how it ended. The
@@ -451,7 +481,7 @@ impl Keeper {
         if let Some(fd) = self.sink().filter(|_| !self.input.is_empty()) {
             fds.push(PollFd::new(fd, PollFlags::POLLOUT));
         }
-        let waited = match self.held {
+        let waited = match self.pause.or(self.held) {
             Some(until) => poll(&mut fds, patience(until)),
             None => wait(&mut fds),
         };

@@ -10,53 +10,53 @@ use hafen_integration::{Test, Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-pub(super) const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
-pub(super) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// An archive in the making.
-pub(super) struct Tar {
+pub(crate) struct Tar {
     builder: Builder<Vec<u8>>,
     /// Mode and owner of the next entry, if it has others than usual.
     next: Option<(u32, u64, u64)>,
 }
 
 impl Tar {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { builder: Builder::new(Vec::new()), next: None }
     }
 
     /// Mode and owner of the next entry.
-    pub(super) fn of(self, mode: u32, uid: u64, gid: u64) -> Self {
+    pub(crate) fn of(self, mode: u32, uid: u64, gid: u64) -> Self {
         Self { next: Some((mode, uid, gid)), ..self }
     }
 
     /// Records before the next entry.
-    pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.builder.append_pax_extensions(records.iter().copied()).expect("in memory");
         self
     }
 
-    pub(super) fn null(self, name: &str) -> Self {
+    pub(crate) fn null(self, name: &str) -> Self {
         self.entry(name, EntryType::Char, 0o666, "", &[])
     }
 
-    pub(super) fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
         self.entry(name, EntryType::Regular, 0o644, "", text.as_ref())
     }
 
-    pub(super) fn program(self, name: &str, bytes: &[u8]) -> Self {
+    pub(crate) fn program(self, name: &str, bytes: &[u8]) -> Self {
         self.entry(name, EntryType::Regular, 0o755, "", bytes)
     }
 
-    pub(super) fn folder(self, name: &str) -> Self {
+    pub(crate) fn folder(self, name: &str) -> Self {
         self.entry(name, EntryType::Directory, 0o755, "", &[])
     }
 
-    pub(super) fn symlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
         self.entry(name, EntryType::Symlink, 0o777, target, &[])
     }
 
-    pub(super) fn link(self, name: &str, target: &str) -> Self {
+    pub(crate) fn link(self, name: &str, target: &str) -> Self {
         self.entry(name, EntryType::Link, 0o644, target, &[])
     }
 
@@ -82,29 +82,29 @@ impl Tar {
         self
     }
 
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.builder.into_inner().expect("in memory")
     }
 
-    pub(super) fn layer(self) -> Layer {
+    pub(crate) fn layer(self) -> Layer {
         Layer::plain(self.bytes())
     }
 }
 
 /// A layer as a manifest tells of it; a test may make it tell something else.
 #[derive(Debug, Clone)]
-pub(super) struct Layer {
-    pub(super) packed: Vec<u8>,
-    pub(super) media_type: String,
-    pub(super) diff_id: String,
+pub(crate) struct Layer {
+    pub(crate) packed: Vec<u8>,
+    pub(crate) media_type: String,
+    pub(crate) diff_id: String,
 }
 
 impl Layer {
-    pub(super) fn plain(tar: Vec<u8>) -> Self {
+    pub(crate) fn plain(tar: Vec<u8>) -> Self {
         Self { media_type: PLAIN.to_owned(), diff_id: digest(&tar), packed: tar }
     }
 
-    pub(super) fn gzip(self) -> Self {
+    pub(crate) fn gzip(self) -> Self {
         let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
         packed.write_all(&self.packed).expect("in memory");
         let packed = packed.finish().expect("in memory");
@@ -112,14 +112,14 @@ impl Layer {
     }
 }
 
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     let hash = Sha256::digest(bytes);
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }
 
 /// A layout with one image, whose tag is `made`. Its configuration has `config` in it.
-pub(super) fn layout(t: &Test, name: &str, layers: &[Layer], config: &Value) -> PathBuf {
+pub(crate) fn layout(t: &Test, name: &str, layers: &[Layer], config: &Value) -> PathBuf {
     let folder = t.dir().join(name);
     fs::create_dir_all(folder.join("blobs/sha256")).expect("mkdir");
     let blob = |bytes: &[u8], media_type: &str| {
@@ -143,16 +143,16 @@ pub(super) fn layout(t: &Test, name: &str, layers: &[Layer], config: &Value) -> 
     folder
 }
 
-pub(super) fn put(layout: &Path, digest: &str, bytes: &[u8]) {
+pub(crate) fn put(layout: &Path, digest: &str, bytes: &[u8]) {
     fs::write(layout.join("blobs").join(digest.replace(':', "/")), bytes).expect("written");
 }
 
-pub(super) fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
 /// The lowest layer: busybox, with all of its programs that tests run.
-pub(super) fn busybox(t: &Test) -> Layer {
+pub(crate) fn busybox(t: &Test) -> Layer {
     let rootfs = t.bundle().rootfs();
     let program = fs::read(rootfs.join("bin/busybox")).expect("busybox");
     let mut tar = ["bin/", "dev/", "etc/", "proc/", "sys/", "tmp/"]

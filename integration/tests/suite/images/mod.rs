@@ -6,7 +6,7 @@ mod crash;
 mod facts;
 mod folder;
 mod hostile;
-mod made;
+pub(crate) mod made;
 mod owners;
 mod registry;
 mod run;

@@ -210,7 +210,8 @@ fn hooks_have_run_when_it_is_released(t: &Test) {
 fn a_launch_that_fails_leaves_nothing(t: &Test) {
     let place = Place::new(t);
     let call = Kept::spawn(&place.oci, &place.dir, place.words(&t.bundle().args(["/none"]), &[]));
-    call.wait().error_with(["/none"]);
+    // As a shell says that it is not there.
+    call.wait().failed_with(127, ["/none"]);
     assert_eq!(names(&place.dir), ["lock"]);
     // The folder is of use for the next one.
     assert_eq!(place.keep(&t.bundle().sh("exit 2"), &[]).end().exit_code, Some(2));

@@ -1,0 +1,302 @@
+//! Tasks of random kinds under random kills, and a comparison of what was reported with what happened.
+//!
+//! Each task writes to a file of its own, on a folder of the node's, when it starts and when it ends, with the code that it
+//! ends with. What was reported may know less than that, but never anything else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hafen_integration::{Test, Value, json, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Node, exit_code};
+
+const CYCLES: u32 = 100;
+/// Tasks that are there at the same time.
+const BATCH: u32 = 10;
+
+/// xorshift: the same seed gives the same choices.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % most
+    }
+}
+
+/// `HAFEN_SEED`, or one of the time.
+fn seed() -> u64 {
+    let said = std::env::var("HAFEN_SEED").ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_micros());
+    said.unwrap_or_else(|| u64::try_from(now).unwrap_or(1)).max(1)
+}
+
+fn cycles() -> u32 {
+    std::env::var("HAFEN_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(CYCLES)
+}
+
+/// What a task does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Ends with this code.
+    Ends(u8),
+    /// Runs a while, and ends with this code.
+    Works(u8),
+    /// Runs until it is asked to end.
+    Serves,
+    /// Does not hear.
+    Deaf,
+    /// Fails, and is started once more.
+    Fails(u8),
+}
+
+impl Kind {
+    fn chosen(chance: &mut Chance) -> Self {
+        let code = u8::try_from(chance.below(100)).expect("small") + 1;
+        match chance.below(5) {
+            0 => Self::Ends(code),
+            1 => Self::Works(code),
+            2 => Self::Serves,
+            3 => Self::Deaf,
+            _ => Self::Fails(code),
+        }
+    }
+
+    fn script(self) -> String {
+        let ends = |code| format!("echo end {code} >> /out; echo last; exit {code}");
+        match self {
+            Self::Ends(code) | Self::Fails(code) => ends(code),
+            Self::Works(code) => format!(
+                "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo line $i; sleep 0.02; done; {}",
+                ends(code)
+            ),
+            Self::Serves => format!("trap '{}' TERM; while :; do sleep 0.02; done", ends(7)),
+            Self::Deaf => "trap '' TERM; while :; do sleep 0.02; done".to_owned(),
+        }
+    }
+
+    /// Somebody has to end it.
+    const fn is_endless(self) -> bool {
+        matches!(self, Self::Serves | Self::Deaf)
+    }
+
+    const fn most_starts(self) -> usize {
+        if matches!(self, Self::Fails(_)) { 2 } else { 1 }
+    }
+}
+
+struct Cycle {
+    id: String,
+    kind: Kind,
+    file: PathBuf,
+    /// A signal from outside may have ended it.
+    was_killed: bool,
+    /// The agent has said that it took it on.
+    is_taken_on: bool,
+    kept_badly: bool,
+}
+
+pub(super) fn run(t: &Test) {
+    let seed = seed();
+    let mut chance = Chance(seed);
+    let outcome = hafen_integration::attempt(|| {
+        let mut node = Node::new(t);
+        let mut left = cycles();
+        let mut number = 0;
+        while left > 0 {
+            let size = left.min(BATCH);
+            let mut batch: Vec<Cycle> =
+                (0..size).map(|i| cycle(&node, number + i, &mut chance)).collect();
+            number += size;
+            left -= size;
+            play(&mut node, &mut batch, &mut chance);
+            batch.iter().for_each(|cycle| judge(&node, cycle));
+            node.remove_all();
+        }
+    });
+    outcome.unwrap_or_else(|words| panic!("HAFEN_SEED={seed}: {words}"));
+}
+
+fn cycle(node: &Node<'_>, number: u32, chance: &mut Chance) -> Cycle {
+    let id = format!("t{number}");
+    let file = node.folder().join(&id);
+    fs::write(&file, "").expect("written");
+    Cycle {
+        id,
+        kind: Kind::chosen(chance),
+        file,
+        was_killed: false,
+        is_taken_on: false,
+        kept_badly: false,
+    }
+}
+
+fn spec(node: &Node<'_>, cycle: &Cycle) -> Value {
+    let mut spec =
+        node.sh(&cycle.id, &format!("echo start >> /out; echo first; {}", cycle.kind.script()));
+    spec["mounts"] = json!([{ "host": cycle.file, "destination": "/out" }]);
+    spec["kill"] = json!({ "grace": "0.3s" });
+    if matches!(cycle.kind, Kind::Fails(_)) {
+        spec["restart"] = json!({ "when": "WHEN_ON_FAILURE", "most": 1, "backOff": "0.05s" });
+    }
+    spec
+}
+
+/// Submit them all, with kills between; then stop those that do not end by themselves, with kills between.
+fn play(node: &mut Node<'_>, batch: &mut [Cycle], chance: &mut Chance) {
+    for cycle in batch.iter_mut() {
+        let answer = node.try_http("POST", "/v1/tasks", &spec(node, cycle).to_string());
+        cycle.is_taken_on = answer.is_some_and(|answer| answer.status == 201);
+        disturb(node, cycle, chance);
+    }
+    for cycle in batch.iter_mut().filter(|cycle| cycle.kind.is_endless()) {
+        let path = format!("/v1/tasks/{}/stop", cycle.id);
+        let answer = node.http("POST", &path, "");
+        assert!(answer.status == 200 || (answer.status == 404 && !cycle.is_taken_on), "{answer:?}");
+        disturb(node, cycle, chance);
+    }
+}
+
+/// At a random moment, one of what is there dies. The moments are what is random: nothing is waited for.
+fn disturb(node: &mut Node<'_>, cycle: &mut Cycle, chance: &mut Chance) {
+    std::thread::sleep(Duration::from_millis(chance.below(60)));
+    let strike = |pid: i32| {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    };
+    match chance.below(8) {
+        0 | 1 => {
+            node.kill9();
+            std::thread::sleep(Duration::from_millis(chance.below(80)));
+            node.restart();
+        }
+        2 => {
+            // Its keeper, wherever it is in its work.
+            let folder = node.task_folder(&cycle.id).display().to_string();
+            for pid in node.keepers() {
+                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                if String::from_utf8_lossy(&words).contains(&format!("{folder}/")) {
+                    cycle.kept_badly = true;
+                    strike(pid);
+                }
+            }
+        }
+        3 => {
+            let pid =
+                node.http("GET", &format!("/v1/tasks/{}", cycle.id), "").json()["pid"].as_i64();
+            if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0) {
+                cycle.was_killed = true;
+                strike(pid);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn judge(node: &Node<'_>, cycle: &Cycle) {
+    let Cycle { id, kind, .. } = cycle;
+    let happened = fs::read_to_string(&cycle.file).expect("read");
+    if node.http("GET", &format!("/v1/tasks/{id}"), "").status == 404 {
+        assert!(
+            !cycle.is_taken_on,
+            "{id} was taken on and is forgotten; happened: {happened:?}\n{}",
+            node.said()
+        );
+        assert_eq!(happened, "", "{id} ran, and nobody knows");
+        return;
+    }
+    let task = node.wait(id);
+    let happened = fs::read_to_string(&cycle.file).expect("read");
+    let starts = happened.lines().filter(|line| *line == "start").count();
+    let last = happened
+        .lines()
+        .last()
+        .and_then(|line| line.strip_prefix("end "))
+        .and_then(|code| code.parse().ok());
+    let context = || {
+        format!(
+            "{id} {kind:?} killed {} keeper {} happened {happened:?}: {task:#}\n{}",
+            cycle.was_killed,
+            cycle.kept_badly,
+            said_of(node, id)
+        )
+    };
+    let attempts = task["attempt"].as_u64().unwrap_or(0);
+    assert!(starts <= kind.most_starts(), "started {starts} times: {}", context());
+    assert!(starts as u64 <= attempts, "{starts} starts of {attempts} attempts: {}", context());
+    if let (Some(told), Some(wrote)) = (exit_code(&task), last) {
+        assert_eq!(told, wrote, "{}", context());
+    }
+    // Nobody was there who could know: less is told then, but nothing else.
+    if !cycle.was_killed && !cycle.kept_badly {
+        assert_ne!(task["state"], "STATE_LOST", "{}", context());
+        assert_ne!(task["state"], "STATE_ERROR", "{}", context());
+        told_in_full(kind, last, &task, &context);
+        logged(node, kind, starts, id, &context);
+    }
+    // Its keeper was there to see the kill.
+    if cycle.was_killed && !cycle.kept_badly && matches!(kind, Kind::Ends(_) | Kind::Works(_)) {
+        let signal = task["reason"]["exit"]["signal"].as_i64();
+        assert!(signal == Some(9) || exit_code(&task).is_some(), "{}", context());
+    }
+    if task["state"] == "STATE_ERROR" {
+        assert_eq!(last, None, "it is told that it never ran: {}", context());
+    }
+    if task["state"] != "STATE_LOST" {
+        nothing_is_left(node, id, &context);
+    }
+}
+
+fn told_in_full(kind: &Kind, last: Option<i64>, task: &Value, context: &dyn Fn() -> String) {
+    match kind {
+        Kind::Ends(code) | Kind::Works(code) | Kind::Fails(code) => {
+            assert_eq!(exit_code(task), Some((*code).into()), "{}", context());
+            assert_eq!(task["state"], "STATE_FAILED", "{}", context());
+            assert_eq!(last, Some((*code).into()), "{}", context());
+        }
+        // It may be stopped before it runs, or before it hears.
+        Kind::Serves | Kind::Deaf => assert_eq!(task["state"], "STATE_KILLED", "{}", context()),
+    }
+}
+
+fn logged(node: &Node<'_>, kind: &Kind, starts: usize, id: &str, context: &dyn Fn() -> String) {
+    let text = node.logs(id);
+    let count = |wanted: &str| text.lines().filter(|line| *line == wanted).count();
+    if !kind.is_endless() {
+        assert_eq!(
+            (count("first"), count("last")),
+            (starts, starts),
+            "log {text:?}: {}",
+            context()
+        );
+    }
+    if matches!(kind, Kind::Works(_)) {
+        let lines = text.lines().filter(|line| line.starts_with("line ")).count();
+        assert_eq!(lines, 20, "log {text:?}: {}", context());
+    }
+}
+
+/// Its container goes a moment after its end was told.
+fn nothing_is_left(node: &Node<'_>, id: &str, context: &dyn Fn() -> String) {
+    let of_it = |path: &Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{id}+")))
+    };
+    let oci = node.run_folder().join("oci");
+    let gone = wait_until(Duration::from_secs(10), || {
+        let mut entries = fs::read_dir(&oci).into_iter().flatten().flatten();
+        (!entries.any(|entry| of_it(&entry.path()))).then_some(())
+    });
+    assert!(gone.is_some(), "its container is left: {}", context());
+}
+
+fn said_of(node: &Node<'_>, id: &str) -> String {
+    let said = node.said();
+    let lines = said
+        .lines()
+        .filter(|line| line.contains(&format!("{id} ")) || line.contains(&format!("{id}+")));
+    lines.map(|line| format!("  {line}\n")).collect()
+}
