@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -153,6 +154,26 @@ impl Folders {
         sync_folder(&self.root)
     }
 
+    /// Take a task's folder out of the way, so that its name is free; it is still to be removed.
+    ///
+    /// # Errors
+    /// Names what stays.
+    fn set_aside(&self, id: &TaskId) -> Result<Option<PathBuf>, CallError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let folder = self.task(id);
+        // The document goes first: a folder without it is removed at the next start, whatever its name.
+        let document = folder.join(DOCUMENT);
+        gone(fs::remove_file(&document)).call(|| format!("unlink {}", document.display()))?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // No task has such a name.
+        let aside = self.root.join(format!("+erased-{}-{number}", std::process::id()));
+        match fs::rename(&folder, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).call(|| format!("rename {}", folder.display())),
+        }
+    }
+
     /// Leave nothing of an attempt.
     ///
     /// # Errors
@@ -174,10 +195,25 @@ fn remove_folder(path: &Path) -> Result<(), CallError> {
     hafen_rootfs::release::remove_tree(path)
 }
 
-/// Threads that write documents down, each task's in order. Of several revisions that wait only the last is written.
+/// Threads that write documents down and remove them, each task's in order. Of several revisions that wait only the last
+/// is written.
 #[derive(Debug)]
 pub struct Writers {
-    queues: Vec<mpsc::Sender<Document>>,
+    queues: Vec<mpsc::Sender<Work>>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Write(Box<Document>),
+    Erase(TaskId),
+}
+
+/// What is to be done for one task.
+#[derive(Debug, Default)]
+struct Pending {
+    erase: bool,
+    /// After that.
+    write: Option<Box<Document>>,
 }
 
 /// What came of a document.
@@ -195,34 +231,85 @@ impl Writers {
     /// Where the machine cannot start a thread: there is nothing to go on with then.
     #[must_use]
     pub fn start(folders: &Folders, done: impl Fn(Written) + Clone + Send + 'static) -> Self {
+        let eraser = start_eraser(folders);
         let queues = (0..WRITERS).map(|number| {
             let (sender, receiver) = mpsc::channel();
-            let (folders, done) = (folders.clone(), done.clone());
+            let (folders, done, eraser) = (folders.clone(), done.clone(), eraser.clone());
             let thread = thread::Builder::new().name(format!("writer-{number}"));
-            thread.spawn(move || write_all(&folders, &receiver, &done)).expect("a thread");
+            thread.spawn(move || write_all(&folders, &receiver, &eraser, &done)).expect("a thread");
             sender
         });
         Self { queues: queues.collect() }
     }
 
     pub fn write(&self, document: Document) {
+        let id = document.record.id.clone();
+        self.send(&id, Work::Write(Box::new(document)));
+    }
+
+    /// Leave nothing of a task: after all of it that waits to be written, and before a new one of its name.
+    pub fn erase(&self, id: TaskId) {
+        self.send(&id.clone(), Work::Erase(id));
+    }
+
+    fn send(&self, id: &TaskId, work: Work) {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&document.record.id);
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
         let at = usize::try_from(hash % WRITERS as u64).unwrap_or_default();
         // They end when we do.
-        let _ = self.queues[at].send(document);
+        let _ = self.queues[at].send(work);
     }
 }
 
-fn write_all(folders: &Folders, queue: &mpsc::Receiver<Document>, done: &impl Fn(Written)) {
-    while let Ok(first) = queue.recv() {
-        let mut last = HashMap::from([(first.record.id.clone(), first)]);
-        for next in queue.try_iter() {
-            last.insert(next.record.id.clone(), next);
+/// A thread that removes folders which are out of the way: nobody waits for that.
+fn start_eraser(folders: &Folders) -> mpsc::Sender<PathBuf> {
+    let (sender, receiver) = mpsc::channel::<PathBuf>();
+    let root = folders.root.clone();
+    let erase = move || {
+        while let Ok(first) = receiver.recv() {
+            for folder in std::iter::once(first).chain(receiver.try_iter()) {
+                warn_of(remove_folder(&folder));
+            }
+            warn_of(sync_folder(&root));
         }
-        for (id, document) in last {
-            let result = folders.save(&document);
-            done(Written { id, revision: document.record.revision, result });
+    };
+    thread::Builder::new().name("eraser".to_owned()).spawn(erase).expect("a thread");
+    sender
+}
+
+/// Without its document it is no task at the next start, and goes then.
+fn warn_of(removed: Result<(), CallError>) {
+    if let Err(e) = removed {
+        tracing::warn!(error = crate::failure::chain(&e), "not all of a task removed");
+    }
+}
+
+fn write_all(
+    folders: &Folders,
+    queue: &mpsc::Receiver<Work>,
+    eraser: &mpsc::Sender<PathBuf>,
+    done: &impl Fn(Written),
+) {
+    while let Ok(first) = queue.recv() {
+        let mut all: HashMap<TaskId, Pending> = HashMap::new();
+        for work in std::iter::once(first).chain(queue.try_iter()) {
+            match work {
+                Work::Write(document) => {
+                    let pending = all.entry(document.record.id.clone()).or_default();
+                    pending.write = Some(document);
+                }
+                Work::Erase(id) => drop(all.insert(id, Pending { erase: true, write: None })),
+            }
+        }
+        for (id, Pending { erase, write }) in all {
+            if erase {
+                let aside = folders.set_aside(&id);
+                warn_of(aside.map(|aside| aside.into_iter().for_each(|a| drop(eraser.send(a)))));
+            }
+            if let Some(document) = write {
+                let result = folders.save(&document);
+                done(Written { id, revision: document.record.revision, result });
+            }
         }
     }
 }
@@ -240,7 +327,7 @@ mod tests {
         let back_off = BackOff { first: second, most: second, forget_after: second };
         let definition =
             Definition { restart: Restart::Never, back_off, grace: second, longest: None };
-        let effects = Core::default().submit(TaskId(name.to_owned()), definition).unwrap();
+        let effects = Core::default().submit(TaskId(name.to_owned()), definition, false).unwrap();
         let Some(Effect::Save(record)) = effects.into_iter().next() else { panic!("no record") };
         let spec = v1::TaskSpec { id: name.to_owned(), ..v1::TaskSpec::default() };
         Document {
@@ -271,6 +358,29 @@ mod tests {
         }
         fs::write(&path, text).unwrap();
         assert_eq!(folders.load().unwrap().documents.len(), 2);
+    }
+
+    #[test]
+    fn what_is_erased_stays_so_and_its_name_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(folder.path().to_owned());
+        folders.load().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let writers = Writers::start(&folders, move |written| drop(sender.send(written)));
+        for _ in 0..20 {
+            writers.write(document("a"));
+            writers.erase(TaskId("a".to_owned()));
+        }
+        writers.write(document("a"));
+        fs::create_dir_all(folders.attempt(&TaskId("b".to_owned()), 1)).unwrap();
+        writers.erase(TaskId("b".to_owned()));
+        writers.write(document("b"));
+        while receiver.recv_timeout(Duration::from_secs(20)).unwrap().id.0 != "b" {}
+        assert!(!folders.attempt(&TaskId("b".to_owned()), 1).exists());
+        writers.erase(TaskId("b".to_owned()));
+        drop(writers);
+        while receiver.recv_timeout(Duration::from_secs(20)).is_ok() {}
+        assert_eq!(folders.load().unwrap().documents, [document("a")]);
     }
 
     #[test]
