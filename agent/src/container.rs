@@ -107,12 +107,36 @@ pub enum News {
 /// Takes what keepers tell.
 pub type Listener = Arc<dyn Fn(TaskId, Attempt, News) + Send + Sync>;
 
+/// What a container of a task needs is there.
+#[derive(Debug, Clone, Default)]
+pub struct Staged {
+    /// What the image says about how to ask it to end.
+    pub signal: Option<String>,
+}
+
 impl Ground {
-    /// Have ready what a container of the task needs. The answer is the signal that asks it to end.
+    /// Is everything there that a container of the task needs, as far as can be seen without waiting?
+    #[must_use]
+    pub fn find_staged(&self, spec: &v1::TaskSpec) -> Option<Staged> {
+        if !spec.artifacts.is_empty() {
+            return None;
+        }
+        let root = spec.root.clone().unwrap_or_default();
+        match &root.kind {
+            Some(v1::root::Kind::Image(_)) if root.pull() == v1::Pull::Always => None,
+            Some(v1::root::Kind::Image(name)) => {
+                let signal = stop_signal(&Store::at(self.images.clone()), name)?;
+                Some(Staged { signal })
+            }
+            _ => Some(Staged::default()),
+        }
+    }
+
+    /// Have ready what a container of the task needs.
     ///
     /// # Errors
     /// In words.
-    pub async fn stage(&self, job: &Job) -> Result<Option<String>, String> {
+    pub async fn stage(&self, job: &Job) -> Result<Staged, String> {
         let signal = self.have_image(&job.spec).await?;
         let folder = self.artifacts(&job.id);
         for (number, artifact) in job.spec.artifacts.iter().enumerate() {
@@ -123,7 +147,7 @@ impl Ground {
             fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
             self.fetcher.fetch(artifact, &place).await.map_err(|e| chain(&e))?;
         }
-        Ok(signal)
+        Ok(Staged { signal })
     }
 
     fn artifacts(&self, id: &TaskId) -> PathBuf {

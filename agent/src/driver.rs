@@ -17,7 +17,7 @@ use hafen_spec::keep::{ExitRecord, Request, Told};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::container::{Container, Ground, Inquiry, Job, Listener, News};
+use crate::container::{Container, Ground, Inquiry, Job, Listener, News, Staged};
 use crate::events::Events;
 use crate::failure::{Failure, Kind};
 use crate::metrics::Phases;
@@ -28,6 +28,8 @@ use crate::{check, resolve, view};
 /// Between two tries of what failed and must be.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(30);
+/// Until a record is written down for which nobody waits: another one has mostly taken its place by then.
+const SOON: Duration = Duration::from_secs(5);
 /// After that an operation is late, and shown so.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -63,6 +65,7 @@ pub struct Live {
     pub checks: Vec<v1::CheckStatus>,
     checking: Option<AbortHandle>,
     timers: HashMap<Timer, AbortHandle>,
+    saving_soon: Option<AbortHandle>,
     pub operations: BTreeMap<&'static str, Operation>,
     /// Who waits until it is written down, and in which state it is then.
     accepted: Vec<oneshot::Sender<Result<(), String>>>,
@@ -300,6 +303,7 @@ impl Driver {
     fn perform_one(&mut self, effect: Effect) {
         match effect {
             Effect::Save(record) => self.save(record),
+            Effect::SaveSoon(record) => self.save_soon(&record.id),
             Effect::Stage { id } => self.stage(id),
             Effect::Launch { id, attempt } => self.launch(&id, attempt),
             Effect::Signal { id, attempt } => self.signal(&id, attempt),
@@ -311,8 +315,22 @@ impl Driver {
         }
     }
 
+    fn save_soon(&mut self, id: &TaskId) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if live.saving_soon.is_some() {
+            return;
+        }
+        let (inputs, id) = (self.inputs.clone(), id.clone());
+        let waiting = tokio::spawn(async move {
+            tokio::time::sleep(SOON).await;
+            let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.save_again(&id))));
+        });
+        live.saving_soon = Some(waiting.abort_handle());
+    }
+
     fn save(&mut self, record: Record) {
-        let Some(live) = self.live.get(&record.id) else { return };
+        let Some(live) = self.live.get_mut(&record.id) else { return };
+        live.saving_soon.take().into_iter().for_each(|waiting| waiting.abort());
         let id = record.id.clone();
         self.writers.write(Document {
             format: Document::format(),
@@ -344,10 +362,10 @@ impl Driver {
         drop(staging);
     }
 
-    fn staged(&mut self, id: TaskId, result: Result<Option<String>, String>) {
+    fn staged(&mut self, id: TaskId, result: Result<Staged, String>) {
         self.end(&id, "stage");
-        if let (Ok(signal), Some(live)) = (&result, self.live.get_mut(&id)) {
-            live.signal.clone_from(signal);
+        if let (Ok(staged), Some(live)) = (&result, self.live.get_mut(&id)) {
+            live.signal.clone_from(&staged.signal);
         }
         self.happened(Event::Staged { id, result: result.map(drop) });
     }
@@ -658,7 +676,7 @@ impl Driver {
         }
     }
 
-    /// Take a task on. The answer comes when it is written down.
+    /// Take a task on. The answer comes when it is written down. What is staged already starts with the same record.
     ///
     /// # Errors
     /// [`Kind::Exists`]; [`Kind::Invalid`] with every problem.
@@ -666,6 +684,7 @@ impl Driver {
         &mut self,
         spec: v1::TaskSpec,
         group: Option<Arc<v1::PodSpec>>,
+        staged: Option<Staged>,
     ) -> Result<oneshot::Receiver<Result<(), String>>, Failure> {
         let definition = resolve::definition(&spec)?;
         let id = TaskId(spec.id.clone());
@@ -677,12 +696,14 @@ impl Driver {
         if self.quarantined.contains_key(&id.0) || self.erasing.contains(&id) {
             return Err(exists());
         }
-        let effects = self.core.submit(id.clone(), definition).map_err(|_| exists())?;
+        let effects = self.core.submit(id.clone(), definition, staged.is_some());
+        let effects = effects.map_err(|_| exists())?;
         let (accepted, answer) = oneshot::channel();
         let created = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut live = Live::new(Arc::new(spec), group, created);
         live.accepted.push(accepted);
         live.remove = live.spec.remove;
+        live.signal = staged.and_then(|staged| staged.signal);
         self.live.insert(id, live);
         self.perform(effects);
         Ok(answer)
@@ -806,6 +827,7 @@ impl Live {
             checks: Vec::new(),
             checking: None,
             timers: HashMap::new(),
+            saving_soon: None,
             operations: BTreeMap::new(),
             accepted: Vec::new(),
             waiters: Vec::new(),

@@ -16,8 +16,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Between two looks at what is not there yet.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks at what is not there yet: short at first, because it mostly is a matter of a moment.
+const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE_MOST: Duration = Duration::from_millis(20);
 
 /// The runtime, and where it keeps its state.
 #[derive(Debug, Clone)]
@@ -151,12 +152,14 @@ pub fn is_kept(folder: &Path) -> Result<bool, CallError> {
 /// ETIMEDOUT; names the file.
 pub async fn gone(folder: &Path, patience: Duration) -> Result<(), CallError> {
     let deadline = Instant::now() + patience;
+    let mut pause = PAUSE;
     while is_kept(folder)? {
         if Instant::now() > deadline {
             let call = format!("wait for the keeper of {}", folder.display());
             return Err(CallError::errno(call, Errno::ETIMEDOUT));
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MOST);
     }
     Ok(())
 }
@@ -225,11 +228,13 @@ impl Connection {
     /// Names the socket; nobody listened in time, or the keeper is gone.
     pub async fn open_within(folder: &Path, patience: Duration) -> Result<Self, CallError> {
         let deadline = Instant::now() + patience;
+        let mut pause = PAUSE;
         loop {
             match Self::open(folder).await {
-                Err(_) if Instant::now() < deadline && is_kept(folder)? => sleep(PAUSE).await,
+                Err(_) if Instant::now() < deadline && is_kept(folder)? => sleep(pause).await,
                 answer => return answer,
             }
+            pause = (pause * 2).min(PAUSE_MOST);
         }
     }
 }

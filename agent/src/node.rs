@@ -36,6 +36,8 @@ pub type Flow<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
 
 /// Of one artifact, where the task does not say less.
 const ARTIFACT_BYTES: u64 = 16 << 30;
+/// Tasks whose numbers are read one after the other before it is worth to do it twice at once.
+const AT_LEAST: usize = 16;
 /// Keepers that are asked at the same time after a start.
 const ASKED: usize = 64;
 
@@ -162,7 +164,8 @@ impl Node {
             return Err(Failure::new(Kind::Exists, words));
         }
         self.keep_secrets(&id, &mut spec)?;
-        let accepted = self.ask(move |driver| driver.submit(spec, group)).await??;
+        let staged = self.shared.ground.find_staged(&spec);
+        let accepted = self.ask(move |driver| driver.submit(spec, group, staged)).await??;
         let written = accepted.await;
         match written {
             Ok(Ok(())) => self.get(&id.0).await,
@@ -465,9 +468,15 @@ impl Node {
             .into_iter()
             .filter(|(id, _)| wanted.is_empty() || wanted.contains(id))
             .collect();
-        let read = tokio::task::spawn_blocking(move || all.iter().map(usage).collect()).await;
-        let tasks = read.map_err(|e| Failure::of(Kind::Internal, &e))?;
-        Ok(v1::StatsResponse { tasks })
+        // It takes the kernel longest to open the files: so on all processors at once.
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let part = all.len().div_ceil(processors).max(AT_LEAST);
+        let parts = all.chunks(part).map(<[_]>::to_vec).map(|part| {
+            tokio::task::spawn_blocking(move || part.iter().map(usage).collect::<Vec<_>>())
+        });
+        let read = futures_util::future::try_join_all(parts.collect::<Vec<_>>()).await;
+        let tasks = read.map_err(|e| Failure::of(Kind::Internal, &e))?.into_iter().flatten();
+        Ok(v1::StatsResponse { tasks: tasks.collect() })
     }
 
     /// Tasks whose containers run.

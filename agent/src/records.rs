@@ -286,7 +286,7 @@ mod tests {
         let back_off = BackOff { first: second, most: second, forget_after: second };
         let definition =
             Definition { restart: Restart::Never, back_off, grace: second, longest: None };
-        let effects = Core::default().submit(TaskId(name.to_owned()), definition).unwrap();
+        let effects = Core::default().submit(TaskId(name.to_owned()), definition, false).unwrap();
         let Some(Effect::Save(record)) = effects.into_iter().next() else { panic!("no record") };
         let spec = v1::TaskSpec { id: name.to_owned(), ..v1::TaskSpec::default() };
         Document {

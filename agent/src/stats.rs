@@ -1,8 +1,9 @@
 //! What tasks take now, from the kernel's own numbers.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use hafen_isolator::cgroup::{self, Stats};
+use hafen_isolator::cgroup::{self, Pressure};
 use hafen_protocol::v1;
 use hafen_spec::keep::Status;
 use hafen_spec::plan::Claim;
@@ -12,64 +13,50 @@ use crate::resolve::duration;
 /// Read the numbers of a container. What cannot be had is left at zero.
 #[must_use]
 pub fn usage(status: &Status) -> v1::Usage {
-    let stats = cgroup::stats(&status.claims);
-    let totals = cgroup::observe(&status.claims);
+    let taken = cgroup::taken(&status.claims);
+    let totals = &taken.totals;
     let (received_bytes, sent_bytes) = network(status.pid).unwrap_or_default();
-    let psi = |psi: Option<cgroup::Pressure>| psi.and_then(|psi| Some(psi.some?.avg10));
+    let micros = |usec: u64| Some(duration(Duration::from_micros(usec)));
+    let some = |psi: Option<Pressure>| psi.and_then(|psi| Some(psi.some?.avg10));
     v1::Usage {
-        memory: stats.memory.usage.usage,
+        cpu: micros(totals.cpu_usec.unwrap_or_default()),
+        cpu_user: micros(taken.cpu_user_usec),
+        cpu_system: micros(taken.cpu_system_usec),
+        cpu_periods: totals.cpu_periods.unwrap_or_default(),
+        cpu_throttled_periods: totals.cpu_throttled_periods.unwrap_or_default(),
+        cpu_throttled: micros(totals.cpu_throttled_usec.unwrap_or_default()),
+        memory: taken.memory,
         memory_peak: totals.memory_peak_bytes.unwrap_or_default(),
         memory_limit: totals.memory_limit_bytes.unwrap_or_default(),
-        memory_anon: raw(&stats, &["anon", "total_rss", "rss"]),
-        memory_file: raw(&stats, &["file", "total_cache", "cache"]),
-        swap: raw(&stats, &["swap", "total_swap"]),
+        memory_anon: taken.memory_anon,
+        memory_file: taken.memory_file,
+        swap: taken.swap,
         oom_events: totals.oom_events.unwrap_or_default(),
         oom_kills: totals.oom_kills.unwrap_or_default(),
-        pids: stats.pids.current,
+        pids: taken.pids,
         pids_peak: totals.pids_peak.unwrap_or_default(),
         pids_limit: totals.pids_limit.unwrap_or_default(),
         pids_refused: totals.pids_limit_hits.unwrap_or_default(),
-        read_bytes: sum(&stats.blkio.io_service_bytes_recursive, "read"),
-        written_bytes: sum(&stats.blkio.io_service_bytes_recursive, "write"),
-        reads: sum(&stats.blkio.io_serviced_recursive, "read"),
-        writes: sum(&stats.blkio.io_serviced_recursive, "write"),
+        read_bytes: taken.read_bytes,
+        written_bytes: taken.written_bytes,
+        reads: taken.reads,
+        writes: taken.writes,
         received_bytes,
         sent_bytes,
-        cpu_pressure: psi(stats.cpu.psi),
-        memory_pressure: psi(stats.memory.psi),
-        memory_pressure_full: stats.memory.psi.and_then(|psi| Some(psi.full?.avg10)),
-        io_pressure: psi(stats.blkio.psi),
-        ..processor(&stats)
+        cpu_pressure: some(taken.cpu_pressure),
+        memory_pressure: some(taken.memory_pressure),
+        memory_pressure_full: taken.memory_pressure.and_then(|psi| Some(psi.full?.avg10)),
+        io_pressure: some(taken.io_pressure),
     }
-}
-
-fn processor(stats: &Stats) -> v1::Usage {
-    let nanos = |nanos| Some(duration(Duration::from_nanos(nanos)));
-    let (usage, throttling) = (&stats.cpu.usage, &stats.cpu.throttling);
-    v1::Usage {
-        cpu: nanos(usage.total),
-        cpu_user: nanos(usage.user),
-        cpu_system: nanos(usage.kernel),
-        cpu_periods: throttling.periods,
-        cpu_throttled_periods: throttling.throttled_periods,
-        cpu_throttled: nanos(throttling.throttled_time),
-        ..v1::Usage::default()
-    }
-}
-
-fn raw(stats: &Stats, keys: &[&str]) -> u64 {
-    keys.iter().find_map(|key| stats.memory.raw.get(*key)).copied().unwrap_or_default()
-}
-
-fn sum(entries: &[cgroup::BlkioEntry], op: &str) -> u64 {
-    entries.iter().filter(|entry| entry.op.eq_ignore_ascii_case(op)).map(|entry| entry.value).sum()
 }
 
 /// Bytes received and sent by all but the loopback; `None` where the network is the node's own.
 fn network(pid: i32) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
-    let namespace = |who: &str| std::fs::metadata(format!("/proc/{who}/ns/net")).map(|m| m.ino());
-    if namespace(&pid.to_string()).ok()? == namespace("self").ok()? {
+    // Ours does not change.
+    static OWN: OnceLock<Option<u64>> = OnceLock::new();
+    let namespace = |who: &str| Some(std::fs::metadata(format!("/proc/{who}/ns/net")).ok()?.ino());
+    if namespace(&pid.to_string())? == (*OWN.get_or_init(|| namespace("self")))? {
         return None;
     }
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
@@ -85,8 +72,7 @@ fn network(pid: i32) -> Option<(u64, u64)> {
 /// Throttled periods and all, for watching: one file.
 #[must_use]
 pub fn throttling(claims: &[Claim]) -> (u64, u64) {
-    let usage = cgroup::observe(claims);
-    (usage.cpu_throttled_periods.unwrap_or_default(), usage.cpu_periods.unwrap_or_default())
+    cgroup::throttling(claims)
 }
 
 /// Percent of the last minute in which some process of it waited for memory; `None` where the kernel does not count it.

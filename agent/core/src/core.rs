@@ -71,6 +71,8 @@ pub enum Event {
 pub enum Effect {
     /// Write the record down, and say so.
     Save(Record),
+    /// The same, some time: nothing waits for it, and the next record will do as well.
+    SaveSoon(Record),
     /// Have ready what a container needs.
     Stage {
         id: TaskId,
@@ -154,9 +156,16 @@ impl Core {
 
     /// Take a task on.
     ///
+    /// With `ready` there is nothing to stage: it starts at once.
+    ///
     /// # Errors
     /// [`Refused::Exists`], whatever the task that is there: a name is used once.
-    pub fn submit(&mut self, id: TaskId, definition: Definition) -> Result<Vec<Effect>, Refused> {
+    pub fn submit(
+        &mut self,
+        id: TaskId,
+        definition: Definition,
+        ready: bool,
+    ) -> Result<Vec<Effect>, Refused> {
         if self.tasks.contains_key(&id) {
             return Err(Refused::Exists(id));
         }
@@ -172,8 +181,13 @@ impl Core {
             updates: VecDeque::new(),
         };
         let mut task = Task::new(record);
-        task.tell(State::Staging, Reason::None);
-        let effects = task.commit(vec![Effect::Stage { id: id.clone() }]);
+        let effects = if ready {
+            // Acceptance and start are one record: that is one wait for the disk less.
+            task.start()
+        } else {
+            task.tell(State::Staging, Reason::None);
+            task.commit(vec![Effect::Stage { id: id.clone() }])
+        };
         self.tasks.insert(id, task);
         Ok(effects)
     }
@@ -287,7 +301,12 @@ impl Task {
     fn acknowledged(&mut self, sequence: u64) -> Vec<Effect> {
         let before = self.record.updates.len();
         self.record.updates.retain(|update| update.sequence > sequence);
-        if self.record.updates.len() == before { Vec::new() } else { self.commit(Vec::new()) }
+        if self.record.updates.len() == before {
+            return Vec::new();
+        }
+        // Lost in a crash, it only has news told once more.
+        self.record.revision += 1;
+        vec![Effect::SaveSoon(self.record.clone())]
     }
 
     fn staged(&mut self, result: Result<(), String>) -> Vec<Effect> {

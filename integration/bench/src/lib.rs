@@ -5,6 +5,7 @@
 //! that makes the same system calls the kernel cannot be spared, and no others
 //! ([`assembler`], [`launch_plan`], `src/bin/floor.rs`).
 
+pub mod agent;
 pub mod assembler;
 pub mod bundle;
 pub mod device_program;

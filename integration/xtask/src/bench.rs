@@ -16,6 +16,13 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Many containers on a node: started, looked at and destroyed, against containerd and Podman
+    #[command(disable_help_flag = true)]
+    Agent {
+        /// Options of bench-agent, such as --count N and --json (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// One container, from the command's start to its end, against crun, runc, libcontainer and a floor
     #[command(disable_help_flag = true)]
     Launch {
@@ -43,6 +50,7 @@ impl Bench {
     /// The program, its options, and the packages that it measures against.
     const fn program(&self) -> (&str, &Vec<String>, Group) {
         match self {
+            Self::Agent { words } => ("bench-agent", words, Group::BenchAgent),
             Self::Launch { words } => ("bench-launch", words, Group::Bench),
             Self::Exec { words } => ("bench-exec", words, Group::Bench),
             Self::Images { words } => ("bench-images", words, Group::BenchImages),
@@ -55,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::install(group)?;
     // Built alone, as `up` does: together with others it would get their choice of features.
     workspace::build_release(&["hafen-oci"])?;
-    if group == Group::BenchImages {
+    if matches!(group, Group::BenchAgent | Group::BenchImages) {
         workspace::build_release(&["hafen"])?;
         workspace::build_release(&["hafen-bench"])?;
     } else {

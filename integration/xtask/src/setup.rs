@@ -32,6 +32,8 @@ pub(crate) enum Group {
     Up,
     /// Measure against Debian's runtimes
     Bench,
+    /// Measure against what else runs many containers
+    BenchAgent,
     /// Measure against what else handles images
     BenchImages,
     /// Everything, with the virtual machine
@@ -92,6 +94,14 @@ const IMAGES: &[Package] = &[
     package("docker-registry", Proof::Program("docker-registry")),
 ];
 
+/// What runs containers on a node.
+const NODES: &[Package] = &[
+    package("podman", Proof::Program("podman")),
+    package("conmon", Proof::Program("conmon")),
+    package("golang-github-containers-common", Proof::File("/etc/containers/policy.json")),
+    package("containerd", Proof::Program("containerd")),
+];
+
 /// The clients that run containers through a runtime, and what they need of their recommended packages; other programs of
 /// the tests.
 const CLIENTS: &[Package] = &[
@@ -129,6 +139,7 @@ impl Group {
         let lists: &[&[Package]] = match self {
             Self::Up => &[UP],
             Self::Bench => &[UP, BENCH],
+            Self::BenchAgent => &[UP, BENCH, NODES],
             Self::BenchImages => &[UP, BENCH, IMAGES],
             Self::Test => &[UP, BENCH, IMAGES, CLIENTS, CONFORMANCE, FUZZ],
         };

@@ -16,6 +16,7 @@ mod processes;
 mod release;
 mod share;
 mod stats;
+mod taken;
 mod update;
 mod usage;
 
@@ -35,6 +36,7 @@ pub use processes::{kill, processes, wait_empty};
 pub use release::release;
 pub use share::{Share, check_free, missing_parents, share};
 pub use stats::{BlkioEntry, Pressure, Stats, stats};
+pub use taken::{Taken, taken, throttling};
 pub use update::{Change, Failure, apply, change, held};
 pub use usage::observe;
 

@@ -385,7 +385,7 @@ fn list(text: &str) -> Vec<u16> {
 }
 
 /// Longer than one read.
-fn whole(folder: &Folder, file: &str) -> String {
+pub(super) fn whole(folder: &Folder, file: &str) -> String {
     use nix::fcntl::{OFlag, openat};
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let text = openat(folder, file, flags, nix::sys::stat::Mode::empty()).and_then(read_whole);
@@ -401,7 +401,7 @@ fn numbers(folder: &Folder, file: &str) -> BTreeMap<String, u64> {
 }
 
 /// Lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; `None` where the kernel counts no pressure.
-fn pressure(folder: &Folder, file: &str) -> Option<Pressure> {
+pub(super) fn pressure(folder: &Folder, file: &str) -> Option<Pressure> {
     let text = folder.read(file).ok()?;
     let waits = |kind: &str| {
         let line = text.lines().find_map(|l| l.strip_prefix(kind)?.strip_prefix(' '))?;

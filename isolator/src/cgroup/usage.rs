@@ -22,13 +22,13 @@ pub fn observe(claims: &[Claim]) -> Usage {
     usage
 }
 
-fn open(path: &Path, read: impl FnOnce(&Folder)) {
+pub(super) fn open(path: &Path, read: impl FnOnce(&Folder)) {
     if let Ok(folder) = Folder::open(path) {
         read(&folder);
     }
 }
 
-fn unified(usage: &mut Usage, folder: &Folder) {
+pub(super) fn unified(usage: &mut Usage, folder: &Folder) {
     let cpu = Keyed::read(folder, "cpu.stat");
     usage.cpu_usec = cpu.get("usage_usec");
     // These lines are there only while the controller is enabled for the folder.
@@ -44,7 +44,7 @@ fn unified(usage: &mut Usage, folder: &Folder) {
     pids(usage, folder);
 }
 
-fn legacy(usage: &mut Usage, controller: &str, folder: &Folder) {
+pub(super) fn legacy(usage: &mut Usage, controller: &str, folder: &Folder) {
     match controller {
         "cpu" => {
             let cpu = Keyed::read(folder, "cpu.stat");
@@ -94,6 +94,10 @@ pub(super) fn count(file: &Path) -> Option<u64> {
 pub(super) struct Keyed(String);
 
 impl Keyed {
+    pub(super) const fn of(text: String) -> Self {
+        Self(text)
+    }
+
     pub(super) fn read(folder: &Folder, file: &str) -> Self {
         Self(folder.read(file).unwrap_or_default())
     }

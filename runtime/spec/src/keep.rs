@@ -8,6 +8,7 @@
 //! | `lock` | | locked (flock) for as long as there is a keeper |
 //! | `stdin`, `stdout`, `stderr` | before the launch | fifos to and from the program; they hold what a dead keeper has not read |
 //! | `held-stdout`, `held-stderr` | with a log in lines | the beginning of a line that has no end yet |
+//! | `room` | before the launch | nothing: 32 KiB of a disk that its output may fill, for the record of the end |
 //! | `socket` | when the container runs | listens |
 //! | `exit.json` | after the end, before anybody is told | [`ExitRecord`], on the disk |
 //!

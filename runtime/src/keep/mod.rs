@@ -64,6 +64,10 @@ const HOLD: Duration = Duration::from_secs(10);
 const REST: u16 = 1000;
 /// Frames of one client, before others have their turn.
 const AT_ONCE: usize = 64;
+/// Bytes that are set aside for the record of the end, and the file that holds them: for the record's draft, and for what
+/// others write about it.
+const ROOM: i64 = 32 << 10;
+const ROOM_FILE: &str = "room";
 /// How long clients have to take the last that they are told.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -95,7 +99,25 @@ impl Folder {
         stdio::remove(path)?;
         let folder = Self { path: path.to_owned(), policy, lock };
         folder.write_policy()?;
+        folder.set_room_aside();
         Ok(folder)
+    }
+
+    /// For the record of the end, on a disk that the container's own output may fill. A file system that cannot gives none.
+    fn set_room_aside(&self) {
+        let options = File::options().create(true).truncate(true).write(true).open(self.room());
+        if let Ok(file) = options {
+            let _ = nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, ROOM);
+        }
+    }
+
+    fn room(&self) -> PathBuf {
+        self.path.join(ROOM_FILE)
+    }
+
+    /// `true`: there was some.
+    fn give_room(&self) -> bool {
+        std::fs::remove_file(self.room()).is_ok()
     }
 
     /// Take over.
@@ -207,6 +229,7 @@ fn is_rest(name: &str) -> bool {
     let is_draft =
         |name: &str| [POLICY, keep::EXIT, "held-"].iter().any(|known| name.starts_with(known));
     name == SOCKET
+        || name == ROOM_FILE
         || name.starts_with("held-std")
         || (name.starts_with("exec-") && (name.ends_with(".json") || name.ends_with(".pid")))
         || draft.is_some_and(is_draft)
@@ -391,7 +414,9 @@ impl Keeper {
         loop {
             match save(exit, &path) {
                 Err(Error::Call(e)) if LACKS.iter().any(|errno| e.is(*errno)) => {
-                    self.serve_for(AGAIN)?;
+                    if !self.folder.give_room() {
+                        self.serve_for(AGAIN)?;
+                    }
                 }
                 answer => return answer,
             }

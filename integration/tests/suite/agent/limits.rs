@@ -33,7 +33,7 @@ fn memory_is_explained(t: &Test) {
     assert_eq!(task["state"], "STATE_FAILED", "{task:#}");
     let said = sentence(&task);
     assert!(said.starts_with("killed: memory limit 64 MiB reached, peak "), "{said}");
-    assert!(said.contains("OOM events") && said.contains("largest process \"inside\" "), "{said}");
+    assert!(said.contains(" OOM event") && said.contains("largest process \"inside\" "), "{said}");
     let exit = &task["reason"]["exit"];
     assert_eq!(exit["signal"], 9);
     let violation = &exit["violations"][0];

@@ -27,9 +27,12 @@ pub(super) fn trials() -> Vec<Case> {
     ]
 }
 
-/// Writes two lines, and waits between them for a file that [`go`] makes.
+/// For a file that [`go`] makes.
+const WAIT: &str = "until test -e /go; do usleep 10000; done";
+
+/// Writes two lines, and waits between them.
 fn two_lines(t: &Test) -> Bundle {
-    t.bundle().sh("echo one; until test -e /go; do usleep 10000; done; echo two; exit 6")
+    t.bundle().sh(&format!("echo one; {WAIT}; echo two; exit 6"))
 }
 
 fn go(bundle: &Bundle) {
@@ -160,10 +163,11 @@ const LIVES: [u64; 14] = [0, 3, 17, 1, 40, 8, 2, 70, 5, 11, 29, 0, 55, 4];
 fn let_die(t: &Test, options: &[&str]) -> Place {
     let place = Place::new(t);
     let script =
-        format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; exit 3");
+        format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; {WAIT}; exit 3");
+    let bundle = t.bundle().sh(&script);
     let more = ["--output-max", "64K", "--output-files", "200"];
     let options: Vec<&str> = options.iter().copied().chain(more).collect();
-    let mut kept = place.keep(&t.bundle().sh(&script), &options);
+    let mut kept = place.keep(&bundle, &options);
     let mut deaths = 0;
     for life in LIVES {
         std::thread::sleep(Duration::from_millis(life));
@@ -173,6 +177,8 @@ fn let_die(t: &Test, options: &[&str]) -> Place {
         deaths += usize::from(output.signal == Some(9));
         kept = place.resume();
     }
+    // What a program leaves behind that ends without a keeper is lost: so it ends with one.
+    go(&bundle);
     let exit = kept.end();
     assert!(deaths > 3, "{deaths} deaths");
     assert_eq!((exit.exit_code, exit.log_lost_bytes), (Some(3), 0));
