@@ -238,7 +238,7 @@ pub struct KeepArgs {
     pub handed: Vec<(String, i64)>,
 }
 
-fn handed(text: &str) -> Result<(String, i64), String> {
+pub(crate) fn handed(text: &str) -> Result<(String, i64), String> {
     let (name, number) = text.split_once('=').ok_or("is not NAME=NUMBER")?;
     Ok((name.to_owned(), number.parse().map_err(|e| format!("{number}: {e}"))?))
 }

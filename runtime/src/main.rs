@@ -25,6 +25,12 @@ fn begin() -> u8 {
     if commands::hasten() {
         HEAP.hasten();
     }
+    if let Some(kept) = commands::go_on_after_ourselves() {
+        return kept.unwrap_or_else(|error| {
+            eprintln!("hafen-oci: {}", error.chain());
+            FAILURE
+        });
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => {

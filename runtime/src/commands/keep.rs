@@ -1,6 +1,7 @@
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use hafen_spec::keep::{self as words, Policy};
@@ -8,7 +9,7 @@ use hafen_sys::{CallError, Context, handed, shield};
 use nix::unistd::execv;
 
 use super::launch::{after_start, announce, kept, prepare_start};
-use crate::cli::{Cli, KeepArgs, OutputFormat};
+use crate::cli::{Cli, KeepArgs, OutputFormat, handed as handed_word};
 use crate::keep::stdio::{self, Own, Streams};
 use crate::keep::{Folder, Handed, Keeper, log as logs, policy};
 use crate::launch::{self, Running};
@@ -24,7 +25,7 @@ const READY: &str = "ready";
 const BORN: &str = "born";
 
 pub(super) fn keep(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
-    if args.resume { go_on(cli, args) } else { begin(cli, args) }
+    if args.resume { go_on(&cli.root, &args.dir, &args.handed) } else { begin(cli, args) }
 }
 
 /// Launch, and leave the rest to a smaller self.
@@ -109,27 +110,41 @@ fn execute_small(
     Err(CallError::errno(format!("execve {OWN_PROGRAM}"), e).into())
 }
 
+/// Go on after ourselves, if that is how we were started. Our own words need no parser, whose memory would stay for as
+/// long as the container runs.
+#[must_use]
+pub fn go_on_after_ourselves() -> Option<Result<u8, Error>> {
+    const WORDS: [&str; 5] = ["--root", "keep", "--resume", "--dir", "--handed"];
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let [a, root, b, c, d, dir, e, left] = &words[..] else { return None };
+    if [a, b, c, d, e] != WORDS.map(OsStr::new) {
+        return None;
+    }
+    let left: Result<Vec<_>, _> = left.to_str()?.split(',').map(handed_word).collect();
+    Some(go_on(Path::new(root), Path::new(dir), &left.ok()?))
+}
+
 /// Go on with a container that runs: after ourselves, or after another keeper.
-fn go_on(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
+fn go_on(root: &Path, dir: &Path, left: &[(String, i64)]) -> Result<u8, Error> {
     fault::keeps();
     let fd = |wanted: &str| -> Result<Option<OwnedFd>, CallError> {
-        let found = args.handed.iter().find(|(name, _)| name == wanted);
+        let found = left.iter().find(|(name, _)| name == wanted);
         let number = found.map(|(_, number)| i32::try_from(*number).unwrap_or(-1));
         number.map(handed::take).transpose()
     };
-    let born = args.handed.iter().find(|(name, _)| name == BORN);
+    let born = left.iter().find(|(name, _)| name == BORN);
     let born = born.and_then(|(_, nanos)| u64::try_from(*nanos).ok()).map(Duration::from_nanos);
     let (ready, lock) = (fd(READY)?, fd("lock")?);
-    let folder = Folder::open(&args.dir, lock)?;
+    let folder = Folder::open(dir, lock)?;
     let signals = Signals::block_all()?;
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true)
         .call(|| "prctl PR_SET_CHILD_SUBREAPER".to_owned())?;
-    let again = args.handed.is_empty();
+    let again = left.is_empty();
     let streams = if again { stdio::open_again(&folder.path)? } else { Streams::of(fd)? };
     let handed = Handed { streams, process: fd("process")?, born, again };
     fault::point();
-    let root = std::path::absolute(&cli.root).call(|| format!("--root {}", cli.root.display()))?;
+    let root = std::path::absolute(root).call(|| format!("--root {}", root.display()))?;
     if let Some(exit) = folder.sweep(&root)? {
         tell_ready(ready, exit.pid);
         return Ok(0);

@@ -20,6 +20,7 @@ use hafen_sys::shield;
 use crate::cli::{Cli, Command, NO_ROOT};
 use crate::{Error, activation};
 
+pub use keep::go_on_after_ourselves;
 pub(crate) use kill::signal_all;
 
 /// Go on from a read-only copy of our program as soon as it is likely that a command will. Nothing is lost where it is

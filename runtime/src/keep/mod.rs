@@ -163,6 +163,7 @@ impl Folder {
     /// There will be no container.
     pub(crate) fn give_up(&self) {
         let _ = stdio::remove(&self.path);
+        let _ = self.give_room();
         let _ = std::fs::remove_file(self.path.join(POLICY));
     }
 
