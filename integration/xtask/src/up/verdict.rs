@@ -272,7 +272,7 @@ mod tests {
         let verdict = judge(Expected::ForksRefused, &other);
         assert_eq!(
             (verdict.happened.as_str(), verdict.held),
-            ("ended with 2, the report says 0", false)
+            ("ended with 2, hafen inspect says 0", false)
         );
     }
 }
