@@ -24,6 +24,8 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 const READY: &str = "ready";
 const BORN: &str = "born";
 
+// Its frame is none of a launch's: each page of the stack that is touched costs.
+#[inline(never)]
 pub(super) fn keep(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
     if args.resume { go_on(&cli.root, &args.dir, &args.handed) } else { begin(cli, args) }
 }
@@ -113,6 +115,7 @@ fn execute_small(
 /// Go on after ourselves, if that is how we were started. Our own words need no parser, whose memory would stay for as
 /// long as the container runs.
 #[must_use]
+#[inline(never)]
 pub fn go_on_after_ourselves() -> Option<Result<u8, Error>> {
     const WORDS: [&str; 5] = ["--root", "keep", "--resume", "--dir", "--handed"];
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
