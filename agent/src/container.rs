@@ -115,21 +115,27 @@ pub struct Staged {
 }
 
 impl Ground {
+    /// The same for a task that is new: what is to be fetched in any case has not been.
+    #[must_use]
+    pub fn find_staged(&self, id: &TaskId, spec: &v1::TaskSpec) -> Option<Staged> {
+        let pull = spec.root.as_ref().map(v1::Root::pull);
+        (pull != Some(v1::Pull::Always)).then(|| self.at_hand(id, spec))?
+    }
+
     /// Is everything there that a container of the task needs, as far as can be seen without waiting?
     #[must_use]
-    pub fn find_staged(&self, spec: &v1::TaskSpec) -> Option<Staged> {
-        if !spec.artifacts.is_empty() {
+    pub fn at_hand(&self, id: &TaskId, spec: &v1::TaskSpec) -> Option<Staged> {
+        let folder = self.artifacts(id);
+        if !(0..spec.artifacts.len()).all(|number| folder.join(number.to_string()).exists()) {
             return None;
         }
-        let root = spec.root.clone().unwrap_or_default();
-        match &root.kind {
-            Some(v1::root::Kind::Image(_)) if root.pull() == v1::Pull::Always => None,
+        let signal = match spec.root.as_ref().and_then(|root| root.kind.as_ref()) {
             Some(v1::root::Kind::Image(name)) => {
-                let signal = stop_signal(&Store::at(self.images.clone()), name)?;
-                Some(Staged { signal })
+                stop_signal(&Store::at(self.images.clone()), name)?
             }
-            _ => Some(Staged::default()),
-        }
+            _ => None,
+        };
+        Some(Staged { signal })
     }
 
     /// Have ready what a container of the task needs.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hafen_agent_core::{
-    Attempt, Core, Effect, Event, Found, Phase, Reason, Record, Recovered, Refusal, State, Stop,
-    TaskId, Timer, Update,
+    Attempt, Core, Definition, Effect, Event, Found, Phase, Reason, Record, Recovered, Refusal,
+    State, Stop, TaskId, Timer, Update,
 };
 use hafen_protocol::v1;
 use hafen_spec::keep::{ExitRecord, Request, Told};
@@ -23,7 +23,7 @@ use crate::failure::{Failure, Kind};
 use crate::metrics::Phases;
 use crate::records::{Document, Done, Writers};
 use crate::traces::Traces;
-use crate::{check, resolve, view};
+use crate::{check, view};
 
 /// Between two tries of what failed and must be.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -110,8 +110,6 @@ pub struct Driver {
     pub erasing: BTreeSet<TaskId>,
     writers: Writers,
     inputs: mpsc::UnboundedSender<Input>,
-    /// Who takes note of updates; without one the node itself does.
-    pub has_master: bool,
     /// How long what is done for tasks takes.
     pub phases: Phases,
     traces: Traces,
@@ -141,7 +139,6 @@ impl Driver {
             erasing: BTreeSet::new(),
             writers,
             inputs,
-            has_master: false,
             phases: Phases::default(),
             traces,
         }
@@ -208,6 +205,11 @@ impl Driver {
         }
     }
 
+    /// Or is not known.
+    pub fn has_ended(&self, id: &TaskId) -> bool {
+        self.core.record(id).is_none_or(|record| matches!(record.phase, Phase::Ended(_)))
+    }
+
     fn forget(&mut self, id: &TaskId) {
         let effects = self.core.step(Event::Forget { id: id.clone() });
         self.perform(effects);
@@ -216,14 +218,9 @@ impl Driver {
     /// Leave nothing around a task that has ended. What a group shares goes with the last of it.
     fn clean(&mut self, id: TaskId) {
         let group = self.live.get(&id).and_then(|live| live.group.clone());
-        let ended = |core: &Core, other: &TaskId| {
-            core.record(other).is_none_or(|record| matches!(record.phase, Phase::Ended(_)))
-        };
-        let last = group.as_ref().is_none_or(|group| {
-            let of_group = |live: &Live| live.group.as_ref().is_some_and(|g| g.id == group.id);
-            let mut all = self.live.iter().filter(|(_, live)| of_group(live));
-            all.all(|(other, _)| ended(&self.core, other))
-        });
+        let last = group
+            .as_ref()
+            .is_none_or(|group| self.members(&group.id).all(|other| self.has_ended(other)));
         let mut names = vec![id.0.clone()];
         names.extend(group.filter(|_| last).map(|group| group.id.clone()));
         self.begin(&id, "clean");
@@ -276,16 +273,22 @@ impl Driver {
             for reply in accepted.into_iter().flatten() {
                 let _ = reply.send(Err(why.to_owned()));
             }
-            self.erasing.insert(id.clone());
-            self.writers.erase(id.clone());
+            self.erase(id);
             return;
         }
         self.failing(id, "save", why.to_owned());
-        let (inputs, id) = (self.inputs.clone(), id.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(AGAIN).await;
-            let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.save_again(&id))));
+        let id = id.clone();
+        self.later(AGAIN, Input::Ask(Box::new(move |driver| driver.save_again(&id))));
+    }
+
+    /// Into the queue after a while.
+    fn later(&self, after: Duration, input: Input) -> AbortHandle {
+        let inputs = self.inputs.clone();
+        let waiting = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let _ = inputs.send(input);
         });
+        waiting.abort_handle()
     }
 
     fn save_again(&mut self, id: &TaskId) {
@@ -316,16 +319,15 @@ impl Driver {
     }
 
     fn save_soon(&mut self, id: &TaskId) {
-        let Some(live) = self.live.get_mut(id) else { return };
-        if live.saving_soon.is_some() {
+        if self.live.get(id).is_none_or(|live| live.saving_soon.is_some()) {
             return;
         }
-        let (inputs, id) = (self.inputs.clone(), id.clone());
-        let waiting = tokio::spawn(async move {
-            tokio::time::sleep(SOON).await;
-            let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.save_again(&id))));
-        });
-        live.saving_soon = Some(waiting.abort_handle());
+        let task = id.clone();
+        let waiting =
+            self.later(SOON, Input::Ask(Box::new(move |driver| driver.save_again(&task))));
+        if let Some(live) = self.live.get_mut(id) {
+            live.saving_soon = Some(waiting);
+        }
     }
 
     fn save(&mut self, record: Record) {
@@ -355,11 +357,10 @@ impl Driver {
         let Some(job) = self.job(&id, 0) else { return };
         self.begin(&id, "stage");
         let (ground, inputs) = (self.ground.clone(), self.inputs.clone());
-        let staging = tokio::spawn(async move {
+        tokio::spawn(async move {
             let result = ground.stage(&job).await;
             let _ = inputs.send(Input::Ask(Box::new(move |driver| driver.staged(id, result))));
         });
-        drop(staging);
     }
 
     fn staged(&mut self, id: TaskId, result: Result<Staged, String>) {
@@ -381,8 +382,17 @@ impl Driver {
         let (ground, inputs, listener) =
             (self.ground.clone(), self.inputs.clone(), self.listener());
         tokio::spawn(async move {
-            // After a reboot what was ready is not ready any more.
-            let result = match ground.stage(&job).await {
+            // What was ready may have been removed since, or was so before a reboot. What is to be fetched for each start was
+            // so for the first one when the task was staged.
+            let ready = match job.attempt {
+                1 => ground.at_hand(&job.id, &job.spec),
+                _ => ground.find_staged(&job.id, &job.spec),
+            };
+            let ready = match ready {
+                Some(staged) => Ok(staged),
+                None => ground.stage(&job).await,
+            };
+            let result = match ready {
                 Ok(_) => ground.launch(&job, listener).await.map(Box::new),
                 Err(why) => Err(why.into()),
             };
@@ -495,12 +505,8 @@ impl Driver {
             Inquiry::Nothing => self.happened(Event::Vanished { id, attempt }),
             Inquiry::Unclear(why) => {
                 self.failing(&id, "inquire", why);
-                let inputs = self.inputs.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(AGAIN).await;
-                    let ask = move |driver: &mut Self| driver.gone(&id, attempt);
-                    let _ = inputs.send(Input::Ask(Box::new(ask)));
-                });
+                let ask = move |driver: &mut Self| driver.gone(&id, attempt);
+                self.later(AGAIN, Input::Ask(Box::new(ask)));
             }
         }
     }
@@ -564,10 +570,9 @@ impl Driver {
         if update.state.is_end() {
             self.end_group_of(id);
         }
-        if !self.has_master {
-            let event = Event::Acknowledged { id: id.clone(), sequence: update.sequence };
-            let _ = self.inputs.send(Input::Happened(event));
-        }
+        // Nobody else takes note: there is no master.
+        let event = Event::Acknowledged { id: id.clone(), sequence: update.sequence };
+        let _ = self.inputs.send(Input::Happened(event));
     }
 
     /// Tasks of a group end together: when one has failed, or was stopped, or when all that are left have been.
@@ -591,14 +596,12 @@ impl Driver {
     }
 
     fn arm(&mut self, id: &TaskId, attempt: Attempt, timer: Timer, after: Duration) {
-        let Some(live) = self.live.get_mut(id) else { return };
-        let (inputs, event) =
-            (self.inputs.clone(), Event::Elapsed { id: id.clone(), attempt, timer });
-        let waiting = tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            let _ = inputs.send(Input::Happened(event));
-        });
-        let before = live.timers.insert(timer, waiting.abort_handle());
+        if !self.live.contains_key(id) {
+            return;
+        }
+        let event = Event::Elapsed { id: id.clone(), attempt, timer };
+        let waiting = self.later(after, Input::Happened(event));
+        let before = self.live.get_mut(id).and_then(|live| live.timers.insert(timer, waiting));
         before.into_iter().for_each(|before| before.abort());
     }
 
@@ -676,28 +679,36 @@ impl Driver {
         }
     }
 
+    /// Is there no task of that name?
+    ///
+    /// # Errors
+    /// [`Kind::Exists`].
+    pub fn is_free(&self, id: &TaskId) -> Result<(), Failure> {
+        let taken = self.live.contains_key(id)
+            || self.quarantined.contains_key(&id.0)
+            || self.erasing.contains(id);
+        if !taken {
+            return Ok(());
+        }
+        let words = format!("there is a task {id} already: hafen rm {id}, or choose another name");
+        Err(Failure::new(Kind::Exists, words))
+    }
+
     /// Take a task on. The answer comes when it is written down. What is staged already starts with the same record.
     ///
     /// # Errors
-    /// [`Kind::Exists`]; [`Kind::Invalid`] with every problem.
+    /// [`Kind::Exists`].
     pub fn submit(
         &mut self,
         spec: v1::TaskSpec,
+        definition: Definition,
         group: Option<Arc<v1::PodSpec>>,
         staged: Option<Staged>,
     ) -> Result<oneshot::Receiver<Result<(), String>>, Failure> {
-        let definition = resolve::definition(&spec)?;
         let id = TaskId(spec.id.clone());
-        let exists = || {
-            let words =
-                format!("there is a task {id} already: hafen rm {id}, or choose another name");
-            Failure::new(Kind::Exists, words)
-        };
-        if self.quarantined.contains_key(&id.0) || self.erasing.contains(&id) {
-            return Err(exists());
-        }
+        self.is_free(&id)?;
         let effects = self.core.submit(id.clone(), definition, staged.is_some());
-        let effects = effects.map_err(|_| exists())?;
+        let effects = effects.map_err(|e| Failure::of(Kind::Exists, &e))?;
         let (accepted, answer) = oneshot::channel();
         let created = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut live = Live::new(Arc::new(spec), group, created);
@@ -726,8 +737,7 @@ impl Driver {
     /// # Errors
     /// [`Kind::State`]: it has not ended, and is not to be forced.
     pub fn remove(&mut self, id: &TaskId, force: bool) -> Result<(), Failure> {
-        let ended =
-            self.core.record(id).is_some_and(|record| matches!(record.phase, Phase::Ended(_)));
+        let ended = self.has_ended(id);
         if !ended && !force {
             let words =
                 format!("{id} has not ended: hafen stop {id} first, or hafen rm --force {id}");

@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use hafen_protocol::v1;
+use hafen_spec::keep::rotated;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -144,7 +145,7 @@ struct Reader {
 
 impl Reader {
     fn oldest(path: &Path) -> io::Result<Self> {
-        let oldest = (0..MOST_FILES).map(|n| numbered(path, n)).take_while(|p| p.exists()).last();
+        let oldest = (0..MOST_FILES).map(|n| rotated(path, n)).take_while(|p| p.exists()).last();
         let mut reader = Self { path: path.to_owned(), file: None, inode: 0, open: Vec::new() };
         reader.open(oldest)?;
         Ok(reader)
@@ -188,30 +189,21 @@ impl Reader {
     /// The file after the one that is read.
     fn newer(&self) -> io::Result<Option<PathBuf>> {
         for number in 0..MOST_FILES {
-            let path = numbered(&self.path, number);
+            let path = rotated(&self.path, number);
             match std::fs::metadata(&path) {
                 Ok(meta) if meta.ino() == self.inode => {
-                    return Ok((number > 0).then(|| numbered(&self.path, number - 1)));
+                    return Ok((number > 0).then(|| rotated(&self.path, number - 1)));
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     // It is gone: what there is, is newer.
-                    return Ok((number > 0).then(|| numbered(&self.path, number - 1)));
+                    return Ok((number > 0).then(|| rotated(&self.path, number - 1)));
                 }
                 Err(e) => return Err(e),
             }
         }
         Ok(None)
     }
-}
-
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    if number == 0 {
-        return path.to_owned();
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use clap::Parser;
 use hafen::api::ServeError;
 use hafen::client::ConnectError;
 use hafen::config::Problems;
-use hafen::failure::{Failure, Kind};
+use hafen::failure::{Failure, Kind, chain};
 
 use cli::Cli;
 
@@ -92,15 +92,4 @@ fn main() -> ExitCode {
             ExitCode::from(cli.command.failure(&error))
         }
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

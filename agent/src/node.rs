@@ -150,22 +150,17 @@ impl Node {
             spec.id = made_up();
         }
         self.usual(&mut spec);
-        resolve::definition(&spec)?;
+        let definition = resolve::definition(&spec)?;
         resolve::name_devices(&mut spec)?;
         check_parts(&spec)?;
         let id = TaskId(spec.id.clone());
         let known = id.clone();
-        let taken = self.ask(move |driver| {
-            driver.live.contains_key(&known) || driver.quarantined.contains_key(&known.0)
-        });
-        if taken.await? {
-            let words =
-                format!("there is a task {id} already: hafen rm {id}, or choose another name");
-            return Err(Failure::new(Kind::Exists, words));
-        }
+        // Before anything is done for it.
+        self.ask(move |driver| driver.is_free(&known)).await??;
         self.keep_secrets(&id, &mut spec)?;
-        let staged = self.shared.ground.find_staged(&spec);
-        let accepted = self.ask(move |driver| driver.submit(spec, group, staged)).await??;
+        let staged = self.shared.ground.find_staged(&id, &spec);
+        let submit = move |driver: &mut Driver| driver.submit(spec, definition, group, staged);
+        let accepted = self.ask(submit).await??;
         let written = accepted.await;
         match written {
             Ok(Ok(())) => self.get(&id.0).await,

@@ -73,10 +73,9 @@ impl Sandboxes {
         let root = config.run.join("sandboxes");
         fs::create_dir_all(&root).call(|| format!("mkdir {}", root.display()))?;
         let leases = config.run.join("cni");
-        let subnet = subnet(&config.cni.subnet).unwrap_or(BuiltIn::default().subnet);
         let sandboxes = Self {
             networks: config.cni.config.clone(),
-            built_in: BuiltIn { subnet, leases, ..BuiltIn::default() },
+            built_in: BuiltIn { subnet: config.cni.subnet, leases, ..BuiltIn::default() },
             cni: Cni { paths: config.cni.plugins.clone(), deadline: PLUGIN },
             published: Arc::default(),
             plugins: Arc::default(),
@@ -268,10 +267,4 @@ fn saved_ports(folder: &Path) -> Option<Vec<v1::Port>> {
 fn save_ports(folder: &Path, ports: &[v1::Port]) -> Result<(), CallError> {
     let text = serde_json::to_vec(ports).unwrap_or_default();
     hafen_sys::file::replace(&folder.join(PORTS), &text, false)
-}
-
-/// `10.187.0.0/16`.
-fn subnet(text: &str) -> Option<(std::net::Ipv4Addr, u8)> {
-    let (address, length) = text.split_once('/')?;
-    Some((address.parse().ok()?, length.parse().ok()?))
 }

@@ -1,12 +1,11 @@
 //! What tasks take now, from the kernel's own numbers.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use hafen_isolator::cgroup::{self, Pressure};
+use hafen_isolator::interface;
 use hafen_protocol::v1;
 use hafen_spec::keep::Status;
-use hafen_spec::plan::Claim;
 
 use crate::resolve::duration;
 
@@ -15,7 +14,7 @@ use crate::resolve::duration;
 pub fn usage(status: &Status) -> v1::Usage {
     let taken = cgroup::taken(&status.claims);
     let totals = &taken.totals;
-    let (received_bytes, sent_bytes) = network(status.pid).unwrap_or_default();
+    let interfaces = interface::of(status.pid).unwrap_or_default();
     let micros = |usec: u64| Some(duration(Duration::from_micros(usec)));
     let some = |psi: Option<Pressure>| psi.and_then(|psi| Some(psi.some?.avg10));
     v1::Usage {
@@ -41,54 +40,13 @@ pub fn usage(status: &Status) -> v1::Usage {
         written_bytes: taken.written_bytes,
         reads: taken.reads,
         writes: taken.writes,
-        received_bytes,
-        sent_bytes,
+        received_bytes: interfaces.iter().map(|interface| interface.rx_bytes).sum(),
+        sent_bytes: interfaces.iter().map(|interface| interface.tx_bytes).sum(),
         cpu_pressure: some(taken.cpu_pressure),
         memory_pressure: some(taken.memory_pressure),
         memory_pressure_full: taken.memory_pressure.and_then(|psi| Some(psi.full?.avg10)),
         io_pressure: some(taken.io_pressure),
     }
-}
-
-/// Bytes received and sent by all but the loopback; `None` where the network is the node's own.
-fn network(pid: i32) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    // Ours does not change.
-    static OWN: OnceLock<Option<u64>> = OnceLock::new();
-    let namespace = |who: &str| Some(std::fs::metadata(format!("/proc/{who}/ns/net")).ok()?.ino());
-    if namespace(&pid.to_string())? == (*OWN.get_or_init(|| namespace("self")))? {
-        return None;
-    }
-    let table = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-    // A name, eight numbers about what was received, eight about what was sent (proc_pid_net(5)).
-    let rows = table.lines().filter_map(|line| line.split_once(':'));
-    let bytes = rows.filter(|(name, _)| name.trim() != "lo").filter_map(|(_, numbers)| {
-        let mut numbers = numbers.split_whitespace().map(str::parse::<u64>);
-        Some((numbers.next()?.ok()?, numbers.nth(7)?.ok()?))
-    });
-    Some(bytes.fold((0, 0), |(received, sent), (r, s)| (received + r, sent + s)))
-}
-
-/// Throttled periods and all, for watching: one file.
-#[must_use]
-pub fn throttling(claims: &[Claim]) -> (u64, u64) {
-    cgroup::throttling(claims)
-}
-
-/// Percent of the last minute in which some process of it waited for memory; `None` where the kernel does not count it.
-#[must_use]
-pub fn memory_pressure(claims: &[Claim]) -> Option<f64> {
-    let folder = claims.iter().find_map(|claim| match claim {
-        Claim::Cgroup { path, .. } => Some(path),
-        _ => None,
-    });
-    some_of(&std::fs::read_to_string(folder?.join("memory.pressure")).ok()?, "avg60=")
-}
-
-/// A number of the line of a PSI file that counts when some process waited.
-fn some_of(text: &str, key: &str) -> Option<f64> {
-    let some = text.lines().find(|line| line.starts_with("some"))?;
-    some.split_whitespace().find_map(|field| field.strip_prefix(key)?.parse().ok())
 }
 
 /// What the machine has: CPUs in thousandths, bytes of memory.
@@ -116,10 +74,10 @@ pub fn in_use() -> v1::Amounts {
     }
 }
 
-/// Percent of the last ten seconds in which some process waited for it (Documentation/accounting/psi.rst).
+/// Percent of the last ten seconds in which some process of the machine waited for it.
 #[must_use]
 pub fn pressure(of: &str) -> Option<f64> {
-    some_of(&std::fs::read_to_string(format!("/proc/pressure/{of}")).ok()?, "avg10=")
+    Some(cgroup::machine_pressure(of)?.some?.avg10)
 }
 
 /// proc_meminfo(5), in bytes.

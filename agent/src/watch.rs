@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hafen_agent_core::TaskId;
+use hafen_isolator::cgroup;
 use hafen_protocol::v1;
 use hafen_spec::plan::Claim;
 
 use crate::node::Node;
 use crate::resolve::duration;
-use crate::stats;
 
 /// Between two looks: one or two small files of each task.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -99,7 +99,8 @@ pub(crate) async fn pressure(node: Node) {
 }
 
 fn look(claims: &[Claim]) -> Seen {
-    Seen { periods: stats::throttling(claims), memory: stats::memory_pressure(claims) }
+    let memory = || Some(cgroup::memory_pressure(claims)?.some?.avg60);
+    Seen { periods: cgroup::throttling(claims), memory: memory() }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod device;
+pub mod interface;
 pub mod network;
 pub mod resctrl;
 pub mod seccomp;

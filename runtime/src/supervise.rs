@@ -2,11 +2,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hafen_isolator::cgroup;
 use hafen_spec::keep::{ExitRecord, Numbers};
-use hafen_spec::plan::Claim;
 use hafen_sys::file::replace;
 use hafen_sys::pidfd::{self, Ended};
 use hafen_sys::spawn::Launched;
@@ -17,6 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::Error;
+use crate::journal::{Entry, Record};
 use crate::launch::Running;
 use crate::notify::Notify;
 use crate::terminal::Relay;
@@ -150,29 +150,54 @@ fn forward(
 
 /// What is told of an end, before anything of the container is released.
 pub(crate) fn record(running: &Running, end: &Ended) -> ExitRecord {
-    let wall = SystemTime::now().duration_since(running.started).unwrap_or(Duration::ZERO);
-    ExitRecord {
-        id: running.record.id.clone(),
-        pid: running.process.pid,
-        exit_code: end.code,
-        signal: end.signal,
-        started_at: humantime::format_rfc3339_nanos(running.started).to_string(),
-        wall_usec: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
-        usage: Numbers {
-            user_usec: end.user_usec,
-            system_usec: end.system_usec,
-            max_rss_bytes: end.max_rss_bytes,
-            cgroup: cgroup::observe(&claims(running)),
-        },
-        oom: None,
-        log_lost_bytes: 0,
+    let ran = SystemTime::now().duration_since(running.started).unwrap_or(Duration::ZERO);
+    let life = Life { pid: running.process.pid, started: running.started, ran };
+    life.end(&running.entry, &running.record, end)
+}
+
+/// Of the first process of a container.
+pub(crate) struct Life {
+    pub(crate) pid: i32,
+    pub(crate) started: SystemTime,
+    pub(crate) ran: Duration,
+}
+
+impl Life {
+    pub(crate) fn end(&self, entry: &Entry, record: &Record, end: &Ended) -> ExitRecord {
+        // An update may have added to what was claimed at first.
+        let now = entry.record().ok().flatten();
+        let claims = &now.as_ref().unwrap_or(record).claims;
+        ExitRecord {
+            id: record.id.clone(),
+            pid: self.pid,
+            exit_code: end.code,
+            signal: end.signal,
+            started_at: rfc3339(self.started),
+            wall_usec: micros(self.ran),
+            usage: Numbers {
+                user_usec: end.user_usec,
+                system_usec: end.system_usec,
+                max_rss_bytes: end.max_rss_bytes,
+                cgroup: cgroup::observe(claims),
+            },
+            oom: None,
+            log_lost_bytes: 0,
+        }
     }
 }
 
-/// An update may have added to what was claimed at first.
-fn claims(running: &Running) -> Vec<Claim> {
-    let now = running.entry.record().ok().flatten();
-    now.unwrap_or_else(|| running.record.clone()).claims
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(time).to_string()
+}
+
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How long poll(2) waits for that moment: rounded up, so that the last round does not spin.
+pub(crate) fn until(moment: Instant) -> PollTimeout {
+    let left = moment.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
 /// As shells count.

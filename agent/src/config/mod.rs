@@ -7,7 +7,7 @@ mod resolve;
 mod tests;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,7 +98,8 @@ pub struct Cni {
     pub config: PathBuf,
     pub plugins: Vec<PathBuf>,
     /// Address and length of prefix.
-    pub subnet: String,
+    #[serde(serialize_with = "as_subnet")]
+    pub subnet: (Ipv4Addr, u8),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -128,6 +129,13 @@ pub struct Tcp {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub client_ca: PathBuf,
+}
+
+fn as_subnet<S: serde::Serializer>(
+    (address, length): &(Ipv4Addr, u8),
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{address}/{length}"))
 }
 
 fn as_cpus<S: serde::Serializer>(milli: &u64, serializer: S) -> Result<S::Ok, S::Error> {

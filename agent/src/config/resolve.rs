@@ -221,14 +221,14 @@ fn cni(r: &mut Reader<'_>) -> Cni {
     let subnet = r.read("cni.subnet", "subnet of IPv4, as 10.187.0.0/16", |text| {
         const LONGEST: u8 = 30;
         let (address, length) = text.split_once('/')?;
-        address.parse::<Ipv4Addr>().ok()?;
+        let address: Ipv4Addr = address.parse().ok()?;
         let length: u8 = length.parse().ok()?;
-        (length > 0 && length <= LONGEST).then(|| text.to_owned())
+        (length > 0 && length <= LONGEST).then_some((address, length))
     });
     Cni {
         config: r.path("cni.config").unwrap_or_default(),
         plugins: plugins.unwrap_or_default(),
-        subnet: subnet.unwrap_or_default(),
+        subnet: subnet.unwrap_or((Ipv4Addr::UNSPECIFIED, 0)),
     }
 }
 

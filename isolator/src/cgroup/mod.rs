@@ -36,7 +36,7 @@ pub use processes::{kill, processes, wait_empty};
 pub use release::release;
 pub use share::{Share, check_free, missing_parents, share};
 pub use stats::{BlkioEntry, Pressure, Stats, stats};
-pub use taken::{Taken, taken, throttling};
+pub use taken::{Taken, machine_pressure, memory_pressure, taken, throttling};
 pub use update::{Change, Failure, apply, change, held};
 pub use usage::observe;
 

@@ -1,6 +1,8 @@
 //! What a container takes at this moment, for whoever asks about very many: few files, since opening them is what it
 //! costs.
 
+use std::path::Path;
+
 use hafen_spec::keep::Usage;
 use hafen_spec::plan::Claim;
 
@@ -67,6 +69,22 @@ pub fn throttling(claims: &[Claim]) -> (u64, u64) {
         });
     }
     periods
+}
+
+/// Of the whole container; `None` where the kernel does not count it.
+#[must_use]
+pub fn memory_pressure(claims: &[Claim]) -> Option<Pressure> {
+    let path = claims.iter().find_map(|claim| match claim {
+        Claim::Cgroup { path, .. } => Some(path),
+        _ => None,
+    });
+    pressure(&Folder::open(path?).ok()?, "memory.pressure")
+}
+
+/// Of the whole machine: of `cpu`, `memory` or `io` (Documentation/accounting/psi.rst).
+#[must_use]
+pub fn machine_pressure(of: &str) -> Option<Pressure> {
+    pressure(&Folder::open(Path::new("/proc/pressure")).ok()?, of)
 }
 
 impl Taken {

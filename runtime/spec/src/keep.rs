@@ -16,7 +16,7 @@
 //! content. The keeper begins with a [`Told::Status`]; whoever has asked for nothing is told of the end all the same.
 //! [`Told::Released`] is the last that is heard of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +72,17 @@ pub enum LogFormat {
     Json,
     /// The bytes as they come, both streams in one file.
     Plain,
+}
+
+/// A log file by its age: 0 is the newest.
+#[must_use]
+pub fn rotated(path: &Path, number: u32) -> PathBuf {
+    if number == 0 {
+        return path.to_owned();
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
 }
 
 /// How a container ended, with the kernel's own numbers.

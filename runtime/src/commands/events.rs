@@ -1,17 +1,18 @@
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use hafen_isolator::cgroup::{self, OomWatch, Stats};
+use hafen_isolator::interface::{self, Interface};
 use hafen_sys::CallError;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Serialize;
 
 use crate::Error;
 use crate::cli::{Cli, EventsArgs};
 use crate::journal::{Entry, Record};
+use crate::supervise::until;
 
 /// One line of output, by the names that clients read in runc's.
 #[derive(Debug, Serialize)]
@@ -28,21 +29,6 @@ struct Data {
     #[serde(flatten)]
     stats: Stats,
     network_interfaces: Option<Vec<Interface>>,
-}
-
-/// Counters of a network device of the container, from its own side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Interface {
-    name: String,
-    rx_bytes: u64,
-    rx_packets: u64,
-    rx_errors: u64,
-    rx_dropped: u64,
-    tx_bytes: u64,
-    tx_packets: u64,
-    tx_errors: u64,
-    tx_dropped: u64,
 }
 
 pub(super) fn events(cli: &Cli, args: &EventsArgs) -> Result<u8, Error> {
@@ -101,9 +87,7 @@ impl Stream<'_> {
     fn wait(&self, oom: Option<&OomWatch>, next: Instant) -> Result<bool, CallError> {
         let mut fds = vec![PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
         fds.extend(oom.map(OomWatch::poll).map(|(fd, flags)| PollFd::new(fd, flags)));
-        // Rounded up, so that the last round does not spin.
-        let left = next.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        match poll(&mut fds, until(next)) {
             Ok(_) | Err(Errno::EINTR) => Ok(fds[0].any().unwrap_or(false)),
             Err(e) => Err(CallError::errno("poll", e)),
         }
@@ -112,7 +96,7 @@ impl Stream<'_> {
 
 fn statistics<'a>(id: &'a str, record: &Record, pid: i32) -> Event<'a> {
     let stats = cgroup::stats(&record.claims);
-    Event { kind: "stats", id, data: Some(Data { stats, network_interfaces: interfaces(pid) }) }
+    Event { kind: "stats", id, data: Some(Data { stats, network_interfaces: interface::of(pid) }) }
 }
 
 /// One line each. `false`: nobody reads it.
@@ -123,67 +107,9 @@ fn say(event: &Event<'_>) -> bool {
     !written.is_err_and(|e| e.kind() == ErrorKind::BrokenPipe)
 }
 
-/// `None` where the network is the host's: its counters are not the container's.
-fn interfaces(pid: i32) -> Option<Vec<Interface>> {
-    let namespace =
-        |process: &str| std::fs::metadata(format!("/proc/{process}/ns/net")).map(|m| m.ino()).ok();
-    if namespace(&pid.to_string())? == namespace("self")? {
-        return None;
-    }
-    let table = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-    Some(table.lines().filter_map(interface).filter(|i| i.name != "lo").collect())
-}
-
-/// A name, eight numbers about what was received, eight about what was sent (proc_pid_net(5)).
-fn interface(line: &str) -> Option<Interface> {
-    let (name, numbers) = line.split_once(':')?;
-    let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-    let [
-        rx_bytes,
-        rx_packets,
-        rx_errors,
-        rx_dropped,
-        _,
-        _,
-        _,
-        _,
-        tx_bytes,
-        tx_packets,
-        tx_errors,
-        tx_dropped,
-        ..,
-    ] = numbers[..]
-    else {
-        return None;
-    };
-    let name = name.trim().to_owned();
-    Some(Interface {
-        name,
-        rx_bytes,
-        rx_packets,
-        rx_errors,
-        rx_dropped,
-        tx_bytes,
-        tx_packets,
-        tx_errors,
-        tx_dropped,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_of_the_kernels_table() {
-        let line = "  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16";
-        let found = interface(line).unwrap();
-        assert_eq!(
-            (found.name.as_str(), found.rx_dropped, found.tx_bytes, found.tx_dropped),
-            ("eth0", 4, 9, 12)
-        );
-        assert_eq!(interface("Inter-|   Receive     |  Transmit"), None);
-    }
 
     #[test]
     fn intervals_as_people_write_them() {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hafen_spec::keep::{self, LogFormat};
+use hafen_spec::keep::{self, LogFormat, rotated};
 use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
 use nix::fcntl::{SpliceFFlags, splice};
@@ -118,12 +118,12 @@ impl Log {
     /// One that died while it rotated has left a gap in the numbers, where readers would stop.
     pub(crate) fn close_gaps(&self) {
         let Some(path) = &self.policy.path else { return };
-        let _ = fs::remove_file(with_end(path, "new"));
-        let there = (1..=self.policy.max_files).filter(|n| numbered(path, *n).exists());
+        let _ = fs::remove_file(fresh(path));
+        let there = (1..=self.policy.max_files).filter(|n| rotated(path, *n).exists());
         for (wanted, number) in (1..).zip(there) {
             if wanted != number {
                 // Where it cannot be, they are only farther away.
-                let _ = fs::rename(numbered(path, number), numbered(path, wanted));
+                let _ = fs::rename(rotated(path, number), rotated(path, wanted));
             }
         }
     }
@@ -293,16 +293,15 @@ impl Log {
 
     /// The new file first: where there can be none, all old ones stay what they are.
     fn rotate(&self, path: &Path) -> io::Result<File> {
-        let fresh = with_end(path, "new");
-        let file = newest(&fresh, true)?;
+        let draft = fresh(path);
+        let file = newest(&draft, true)?;
         for number in (1..self.policy.max_files.max(1)).rev() {
-            let older = if number == 1 { path.to_owned() } else { numbered(path, number - 1) };
-            match fs::rename(older, numbered(path, number)) {
+            match fs::rename(rotated(path, number - 1), rotated(path, number)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
-        fs::rename(fresh, path)?;
+        fs::rename(draft, path)?;
         Ok(file)
     }
 }
@@ -318,13 +317,10 @@ fn newest(path: &Path, empty: bool) -> io::Result<File> {
     Ok(file)
 }
 
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    with_end(path, &number.to_string())
-}
-
-fn with_end(path: &Path, end: &str) -> PathBuf {
+/// One that has no place yet.
+fn fresh(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{end}"));
+    name.push(".new");
     name.into()
 }
 

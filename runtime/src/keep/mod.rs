@@ -28,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hafen_isolator::cgroup::{self, OomWatch};
 use hafen_spec::keep::{
-    self, ExitRecord, Frame, Numbers, Oom, POLICY, Policy, Request, SOCKET, Status, Told, VERSION,
+    self, ExitRecord, Frame, Oom, POLICY, Policy, Request, SOCKET, Status, Told, VERSION,
 };
 use hafen_sys::file::{boot_id, replace};
 use hafen_sys::pidfd::{self, Ended};
@@ -47,7 +47,7 @@ use crate::journal::{Entry, Record};
 use crate::patch::merge;
 use crate::process::Identity;
 use crate::process::since_boot;
-use crate::supervise::{Signals, save};
+use crate::supervise::{Life, Signals, micros, rfc3339, save, until};
 use crate::{Error, fault, release};
 
 /// Between two tries to write on a disk that is full.
@@ -400,7 +400,7 @@ impl Keeper {
         if let Some(exit) = self.folder.exit()? {
             return Ok(exit);
         }
-        let exit = self.exit(self.end()?);
+        let exit = self.exit(&self.end()?);
         fault::point();
         self.save_when_there_is_room(&exit)?;
         fault::point();
@@ -508,7 +508,7 @@ impl Keeper {
             fds.push(PollFd::new(fd, PollFlags::POLLOUT));
         }
         let waited = match self.pause.or(self.held) {
-            Some(until) => poll(&mut fds, patience(until)),
+            Some(moment) => poll(&mut fds, until(moment)),
             None => wait(&mut fds),
         };
         match waited {
@@ -703,11 +703,7 @@ impl Keeper {
     }
 
     fn find_victim(&self) -> Option<Oom> {
-        let memory = self.record.claims.iter().find_map(|claim| match claim {
-            hafen_spec::plan::Claim::Cgroup { path, .. } => Some(path),
-            _ => None,
-        });
-        oom::last_of(memory?)
+        oom::last_of(self.record.tree()?)
     }
 
     fn welcome(&mut self) {
@@ -859,27 +855,13 @@ impl Keeper {
         }
     }
 
-    fn exit(&self, end: Ended) -> ExitRecord {
-        let record = self.entry.record().ok().flatten();
-        let claims = &record.as_ref().unwrap_or(&self.record).claims;
-        let usage = cgroup::observe(claims);
-        let killed = usage.oom_kills.is_some_and(|kills| kills > 0);
-        ExitRecord {
-            id: self.entry.id.clone(),
-            pid: self.first.identity.pid,
-            exit_code: end.code,
-            signal: end.signal,
-            started_at: rfc3339(self.first.started),
-            wall_usec: micros(self.first.ran()),
-            usage: Numbers {
-                user_usec: end.user_usec,
-                system_usec: end.system_usec,
-                max_rss_bytes: end.max_rss_bytes,
-                cgroup: usage,
-            },
-            oom: self.oom.clone().or_else(|| self.find_victim().filter(|_| killed)),
-            log_lost_bytes: self.log.lost,
-        }
+    fn exit(&self, end: &Ended) -> ExitRecord {
+        let First { identity, started, .. } = &self.first;
+        let life = Life { pid: identity.pid, started: *started, ran: self.first.ran() };
+        let exit = life.end(&self.entry, &self.record, end);
+        let killed = exit.usage.cgroup.oom_kills.is_some_and(|kills| kills > 0);
+        let oom = self.oom.clone().or_else(|| self.find_victim().filter(|_| killed));
+        ExitRecord { oom, log_lost_bytes: self.log.lost, ..exit }
     }
 
     /// Somebody else may have been quicker, and what has its name now is not ours.
@@ -953,20 +935,6 @@ impl io::Read for Reading<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         Ok(nix::unistd::read(self.0, bytes)?)
     }
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_nanos(time).to_string()
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Rounded up, so that the last round does not spin.
-fn patience(until: Instant) -> PollTimeout {
-    let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
 /// How a container shall be kept.
