@@ -5,7 +5,12 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["hafen/v1/task.proto", "hafen/v1/node.proto", "hafen/v1/master.proto"];
+const FILES: [&str; 4] = [
+    "hafen/v1/task.proto",
+    "hafen/v1/node.proto",
+    "hafen/v1/master.proto",
+    "hafen/v1/cluster.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
