@@ -169,13 +169,8 @@ pub async fn gone(folder: &Path, patience: Duration) -> Result<(), CallError> {
 /// # Errors
 /// Names the file: it is not there as a whole, or not readable.
 pub fn read_end(folder: &Path) -> Result<Option<keep::ExitRecord>, CallError> {
-    let path = folder.join(keep::EXIT);
-    let text = match std::fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        answer => answer.call(|| format!("read {}", path.display()))?,
-    };
-    let wrong = |e: serde_json::Error| CallError::new(format!("read {}", path.display()), e.into());
-    serde_json::from_slice(&text).map(Some).map_err(wrong)
+    let end = keep::end(|name| std::fs::read(folder.join(name)));
+    end.call(|| format!("read {}", folder.join(keep::EXIT).display()))
 }
 
 /// A connection to a keeper.

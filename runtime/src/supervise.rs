@@ -209,7 +209,10 @@ pub(crate) fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
 /// # Errors
 /// Names the file.
 pub(crate) fn save(record: &ExitRecord, path: &Path) -> Result<(), Error> {
-    let bytes = serde_json::to_vec_pretty(record)
-        .map_err(|e| Error::Refused(format!("exit record: {e}")))?;
-    Ok(replace(path, &bytes, true)?)
+    Ok(replace(path, &encode(record)?, true)?)
+}
+
+/// As it is written down.
+pub(crate) fn encode(record: &ExitRecord) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(record).map_err(|e| Error::Refused(format!("exit record: {e}")))
 }

@@ -8,7 +8,7 @@
 //! | `lock` | | locked (flock) for as long as there is a keeper |
 //! | `stdin`, `stdout`, `stderr` | before the launch | fifos to and from the program; they hold what a dead keeper has not read |
 //! | `held-stdout`, `held-stderr` | with a log in lines | the beginning of a line that has no end yet |
-//! | `room` | before the launch | nothing: 32 KiB of a disk that its output may fill, for the record of the end |
+//! | `room` | before the launch | blanks: 32 KiB of a disk that its output may fill, for the record of the end, which becomes `exit.json` |
 //! | `socket` | when the container runs | listens |
 //! | `exit.json` | after the end, before anybody is told | [`ExitRecord`], on the disk |
 //!
@@ -16,6 +16,7 @@
 //! content. The keeper begins with a [`Told::Status`]; whoever has asked for nothing is told of the end all the same.
 //! [`Told::Released`] is the last that is heard of it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,24 @@ pub const POLICY: &str = "keep.json";
 pub const LOCK: &str = "lock";
 pub const SOCKET: &str = "socket";
 pub const EXIT: &str = "exit.json";
+pub const ROOM: &str = "room";
+
+/// How a container ended, if that is written down in the files that `read` reads by their names.
+///
+/// # Errors
+/// There is a record, and it is none.
+pub fn end(read: impl Fn(&str) -> io::Result<Vec<u8>>) -> io::Result<Option<ExitRecord>> {
+    match read(EXIT) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        text => return Ok(Some(serde_json::from_slice(&text?)?)),
+    }
+    // The machine may have ended before the record had its name.
+    let text = match read(ROOM) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    Ok(serde_json::from_slice(&text).ok())
+}
 
 /// How a container is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,5 +332,33 @@ mod tests {
         assert_eq!(word, serde_json::json!({ "ask": "signal", "signal": 15, "all": false }));
         let word = serde_json::to_value(Told::Lagged { bytes: 7 }).unwrap();
         assert_eq!(word, serde_json::json!({ "told": "lagged", "bytes": 7 }));
+    }
+
+    #[test]
+    fn an_end_is_found_before_it_has_its_name() {
+        let record = |code| ExitRecord {
+            id: "box".to_owned(),
+            pid: 7,
+            exit_code: Some(code),
+            signal: None,
+            started_at: String::new(),
+            wall_usec: 1,
+            usage: Numbers::default(),
+            oom: None,
+            log_lost_bytes: 0,
+        };
+        let text = |code| serde_json::to_vec(&record(code)).unwrap();
+        let blank = vec![b' '; 64];
+        let code = |named: Option<Vec<u8>>, room: Option<Vec<u8>>| {
+            let file = |name: &str| if name == EXIT { named.clone() } else { room.clone() };
+            let read = |name: &str| file(name).ok_or(io::ErrorKind::NotFound.into());
+            end(read).map(|end| end.and_then(|end| end.exit_code))
+        };
+        assert_eq!(code(None, None).unwrap(), None);
+        assert_eq!(code(None, Some(blank.clone())).unwrap(), None);
+        assert_eq!(code(None, Some([text(3), blank].concat())).unwrap(), Some(3));
+        assert_eq!(code(None, Some(text(3)[..40].to_vec())).unwrap(), None, "torn");
+        assert_eq!(code(Some(text(4)), Some(text(3))).unwrap(), Some(4));
+        assert!(code(Some(text(4)[..40].to_vec()), None).is_err(), "it has its name: it was whole");
     }
 }

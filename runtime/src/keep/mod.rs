@@ -21,7 +21,7 @@ pub(crate) mod stdio;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -34,7 +34,7 @@ use hafen_sys::file::{boot_id, replace};
 use hafen_sys::pidfd::{self, Ended};
 use hafen_sys::{CallError, Context, rest, socket, terminal};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use serde_json::Value;
@@ -47,8 +47,8 @@ use crate::journal::{Entry, Record};
 use crate::patch::merge;
 use crate::process::Identity;
 use crate::process::since_boot;
-use crate::supervise::{Life, Signals, micros, rfc3339, save, until};
-use crate::{Error, fault, release};
+use crate::supervise::{Life, Signals, micros, rfc3339, until};
+use crate::{Error, fault, release, supervise};
 
 /// Between two tries to write on a disk that is full.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -64,10 +64,10 @@ const HOLD: Duration = Duration::from_secs(10);
 const REST: u16 = 1000;
 /// Frames of one client, before others have their turn.
 const AT_ONCE: usize = 64;
-/// Bytes that are set aside for the record of the end, and the file that holds them: for the record's draft, and for what
-/// others write about it.
+/// Bytes that are set aside for the record of the end, and for what others write about it.
 const ROOM: i64 = 32 << 10;
-const ROOM_FILE: &str = "room";
+/// Of these, what the record itself takes at most to be written in place.
+const BLANKS: usize = 8 << 10;
 /// How long clients have to take the last that they are told.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -105,14 +105,46 @@ impl Folder {
 
     /// For the record of the end, on a disk that the container's own output may fill. A file system that cannot gives none.
     fn set_room_aside(&self) {
-        let options = File::options().create(true).truncate(true).write(true).open(self.room());
-        if let Ok(file) = options {
-            let _ = nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, ROOM);
+        let _ = self.make_room();
+    }
+
+    /// Blanks that are on the disk by then can be overwritten there: to bring a record to the disk takes one write of one block.
+    fn make_room(&self) -> io::Result<()> {
+        let file = File::options().create(true).truncate(true).write(true).open(self.room())?;
+        fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, ROOM)?;
+        file.write_all_at(&[b' '; BLANKS], 0)?;
+        // Begins to write them, and does not wait (mm/fadvise.c, generic_fadvise).
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        Ok(())
+    }
+
+    /// `false` where there is no room for it. It has its name only after it is on the disk: until that is there too, the
+    /// record is found in the room.
+    fn save_in_place(&self, exit: &ExitRecord) -> Result<bool, Error> {
+        let bytes = supervise::encode(exit)?;
+        let Ok(file) = File::options().write(true).open(self.room()) else { return Ok(false) };
+        if bytes.len() > BLANKS || file.metadata().is_ok_and(|meta| meta.len() != BLANKS as u64) {
+            return Ok(false);
         }
+        let mut all = bytes.clone();
+        all.resize(BLANKS, b' ');
+        if file.write_all_at(&all, 0).and_then(|()| file.sync_data()).is_err() {
+            return Ok(false);
+        }
+        // What is left of the room is for others.
+        let _ = file.set_len(bytes.len() as u64);
+        self.name_end()?;
+        Ok(true)
+    }
+
+    fn name_end(&self) -> Result<(), CallError> {
+        let (room, end) = (self.room(), self.path.join(keep::EXIT));
+        let named = || format!("rename {} to {}", room.display(), end.display());
+        std::fs::rename(&room, &end).call(named)
     }
 
     fn room(&self) -> PathBuf {
-        self.path.join(ROOM_FILE)
+        self.path.join(keep::ROOM)
     }
 
     /// `true`: there was some.
@@ -172,13 +204,12 @@ impl Folder {
     /// # Errors
     /// Names the file.
     fn exit(&self) -> Result<Option<ExitRecord>, Error> {
-        let file = self.path.join(keep::EXIT);
-        let text = match std::fs::read(&file) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            answer => answer.call(|| format!("read {}", file.display()))?,
-        };
-        let exit = serde_json::from_slice(&text);
-        exit.map(Some).map_err(|e| Error::Refused(format!("{}: {e}", file.display())))
+        let end = keep::end(|name| std::fs::read(self.path.join(name)));
+        let end = end.call(|| format!("read {}", self.path.join(keep::EXIT).display()))?;
+        if end.is_some() && !self.path.join(keep::EXIT).exists() {
+            self.name_end()?;
+        }
+        Ok(end)
     }
 
     /// Its container, where it is still there.
@@ -230,7 +261,7 @@ fn is_rest(name: &str) -> bool {
     let is_draft =
         |name: &str| [POLICY, keep::EXIT, "held-"].iter().any(|known| name.starts_with(known));
     name == SOCKET
-        || name == ROOM_FILE
+        || name == keep::ROOM
         || name.starts_with("held-std")
         || (name.starts_with("exec-") && (name.ends_with(".json") || name.ends_with(".pid")))
         || draft.is_some_and(is_draft)
@@ -411,9 +442,12 @@ impl Keeper {
     /// meanwhile as before.
     fn save_when_there_is_room(&mut self, exit: &ExitRecord) -> Result<(), Error> {
         const LACKS: [Errno; 3] = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS];
+        if self.folder.save_in_place(exit)? {
+            return Ok(());
+        }
         let path = self.folder.path.join(keep::EXIT);
         loop {
-            match save(exit, &path) {
+            match supervise::save(exit, &path) {
                 Err(Error::Call(e)) if LACKS.iter().any(|errno| e.is(*errno)) => {
                     if !self.folder.give_room() {
                         self.serve_for(AGAIN)?;

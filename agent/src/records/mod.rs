@@ -1,10 +1,12 @@
 //! What is written down of tasks, across boots: a folder for each, with its document, its logs and its keepers' folders.
 //!
 //! ```text
-//!   TASKS/ID/task.json    the task, and where it stands; replaced as a whole
+//!   TASKS/ID/task.json    the task, and where it stands: the last two revisions
 //!   TASKS/ID/log[.N]      what it wrote
 //!   TASKS/ID/ATTEMPT/     the folder of the keeper of one attempt
 //! ```
+
+mod slots;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +19,7 @@ use std::thread;
 use hafen_agent_core::{Attempt, Reason, Record, TaskId};
 use hafen_protocol::v1;
 use hafen_spec::keep::ExitRecord;
-use hafen_sys::file::{replace, sync_folder};
+use hafen_sys::file::sync_folder;
 use hafen_sys::{CallError, Context};
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +103,7 @@ impl Folders {
         let path = folder.join(DOCUMENT);
         let text = serde_json::to_vec(document)
             .map_err(|e| CallError::new(format!("encode {}", path.display()), e.into()))?;
-        replace(&path, &text, true)
+        slots::write(&path, document.record.revision, &text)
     }
 
     /// All tasks. A document that cannot be read sets its task aside, and no other.
@@ -127,7 +129,7 @@ impl Folders {
 
     fn read(&self, name: &str) -> Result<Option<Document>, String> {
         let path = self.root.join(name).join(DOCUMENT);
-        let text = match fs::read(&path) {
+        let text = match slots::read(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             answer => answer.map_err(|e| format!("read {}: {e}", path.display()))?,
         };
