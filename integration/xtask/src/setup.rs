@@ -120,6 +120,8 @@ const CLIENTS: &[Package] = &[
     // File systems whose quotas bound what a container writes.
     package("e2fsprogs", Proof::Program("mkfs.ext4")),
     package("xfsprogs", Proof::Program("mkfs.xfs")),
+    // The state of several coordinators.
+    package("etcd-server", Proof::Program("etcd")),
     // With it dockerd loads its profile where the kernel has AppArmor, as in the virtual machine.
     package("apparmor", Proof::Program("apparmor_parser")),
 ];

@@ -1,5 +1,7 @@
 //! What is written down, in a file of its own (redb): a save is one transaction, on the disk when it returns.
 
+pub mod etcd;
+
 use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -18,6 +20,8 @@ pub enum Error {
     Save(#[source] Box<redb::Error>),
     #[error("load the cluster's state")]
     Load(#[source] Box<redb::Error>),
+    #[error(transparent)]
+    Etcd(#[from] etcd::EtcdError),
     #[error("record {key} of the cluster's state")]
     Record { key: String, source: serde_json::Error },
 }
@@ -82,11 +86,12 @@ impl Store {
             all.collect()
         };
         let all = read().map_err(|source| Error::Load(Box::new(source)))?;
-        let parse = |(key, value): (String, Vec<u8>)| {
-            serde_json::from_slice(&value).map_err(|source| Error::Record { key, source })
-        };
         all.into_iter().map(parse).collect()
     }
+}
+
+fn parse((key, value): (String, Vec<u8>)) -> Result<Record, Error> {
+    serde_json::from_slice(&value).map_err(|source| Error::Record { key, source })
 }
 
 fn to_bytes(change: &Change) -> Result<(String, Option<Vec<u8>>), Error> {
