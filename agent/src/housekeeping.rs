@@ -57,7 +57,8 @@ async fn collect_images(node: &Node) {
         let boot_id = boot_id().map_err(StoreError::from)?;
         let now = SystemTime::now();
         // Somebody is at work in the store: the next time, then.
-        let how = Collecting { policy, now, boot_id: &boot_id, wait: false, dry: false };
+        let how =
+            Collecting { policy, now, boot_id: &boot_id, patience: Duration::ZERO, dry: false };
         Ok::<_, StoreError>(store.collect(&how)?.map_or(0, |collected| collected.names.len()))
     });
     match collected.await {

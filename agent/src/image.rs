@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use comfy_table::{Table, presets};
 use hafen_registry::{Progress, Tell, pull, push};
@@ -286,7 +286,8 @@ fn remove(store: &Store, images: &[String]) -> Result<ExitCode, Error> {
         }
     }
     let boot = boot_id()?;
-    let Some(collected) = store.collect(&collecting(Policy::default(), &boot))? else {
+    let how = Collecting { patience: A_WHILE, ..collecting(Policy::default(), &boot) };
+    let Some(collected) = store.collect(&how)? else {
         println!(
             "somebody is at work in the store: \"hafen image prune\" removes the content later"
         );
@@ -296,8 +297,11 @@ fn remove(store: &Store, images: &[String]) -> Result<ExitCode, Error> {
     Ok(complain(&collected))
 }
 
+/// For who only starts a container: that one lets go of the store when it runs.
+const A_WHILE: Duration = Duration::from_secs(2);
+
 fn collecting(policy: Policy, boot_id: &str) -> Collecting<'_> {
-    Collecting { policy, now: SystemTime::now(), boot_id, wait: false, dry: false }
+    Collecting { policy, now: SystemTime::now(), boot_id, patience: Duration::ZERO, dry: false }
 }
 
 fn prune(store: &Store, args: &PruneArgs) -> Result<ExitCode, Error> {
@@ -308,7 +312,7 @@ fn prune(store: &Store, args: &PruneArgs) -> Result<ExitCode, Error> {
         Some(collected) => collected,
         None => {
             eprintln!("somebody is at work in the store: waiting for them");
-            let how = Collecting { wait: true, now: SystemTime::now(), ..how };
+            let how = Collecting { patience: Duration::MAX, now: SystemTime::now(), ..how };
             store.collect(&how)?.unwrap_or_default()
         }
     };

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hafen_spec::image::Digest;
 use hafen_sys::{CallError, Context};
@@ -19,8 +19,8 @@ pub struct Collecting<'a> {
     pub policy: Policy,
     pub now: SystemTime,
     pub boot_id: &'a str,
-    /// Until nobody else is at work.
-    pub wait: bool,
+    /// How long to wait until nobody else is at work; [`Duration::MAX`]: for as long as it takes.
+    pub patience: Duration,
     /// Only look.
     pub dry: bool,
 }
@@ -36,17 +36,15 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Remove what is due, and what was left half-made. `None` without `wait` where somebody is at work.
+    /// Remove what is due, and what was left half-made. `None` where somebody is at work all the while.
     ///
     /// # Errors
     /// A name that leads to nothing: then nothing is removed. A name that could not be removed.
     pub fn collect(&self, how: &Collecting<'_>) -> Result<Option<Collected>, StoreError> {
         drop(self.hold()?);
-        let guard = match how.wait {
-            true => Some(lock::exclusive(&self.root)?),
-            false => lock::try_exclusive(&self.root)?,
+        let Some(_guard) = lock::exclusive_within(&self.root, how.patience)? else {
+            return Ok(None);
         };
-        let Some(_guard) = guard else { return Ok(None) };
         let contents = self.contents(how.boot_id)?;
         let due = due(&contents, self.disk()?, &how.policy, how.now);
         if how.dry {

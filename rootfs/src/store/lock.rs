@@ -4,6 +4,8 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use hafen_spec::image::Digest;
 use hafen_sys::{CallError, Context};
@@ -19,6 +21,8 @@ pub struct Guard(#[expect(dead_code, reason = "held")] Flock<File>);
 pub(super) struct Maker(#[expect(dead_code, reason = "held")] File);
 
 pub(super) const FILE: &str = "lock";
+/// Between two tries of who does not wait for as long as it takes.
+const PAUSE: Duration = Duration::from_millis(5);
 
 fn open(root: &Path) -> Result<File, CallError> {
     let path = root.join(FILE);
@@ -45,11 +49,20 @@ pub(crate) fn exclusive(root: &Path) -> Result<Guard, CallError> {
     flock(root, FlockArg::LockExclusive)
 }
 
-/// `None` where somebody is at work in the store.
-pub(super) fn try_exclusive(root: &Path) -> Result<Option<Guard>, CallError> {
-    match flock(root, FlockArg::LockExclusiveNonblock) {
-        Err(e) if e.is(Errno::EWOULDBLOCK) => Ok(None),
-        answer => answer.map(Some),
+/// `None` where somebody is at work in the store for so long.
+pub(super) fn exclusive_within(
+    root: &Path,
+    patience: Duration,
+) -> Result<Option<Guard>, CallError> {
+    let Some(deadline) = Instant::now().checked_add(patience) else {
+        return exclusive(root).map(Some);
+    };
+    loop {
+        match flock(root, FlockArg::LockExclusiveNonblock) {
+            Err(e) if e.is(Errno::EWOULDBLOCK) && Instant::now() < deadline => sleep(PAUSE),
+            Err(e) if e.is(Errno::EWOULDBLOCK) => return Ok(None),
+            answer => return answer.map(Some),
+        }
     }
 }
 
