@@ -303,17 +303,7 @@ impl<'t> Agent<'t> {
     /// `None`: nobody answers, or not to the end.
     #[must_use]
     pub fn try_http(&self, method: &str, path: &str, body: &str) -> Option<Answer> {
-        let mut stream = UnixStream::connect(self.socket()).ok()?;
-        stream.set_read_timeout(Some(crate::patience(TASK * 2))).ok()?;
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-        )
-        .ok()?;
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).ok()?;
-        answer(&all)
+        http(&self.socket(), method, path, body)
     }
 
     /// Run a task of a specification, and give what is said of it.
@@ -468,13 +458,29 @@ impl<'t> Agent<'t> {
             .map_or_else(look, |()| Vec::new())
     }
 
-    /// Whatever became of the test: nothing is to be in the way of the next one.
-    fn clear(&mut self) {
-        self.is_over = true;
+    /// As when its machine loses power: everything of it ends at once. What is on its disk stays.
+    pub fn die(&mut self) {
         if let Some(mut child) = self.process.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // First who would write down how the others ended.
+        for pid in self.keepers() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        self.release_all();
+    }
+
+    /// Whatever became of the test: nothing is to be in the way of the next one.
+    fn clear(&mut self) {
+        self.is_over = true;
+        self.die();
+        for mount in crate::host::mounts_below(&self.folder) {
+            let _ = umount2(&mount, MntFlags::MNT_DETACH);
+        }
+    }
+
+    fn release_all(&self) {
         let oci = Program::Oci.find().unwrap_or_else(|e| panic!("{e}"));
         let root = self.run_folder().join("oci");
         for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
@@ -489,13 +495,22 @@ impl<'t> Agent<'t> {
                     .status();
             }
         }
-        for pid in self.keepers() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        for mount in crate::host::mounts_below(&self.folder) {
-            let _ = umount2(&mount, MntFlags::MNT_DETACH);
-        }
     }
+}
+
+/// A request over HTTP to whoever listens on a socket. `None`: nobody answers, or not to the end.
+pub(crate) fn http(socket: &Path, method: &str, path: &str, body: &str) -> Option<Answer> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(crate::patience(TASK * 2))).ok()?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .ok()?;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).ok()?;
+    answer(&all)
 }
 
 impl Drop for Agent<'_> {

@@ -68,6 +68,7 @@ mod agent;
 mod bundle;
 mod case;
 pub mod cgroup;
+pub mod cluster;
 mod host;
 pub mod keeper;
 mod need;

@@ -3,6 +3,7 @@
 mod agent;
 mod bad_input;
 mod clients;
+mod cluster;
 mod differential;
 mod docs;
 mod endurance;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         user::trials(),
         clients::trials(),
         agent::trials(),
+        cluster::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

@@ -1,0 +1,358 @@
+//! Several machines as one: what the coordinator does when links break, machines die and programs are stopped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hafen_integration::cluster::{Cluster, Machine, Way, lines, of, ready, until};
+use hafen_integration::{Case, Test, Value, cases, json, wait_until};
+
+pub(crate) fn trials() -> Vec<Case> {
+    cases![
+        a_job_runs_on_all_machines(Root, Busybox, Program("ip")),
+        a_dead_machine_is_replaced(Root, Busybox, Program("ip")),
+        short_silences_change_nothing(Root, Busybox, Program("ip")),
+        a_cut_machine_is_replaced_and_gives_way(Root, Busybox, Program("ip")),
+        one_way_is_no_way(Root, Busybox, Program("ip"), Program("iptables")),
+        the_coordinator_dies(Root, Busybox, Program("ip")),
+        at_most_one_is_never_two(Root, Busybox, Program("ip")),
+        a_drained_machine_is_left(Root, Busybox, Program("ip")),
+        an_update_goes_on_or_back(Root, Busybox, Program("ip")),
+        whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
+    ]
+}
+
+const LEASE: Duration = Duration::from_millis(1500);
+const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+
+/// A cluster, and a root for what runs in it.
+struct Lab<'t> {
+    cluster: Cluster<'t>,
+    rootfs: PathBuf,
+    /// Instances say here that they began, and what they find.
+    told: PathBuf,
+}
+
+impl<'t> Lab<'t> {
+    fn new(t: &'t Test, machines: usize) -> Self {
+        let told = t.dir().join("told");
+        fs::write(&told, "").expect("a file");
+        Self { rootfs: t.bundle().rootfs(), cluster: Cluster::start(t, machines, LEASE), told }
+    }
+
+    fn task(&self, script: &str) -> Value {
+        json!({
+            "root": { "rootfs": self.rootfs },
+            "command": ["/bin/sh", "-c", script],
+            "kill": { "grace": "0.5s" },
+            "mounts": [{ "host": self.told, "destination": "/told" }],
+        })
+    }
+
+    fn job(&self, name: &str, replicas: u32) -> Value {
+        let script = format!("echo {name} >> /told; {FOREVER}");
+        json!({ "name": name, "replicas": replicas, "task": self.task(&script),
+                "reschedule": { "first": "0.1s", "most": "1s" } })
+    }
+
+    /// Never two at a time: who finds another one says so.
+    fn one(&self, name: &str) -> Value {
+        let script =
+            format!("flock -n /told -c \"echo {name} >> /told; {FOREVER}\" || echo two >> /told");
+        let mut task = self.task(&script);
+        task["stopAfterDisconnect"] = json!("1s");
+        json!({ "name": name, "replicas": 1, "atMostOne": true, "task": task,
+                "reschedule": { "first": "0.1s", "most": "1s" } })
+    }
+
+    fn machine(&self, name: &Value) -> &Machine<'t> {
+        &self.cluster.machines[self.cluster.number(name)]
+    }
+
+    /// Nothing runs anywhere that the coordinator does not count.
+    #[track_caller]
+    fn all_is_told(&self) {
+        let quiet = wait_until(Duration::from_secs(20), || {
+            let view = self.cluster.view();
+            let counted: BTreeSet<String> = of(&view, "instances", |one| {
+                one["phase"] == "PHASE_READY" || one["phase"] == "PHASE_STARTING"
+            })
+            .into_iter()
+            .map(|one| one["name"].as_str().expect("a name").to_owned())
+            .collect();
+            (self.running() == counted).then_some(())
+        });
+        assert!(quiet.is_some(), "{:?} run: {:#}", self.running(), self.cluster.view());
+    }
+
+    fn running(&self) -> BTreeSet<String> {
+        let mut running = BTreeSet::new();
+        for machine in &self.cluster.machines {
+            let tasks = machine.agent.http("GET", "/v1/tasks", "").expect(200);
+            let ids = tasks["tasks"].as_array().into_iter().flatten().map(|task| &task["id"]);
+            running.extend(ids.map(|id| id.as_str().expect("a name").to_owned()));
+        }
+        running
+    }
+}
+
+fn nodes(instances: &[Value]) -> BTreeSet<String> {
+    instances.iter().map(|one| one["node"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn names(instances: &[Value]) -> BTreeSet<String> {
+    instances.iter().map(|one| one["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn a_job_runs_on_all_machines(t: &Test) {
+    let lab = Lab::new(t, 3);
+    let mut job = lab.job("web", 3);
+    job["mostPerNode"] = json!(1);
+    lab.cluster.submit(&job);
+    let instances = lab.cluster.ready("web", 3);
+    assert_eq!(nodes(&instances).len(), 3, "{instances:?}");
+    assert_eq!(lines(&lab.told, "web"), 3);
+    let mut fourth = lab.job("web", 4);
+    fourth["mostPerNode"] = json!(1);
+    lab.cluster.submit(&fourth);
+    let view = lab.cluster.wait("one waits", |view| view["jobs"][0]["waiting"] == 1);
+    assert!(!view["jobs"][0]["sentence"].as_str().unwrap_or_default().is_empty(), "{view:#}");
+    assert_eq!(names(&ready(&view, "web")), names(&instances), "the others stay as they are");
+    let _ = lab.cluster.http("POST", "/v1/jobs/web/stop", &json!({ "purge": true })).expect(200);
+    lab.cluster.wait("it is gone", |view| of(view, "jobs", |_| true).is_empty());
+    lab.all_is_told();
+}
+
+fn a_dead_machine_is_replaced(t: &Test) {
+    let mut lab = Lab::new(t, 3);
+    lab.cluster.submit(&lab.job("web", 6));
+    let before = lab.cluster.ready("web", 6);
+    let dead = lab.cluster.number(&before[0]["node"]);
+    let name = lab.cluster.machines[dead].name.clone();
+    lab.cluster.machines[dead].agent.die();
+    lab.cluster.wait("all run elsewhere", |view| {
+        let ready = ready(view, "web");
+        ready.len() == 6 && !nodes(&ready).contains(&name)
+    });
+    let after = lab.cluster.ready("web", 6);
+    let stayed = names(&before).intersection(&names(&after)).count();
+    let lost = before.iter().filter(|one| one["node"] == *name).count();
+    assert_eq!(stayed, 6 - lost, "only what was there is replaced");
+    lab.cluster.machines[dead].agent.restart();
+    lab.cluster.wait("it is back", |view| {
+        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 3
+    });
+    lab.all_is_told();
+}
+
+fn short_silences_change_nothing(t: &Test) {
+    let lab = Lab::new(t, 2);
+    lab.cluster.submit(&lab.job("web", 4));
+    let before = names(&lab.cluster.ready("web", 4));
+    let machine = &lab.cluster.machines[0];
+    for _ in 0..3 {
+        machine.stop();
+        std::thread::sleep(LEASE / 3);
+        machine.go_on();
+        std::thread::sleep(LEASE / 3);
+        lab.cluster.cut(1, true);
+        std::thread::sleep(LEASE / 3);
+        lab.cluster.cut(1, false);
+        std::thread::sleep(LEASE / 3);
+    }
+    assert_eq!(names(&lab.cluster.ready("web", 4)), before);
+    assert_eq!(lines(&lab.told, "web"), 4, "none was started again");
+    lab.all_is_told();
+}
+
+fn a_cut_machine_is_replaced_and_gives_way(t: &Test) {
+    let lab = Lab::new(t, 3);
+    lab.cluster.submit(&lab.job("web", 6));
+    let before = lab.cluster.ready("web", 6);
+    let cut = lab.cluster.number(&before[0]["node"]);
+    lab.cluster.cut(cut, true);
+    let name = &lab.cluster.machines[cut].name;
+    lab.cluster.wait("all run elsewhere", |view| {
+        let ready = ready(view, "web");
+        ready.len() == 6 && !nodes(&ready).contains(name)
+    });
+    assert!(lab.running().len() > 6, "what was there runs on meanwhile");
+    lab.cluster.cut(cut, false);
+    lab.all_is_told();
+    lab.cluster.ready("web", 6);
+}
+
+fn one_way_is_no_way(t: &Test) {
+    let lab = Lab::new(t, 2);
+    lab.cluster.submit(&lab.job("web", 2));
+    for way in [Way::ToIt, Way::FromIt] {
+        let before = lab.cluster.ready("web", 2);
+        let machine = lab.machine(&before[0]["node"]);
+        machine.lose(way, true);
+        lab.cluster.wait("all run elsewhere", |view| {
+            let ready = ready(view, "web");
+            ready.len() == 2 && !nodes(&ready).contains(&machine.name)
+        });
+        machine.lose(way, false);
+        lab.cluster.wait("it is back", |view| {
+            of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
+        });
+        lab.all_is_told();
+    }
+}
+
+fn the_coordinator_dies(t: &Test) {
+    let mut lab = Lab::new(t, 2);
+    lab.cluster.submit(&lab.job("web", 4));
+    let before = names(&lab.cluster.ready("web", 4));
+    lab.cluster.kill9();
+    until(Instant::now(), LEASE * 2);
+    assert_eq!(lab.running(), before, "nobody minds");
+    lab.cluster.restart();
+    lab.cluster.wait("all are heard again", |view| {
+        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
+    });
+    assert_eq!(names(&lab.cluster.ready("web", 4)), before);
+    assert_eq!(lines(&lab.told, "web"), 4, "none was started again");
+    let _ = lab.cluster.http("POST", "/v1/jobs/web/scale", &json!({ "replicas": 1 })).expect(200);
+    lab.cluster.ready("web", 1);
+    lab.all_is_told();
+}
+
+fn at_most_one_is_never_two(t: &Test) {
+    let lab = Lab::new(t, 2);
+    lab.cluster.submit(&lab.one("only"));
+    for round in 1..=3 {
+        let before = lab.cluster.ready("only", 1);
+        let number = lab.cluster.number(&before[0]["node"]);
+        let machine = &lab.cluster.machines[number];
+        // Cut off, or stopped with all that it would have to do.
+        match round {
+            2 => machine.stop(),
+            _ => lab.cluster.cut(number, true),
+        }
+        lab.cluster.wait("it runs elsewhere", |view| {
+            let ready = ready(view, "only");
+            ready.len() == 1 && ready[0]["node"] != *machine.name
+        });
+        match round {
+            2 => machine.go_on(),
+            _ => lab.cluster.cut(number, false),
+        }
+        lab.all_is_told();
+        assert_eq!(lines(&lab.told, "two"), 0, "{}", fs::read_to_string(&lab.told).expect("read"));
+        assert_eq!(lines(&lab.told, "only"), round + 1);
+    }
+}
+
+fn a_drained_machine_is_left(t: &Test) {
+    let lab = Lab::new(t, 3);
+    let mut job = lab.job("web", 6);
+    job["update"] = json!({ "mostParallel": 1 });
+    lab.cluster.submit(&job);
+    let before = lab.cluster.ready("web", 6);
+    let name = before[0]["node"].as_str().expect("a name").to_owned();
+    let path = format!("/v1/nodes/{name}/drain");
+    let _ = lab.cluster.http("POST", &path, &json!({ "on": true })).expect(200);
+    let mut fewest = 6;
+    lab.cluster.wait("all run elsewhere", |view| {
+        let ready = ready(view, "web");
+        fewest = fewest.min(ready.len());
+        ready.len() == 6 && !nodes(&ready).contains(&name)
+    });
+    assert!(fewest >= 5, "one at a time: {fewest}");
+    lab.all_is_told();
+    let _ = lab.cluster.http("POST", &path, &json!({ "on": false })).expect(200);
+    let everywhere = json!({ "name": "all", "onePerNode": true, "task": lab.task(FOREVER) });
+    lab.cluster.submit(&everywhere);
+    assert_eq!(nodes(&lab.cluster.ready("all", 3)).len(), 3);
+}
+
+fn an_update_goes_on_or_back(t: &Test) {
+    let lab = Lab::new(t, 2);
+    lab.cluster.submit(&lab.job("web", 4));
+    lab.cluster.ready("web", 4);
+    lab.cluster.wait("it is stable", |view| view["jobs"][0]["rollout"] == "ROLLOUT_DONE");
+    let mut second = lab.job("web", 4);
+    second["task"] = lab.task(&format!("echo second >> /told; {FOREVER}"));
+    lab.cluster.submit(&second);
+    lab.cluster.wait("it is updated", |view| {
+        view["jobs"][0]["rollout"] == "ROLLOUT_DONE" && lines(&lab.told, "second") == 4
+    });
+    let mut third = lab.job("web", 4);
+    third["task"] = lab.task("echo third >> /told; exit 1");
+    lab.cluster.submit(&third);
+    let view = lab.cluster.wait("it went back", |view| {
+        view["jobs"][0]["rollout"] == "ROLLOUT_DONE" && view["jobs"][0]["ready"] == 4
+    });
+    assert!(lines(&lab.told, "third") >= 1, "{view:#}");
+    assert!(lines(&lab.told, "third") < 4, "it was stopped in time");
+    lab.all_is_told();
+}
+
+/// Faults at random, and then everything is as it is wanted.
+fn whatever_happens(t: &Test) {
+    let seed = std::env::var("HAFEN_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| {
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(1, |d| d.as_secs())
+    });
+    eprintln!("{}: HAFEN_SEED={seed}", t.name());
+    let steps = std::env::var("HAFEN_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let mut lab = Lab::new(t, 3);
+    lab.cluster.submit(&lab.job("web", 5));
+    lab.cluster.submit(&lab.one("only"));
+    lab.cluster.ready("web", 5);
+    lab.cluster.ready("only", 1);
+    let mut random = seed | 1;
+    let mut next = |most: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % most
+    };
+    for step in 0..steps {
+        let at = usize::try_from(next(3)).unwrap_or_default();
+        let pause = Duration::from_millis(200 + next(3500));
+        let fault = next(6);
+        eprintln!("step {step}: fault {fault} at m{at} for {pause:?}");
+        match fault {
+            0 => {
+                lab.cluster.cut(at, true);
+                std::thread::sleep(pause);
+                lab.cluster.cut(at, false);
+            }
+            1 => {
+                lab.cluster.machines[at].stop();
+                std::thread::sleep(pause);
+                lab.cluster.machines[at].go_on();
+            }
+            2 | 3 => {
+                let way = if fault == 2 { Way::ToIt } else { Way::FromIt };
+                lab.cluster.machines[at].lose(way, true);
+                std::thread::sleep(pause);
+                lab.cluster.machines[at].lose(way, false);
+            }
+            4 => {
+                lab.cluster.machines[at].agent.kill9();
+                std::thread::sleep(pause);
+                lab.cluster.machines[at].agent.restart();
+            }
+            _ => {
+                lab.cluster.kill9();
+                std::thread::sleep(pause);
+                lab.cluster.restart();
+            }
+        }
+        assert_eq!(lines(&lab.told, "two"), 0, "HAFEN_SEED={seed}, step {step}");
+    }
+    lab.cluster.wait("all machines are heard", |view| {
+        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 3
+    });
+    lab.cluster.ready("web", 5);
+    lab.cluster.ready("only", 1);
+    lab.all_is_told();
+    assert_eq!(lines(&lab.told, "two"), 0, "HAFEN_SEED={seed}");
+}
