@@ -31,6 +31,8 @@ enum Error {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Coordinator(#[from] hafen_coordinator::service::Ended),
     /// The node said so.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -71,7 +73,7 @@ impl Error {
             Self::Failure(failure) => match failure.kind {
                 Kind::Invalid | Kind::OutOfRange => 2,
                 Kind::NotFound => 3,
-                Kind::Exists | Kind::State => 4,
+                Kind::Exists | Kind::State | Kind::Conflict => 4,
                 Kind::Denied => 5,
                 Kind::Unavailable => 6,
                 Kind::Deadline => 7,

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::Stream;
 use hafen_agent_core::{Phase, State, TaskId};
 use hafen_protocol::v1;
 use hafen_spec::keep::{Request, Status};
@@ -32,7 +30,7 @@ use crate::traces::Traces;
 use crate::{stats, streams, time, view};
 
 /// What comes little by little. It ends early with a failure.
-pub type Flow<T> = Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>;
+pub use hafen_door::Flow;
 
 /// Of one artifact, where the task does not say less.
 const ARTIFACT_BYTES: u64 = 16 << 30;

@@ -305,6 +305,7 @@ fn job(n: u64, replicas: u32) -> Job {
         update: Strategy::default(),
         reschedule: BackOff::default(),
         grace: Duration::ZERO,
+        source: Vec::new(),
     }
 }
 

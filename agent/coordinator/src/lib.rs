@@ -4,5 +4,6 @@ pub mod assign;
 pub mod cluster;
 mod grid;
 pub mod model;
+pub mod service;
 pub mod state;
 pub mod wire;

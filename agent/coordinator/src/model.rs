@@ -201,6 +201,8 @@ pub struct Template {
     /// A `TaskSpec` or `PodSpec` of the protocol, as its bytes: the core does not look into it.
     pub payload: Vec<u8>,
     pub is_pod: bool,
+    /// Names of a pod's tasks, each of which has updates of its own; none: it is one task.
+    pub members: BTreeSet<String>,
     pub request: Amounts,
     /// Of the node, taken by one instance only.
     pub ports: BTreeSet<u16>,
@@ -245,6 +247,9 @@ pub struct Job {
     pub reschedule: BackOff,
     /// Between a node's silence and a replacement elsewhere.
     pub grace: Duration,
+    /// As its owner gave it (a `JobSpec` of the protocol, as its bytes): the core does not look into it.
+    #[serde(default)]
+    pub source: Vec<u8>,
 }
 
 impl Job {
@@ -333,6 +338,23 @@ pub struct Allocation {
     pub sequence: u64,
     /// Of the slot, in a row.
     pub failures: u32,
+    /// Of a pod: its tasks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub members: BTreeMap<String, Part>,
+}
+
+/// One task of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Of the last update that was applied.
+    pub sequence: u64,
+    pub seen: Seen,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { sequence: 0, seen: Seen::Alive }
+    }
 }
 
 impl Allocation {
@@ -346,6 +368,24 @@ impl Allocation {
     #[must_use]
     pub fn task(&self) -> String {
         task_name(self.id)
+    }
+
+    /// What is seen of all tasks of a pod together; of one task it is what is seen of it.
+    #[must_use]
+    pub fn together(&self, seen: Seen) -> Seen {
+        let any = |wanted: Seen| self.members.values().any(|member| member.seen == wanted);
+        let all = |fits: fn(Seen) -> bool| self.members.values().all(|member| fits(member.seen));
+        match () {
+            () if self.members.is_empty() => seen,
+            () if any(Seen::Lost) => Seen::Lost,
+            () if !all(Seen::is_end) => {
+                let ready = all(|seen| matches!(seen, Seen::Ready | Seen::Finished));
+                if ready { Seen::Ready } else { Seen::Alive }
+            }
+            () if any(Seen::Failed) => Seen::Failed,
+            () if any(Seen::Killed) => Seen::Killed,
+            () => Seen::Finished,
+        }
     }
 }
 
@@ -361,6 +401,15 @@ pub fn allocation_of(task: &str) -> Option<AllocId> {
     let digits = task.strip_prefix('a')?;
     let id = AllocId(u64::from_str_radix(digits, 16).ok()?);
     (task_name(id) == task).then_some(id)
+}
+
+/// Of a task's name on the node: the allocation, and of a pod's task its own name in the pod.
+#[must_use]
+pub fn part_of(task: &str) -> Option<(AllocId, Option<&str>)> {
+    match task.split_once('.') {
+        Some((pod, member)) => Some((allocation_of(pod)?, Some(member))),
+        None => Some((allocation_of(task)?, None)),
+    }
 }
 
 /// Where an allocation stands, as the coordinator knows.
@@ -404,6 +453,8 @@ pub enum Why {
     Duplicate,
     /// Its node cannot tell what became of it.
     Lost,
+    /// Somebody wants another one in its place.
+    Asked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -502,6 +553,20 @@ pub enum Record {
     Job(Box<JobRecord>),
     Allocation(Box<Allocation>),
     Quota(Namespace, Amounts),
+    Token(Token),
+}
+
+/// What lets a node join. Only its hash is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// SHA-256, in hexadecimal.
+    pub hash: String,
+    /// Nodes that may still join with it.
+    pub uses: u32,
+    /// Seconds since 1970.
+    pub until: u64,
+    /// Requests that it was used for, as their SHA-256: the same one is answered again, for its answer may have been lost.
+    pub given: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -512,6 +577,7 @@ pub enum Key {
     Job(JobId),
     Allocation(AllocId),
     Quota(Namespace),
+    Token(String),
 }
 
 impl Record {
@@ -523,6 +589,7 @@ impl Record {
             Self::Job(job) => Key::Job(job.id.clone()),
             Self::Allocation(allocation) => Key::Allocation(allocation.id),
             Self::Quota(namespace, _) => Key::Quota(namespace.clone()),
+            Self::Token(token) => Key::Token(token.hash.clone()),
         }
     }
 }

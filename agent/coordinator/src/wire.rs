@@ -1,5 +1,7 @@
 //! The only place that knows both the protocol's messages and the cluster's values.
 
+pub mod job;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ pub enum Malformed {
     Without(&'static str),
     #[error("versions {0} to {1} of the protocol are not spoken here: 1 is")]
     Version(u32, u32),
+    #[error("{0:?} is no name: it has 1 to 63 letters, digits, \"_\", \"-\" and \".\"")]
+    Name(String),
     #[error("{0}: more than a message may have")]
     TooMuch(&'static str),
     #[error("a task that must not run twice needs stop_after_disconnect")]
@@ -39,8 +43,22 @@ pub fn hello(hello: &v1::Hello) -> Result<Hello, Malformed> {
     if let Some((_, name)) = needed.iter().find(|(value, _)| value.is_empty()) {
         return Err(Malformed::Without(name));
     }
-    if hello.attributes.len() > 128 || hello.domains.len() > 8 {
+    if !is_name(&hello.node) {
+        return Err(Malformed::Name(hello.node.clone()));
+    }
+    let long = |(name, value): (&String, &String)| name.len() > 63 || value.len() > 255;
+    let domains = hello.domains.iter().map(|domain| (&domain.level, &domain.name));
+    if hello.attributes.len() > 128
+        || hello.domains.len() > 8
+        || hello.attributes.iter().chain(domains).any(long)
+    {
         return Err(Malformed::TooMuch("attributes"));
+    }
+    let texts = [&hello.instance, &hello.boot_id, &hello.software];
+    if texts.into_iter().chain(&hello.features).any(|text| text.len() > 255)
+        || hello.features.len() > 128
+    {
+        return Err(Malformed::TooMuch("words"));
     }
     if hello.tasks.len() > 10_000 {
         return Err(Malformed::TooMuch("tasks"));
@@ -56,6 +74,13 @@ pub fn hello(hello: &v1::Hello) -> Result<Hello, Malformed> {
     })
 }
 
+/// Whether a node may have it.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=63).contains(&name.len()) && name.chars().all(good)
+}
+
 /// Failure domains are attributes like others.
 fn machine(hello: &v1::Hello) -> Machine {
     let mut attributes = hello.attributes.clone();
@@ -68,7 +93,8 @@ fn machine(hello: &v1::Hello) -> Machine {
     }
 }
 
-fn held(task: &v1::HeldTask) -> Held {
+#[must_use]
+pub fn held(task: &v1::HeldTask) -> Held {
     Held { task: task.id.clone(), seen: seen(task.state(), task.ready) }
 }
 
@@ -109,6 +135,16 @@ fn asked(amounts: &v1::Amounts) -> Amounts {
     }
 }
 
+/// Of a quota: what is not said is as much as there is.
+#[must_use]
+pub fn most(amounts: &v1::Amounts) -> Amounts {
+    Amounts {
+        cpu_milli: amounts.cpu_milli.unwrap_or(u64::MAX),
+        memory: amounts.memory.unwrap_or(u64::MAX),
+        ..room(amounts)
+    }
+}
+
 /// What revocable tasks may share on a node.
 #[must_use]
 pub fn idle(report: &v1::NodeReport) -> Option<Amounts> {
@@ -131,6 +167,7 @@ pub fn template(
     Ok(Template {
         payload: task.encode_to_vec(),
         is_pod: false,
+        members: BTreeSet::new(),
         request: resources.request.as_ref().map(asked).unwrap_or_default(),
         ports: ports.collect::<BTreeSet<_>>(),
         rules: Rules { revocable: resources.revocable, ..rules },
@@ -154,7 +191,8 @@ fn duration(of: &pbjson_types::Duration, name: &'static str) -> Result<Duration,
     Ok(Duration::new(seconds, nanos.ok_or(Malformed::Duration(name))?))
 }
 
-fn to_duration(of: Duration) -> pbjson_types::Duration {
+#[must_use]
+pub fn to_duration(of: Duration) -> pbjson_types::Duration {
     let seconds = i64::try_from(of.as_secs()).unwrap_or(i64::MAX);
     pbjson_types::Duration { seconds, nanos: of.subsec_nanos().cast_signed() }
 }

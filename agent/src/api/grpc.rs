@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Response, header};
+use axum::http::Response;
 use futures_util::{Stream, StreamExt};
 use hafen_protocol::v1::node_server::{Node as Service, NodeServer};
 use hafen_protocol::v1::{self, attach_input, exec_input};
@@ -26,11 +26,6 @@ pub(super) fn router(node: Node) -> Router {
         .max_decoding_message_size(MOST_BYTES)
         .max_encoding_message_size(usize::MAX);
     Router::new().route_service("/hafen.v1.Node/{call}", server)
-}
-
-pub(super) fn is(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(axum::http::HeaderValue::as_bytes);
-    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
 pub(super) fn denied() -> Response<Body> {

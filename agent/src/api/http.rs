@@ -1,27 +1,16 @@
 //! The twin of JSON over HTTP. `attach` and `exec` are for gRPC only: both sides talk at once there.
 
-use std::str::FromStr;
-use std::time::Duration;
-
-use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use bytes::Bytes;
-use futures_util::StreamExt;
+use hafen_door::words::{Asked, Words, body, lines, not_so};
 use hafen_protocol::v1;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{MOST_BYTES, answer};
 use crate::failure::{Failure, Kind};
-use crate::node::{Flow, Node};
-
-/// For a whole body.
-const SLOWEST: Duration = Duration::from_secs(30);
+use crate::node::Node;
 
 type Answer<T = Value> = Result<Json<T>, Failure>;
 
@@ -63,90 +52,6 @@ async fn nowhere() -> Failure {
         Kind::NotFound,
         "there is no such path: /v1/tasks, /v1/pods, /v1/node, /v1/stats and /v1/events are",
     )
-}
-
-async fn not_so() -> Response {
-    let failure = Failure::new(Kind::Invalid, "this path takes another method");
-    (StatusCode::METHOD_NOT_ALLOWED, Json(answer::body(&failure))).into_response()
-}
-
-/// What stands behind the "?", each word once unless it is taken as a list.
-struct Words(Vec<(String, String)>);
-
-impl Words {
-    fn all(&mut self, name: &str) -> Vec<String> {
-        let (found, rest) =
-            std::mem::take(&mut self.0).into_iter().partition(|(word, _)| word == name);
-        self.0 = rest;
-        let found: Vec<(String, String)> = found;
-        found.into_iter().map(|(_, value)| value).collect()
-    }
-
-    fn one<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Failure> {
-        let wrong = |value: &str| {
-            Failure::new(Kind::Invalid, format!("?{name}={value}: that is no value for it"))
-        };
-        match self.all(name).as_slice() {
-            [] => Ok(None),
-            [value] => value.parse().map(Some).map_err(|_| wrong(value)),
-            [_, second, ..] => Err(wrong(second)),
-        }
-    }
-
-    /// `?all` is `?all=true`.
-    fn flag(&mut self, name: &str) -> Result<bool, Failure> {
-        for (word, value) in &mut self.0 {
-            if word == name && matches!(value.as_str(), "" | "1") {
-                "true".clone_into(value);
-            }
-        }
-        Ok(self.one(name)?.unwrap_or_default())
-    }
-
-    fn done(self) -> Result<(), Failure> {
-        match self.0.first() {
-            None => Ok(()),
-            Some((word, _)) => {
-                Err(Failure::new(Kind::Invalid, format!("?{word}: is not known here")))
-            }
-        }
-    }
-}
-
-type Asked = Query<Vec<(String, String)>>;
-
-/// No body is an empty one.
-async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Failure> {
-    let bytes = read(request).await?;
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(T::default());
-    }
-    serde_json::from_slice(&bytes).map_err(|e| Failure::new(Kind::Invalid, format!("body: {e}")))
-}
-
-async fn read(request: Request) -> Result<Bytes, Failure> {
-    let reading = tokio::time::timeout(SLOWEST, to_bytes(request.into_body(), MOST_BYTES)).await;
-    let Ok(read) = reading else {
-        return Err(Failure::new(
-            Kind::Deadline,
-            format!("the body did not come within {} s", SLOWEST.as_secs()),
-        ));
-    };
-    read.map_err(|e| {
-        Failure::new(Kind::Exhausted, format!("body: {e}; {MOST_BYTES} bytes are the most"))
-    })
-}
-
-/// A line of JSON for each item; a failure is the last.
-fn lines<T: Serialize + Send + 'static>(flow: Flow<T>) -> Response {
-    let lines = flow.map(|item| {
-        let value = match item {
-            Ok(item) => serde_json::to_string(&item),
-            Err(failure) => Ok(json!({ "error": answer::body(&failure) }).to_string()),
-        };
-        value.map(|line| Bytes::from(line + "\n"))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 async fn list(State(node): State<Node>, Query(asked): Asked) -> Answer<v1::ListTasksResponse> {

@@ -7,26 +7,22 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
+use hafen_door::{Caller, Door, DoorError, FIRST_WORDS, Host, Seat, Seats, rest, words};
 use hyper::body::Incoming;
 use hyper::{Method, Request};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use super::caller::{Caller, Seat, Seats};
-use super::door::{Door, DoorError};
 use super::tls::{self, TlsError};
 use super::{grpc, http};
 use crate::config::Config;
@@ -35,16 +31,8 @@ use crate::node::Node;
 /// Connections of one user or host, and of all.
 const EACH: usize = 64;
 const ALL: usize = 512;
-/// A client that has said nothing whole by then is let go.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
-/// Of a client that is there but does not answer.
-const PING: Duration = Duration::from_secs(30);
 /// What is under way when we end may take so long.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// After accept has failed: most likely we have no more descriptors, and spinning gives none back.
-const BREATH: Duration = Duration::from_millis(100);
-const HEADER_BYTES: u32 = 32 << 10;
-const HEADERS: usize = 64;
 /// Of one connection, each of which may hold a message of the longest.
 const STREAMS: u32 = 32;
 
@@ -115,11 +103,10 @@ impl Api {
     /// Serve until `stop`, and then until what is under way has ended, or a little while.
     pub async fn serve(self, node: Node, stop: impl Future<Output = ()>) {
         let (end, ending) = watch::channel(());
-        let host = Host {
+        let host = Reception {
             router: http::router(node.clone()).merge(grpc::router(node)),
-            seats: Seats::new(EACH, ALL),
+            host: Host::new(Seats::new(EACH, ALL), STREAMS, ending),
             group: self.group,
-            ending,
         };
         let mut stop = pin!(stop);
         loop {
@@ -157,21 +144,20 @@ async fn accept(tcp: Option<&Tcp>) -> io::Result<(TcpStream, SocketAddr, TlsAcce
 
 /// What each connection needs.
 #[derive(Debug, Clone)]
-struct Host {
+struct Reception {
     router: Router,
-    seats: Seats,
+    host: Host,
     group: Option<u32>,
-    ending: watch::Receiver<()>,
 }
 
-impl Host {
+impl Reception {
     async fn local(&self, came: io::Result<UnixStream>) {
         let known = came.and_then(|stream| Caller::local(&stream).map(|caller| (stream, caller)));
         let (stream, caller) = match known {
             Ok(known) => known,
             Err(e) => return rest(&e).await,
         };
-        if let Some(seat) = self.seat(&caller) {
+        if let Some(seat) = self.host.seat(&caller) {
             let may = caller.may(self.group);
             tokio::spawn(self.clone().attend(stream, caller, may, seat));
         }
@@ -184,7 +170,7 @@ impl Host {
         };
         let nobody =
             Caller::Remote { address: address.ip(), certificate: "no certificate yet".to_owned() };
-        let Some(seat) = self.seat(&nobody) else { return };
+        let Some(seat) = self.host.seat(&nobody) else { return };
         let host = self.clone();
         tokio::spawn(async move {
             match timeout(FIRST_WORDS, acceptor.accept(stream)).await {
@@ -200,15 +186,7 @@ impl Host {
         });
     }
 
-    fn seat(&self, caller: &Caller) -> Option<Seat> {
-        let seat = self.seats.take(caller.party());
-        if seat.is_none() {
-            tracing::debug!(%caller, "too many connections");
-        }
-        seat
-    }
-
-    async fn attend<S>(self, stream: S, caller: Caller, may: bool, _seat: Seat)
+    async fn attend<S>(self, stream: S, caller: Caller, may: bool, seat: Seat)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -217,45 +195,10 @@ impl Host {
         } else {
             tracing::warn!(%caller, "denied");
         }
-        let Self { router, mut ending, .. } = self;
-        let said = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&said);
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            heard.store(true, Ordering::Relaxed);
-            answer(router.clone(), caller.clone(), may, request)
-        });
-        let builder = builder();
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        // The connection is kept, and its end is what we wait for.
-        let end = tokio::select! {
-            end = connection.as_mut() => Some(end),
-            () = silence(&said) => return,
-            _ = ending.changed() => None,
-        };
-        let end = match end {
-            Some(end) => end,
-            None => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(e) = end {
-            tracing::debug!("connection: {e}");
-        }
+        let Self { router, host, .. } = self;
+        let answer = move |request| answer(router.clone(), caller.clone(), may, request);
+        host.attend(stream, seat, answer).await;
     }
-}
-
-/// Returns only where nothing whole was said in time.
-async fn silence(said: &AtomicBool) {
-    sleep(FIRST_WORDS).await;
-    if said.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
-}
-
-async fn rest(error: &io::Error) {
-    tracing::warn!("accept: {error}");
-    sleep(BREATH).await;
 }
 
 /// The first half of the SHA-256: enough to tell clients apart in a log.
@@ -263,24 +206,6 @@ fn fingerprint(certificate: &[u8]) -> String {
     let digest = Sha256::digest(certificate);
     let half: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{half}")
-}
-
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(FIRST_WORDS)
-        .max_headers(HEADERS)
-        .max_buf_size(64 << 10);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING)
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_BYTES);
-    builder
 }
 
 /// Or does it only look?
@@ -304,7 +229,7 @@ async fn answer(
         tracing::debug!(%caller, %method, path, "request");
     }
     if !may {
-        let is_grpc = grpc::is(request.headers());
+        let is_grpc = words::is_grpc(request.headers());
         return Ok(if is_grpc { grpc::denied() } else { http::denied() });
     }
     request.extensions_mut().insert(caller);

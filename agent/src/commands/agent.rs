@@ -115,10 +115,10 @@ fn read(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Error> {
     }
 }
 
-fn start_log(log: &Log) -> Result<(), Error> {
+pub(super) fn start_log(log: &Log) -> Result<(), Error> {
     // Below that, the libraries tell of every frame: who wants it names them.
     let filter = match log.level.as_str() {
-        level @ ("debug" | "trace") => format!("info,hafen={level}"),
+        level @ ("debug" | "trace") => format!("info,hafen={level},hafen_coordinator={level}"),
         level => level.to_owned(),
     };
     let filter = EnvFilter::builder().parse_lossy(filter);
@@ -166,7 +166,7 @@ async fn serve(config: &Config) -> Result<(), Error> {
 }
 
 /// Tell whoever started us (sd_notify(3)). Nobody may be there to hear it.
-fn notify(state: &str) {
+pub(super) fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),

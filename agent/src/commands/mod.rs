@@ -3,6 +3,7 @@
 mod agent;
 mod completion;
 mod control;
+mod coordinator;
 mod copy;
 mod document;
 mod events;
@@ -116,6 +117,8 @@ pub(crate) enum NodeCommand {
     Completion(completion::CompletionArgs),
     /// Be the agent of this node.
     Agent(Box<agent::AgentArgs>),
+    /// Be the coordinator of many nodes.
+    Coordinator(Box<coordinator::CoordinatorArgs>),
 }
 
 /// Do what was asked for.
@@ -151,6 +154,7 @@ pub(crate) fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         NodeCommand::Version(args) => system::version(host, args),
         NodeCommand::Completion(args) => completion::print(args),
         NodeCommand::Agent(args) => agent::agent(cli, args),
+        NodeCommand::Coordinator(args) => coordinator::coordinator(args),
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::{Core, Effect, Held, Hello, Member, Order, Refusal, Session, Timer};
 use crate::model::{
-    AllocId, Allocation, Amounts, Key, Node, NodeId, Outcome, Phase, Seen, Slot, Why, allocation_of,
+    AllocId, Allocation, Amounts, Key, Node, NodeId, Outcome, Part, Phase, Seen, Slot, Why,
+    allocation_of, part_of, task_name,
 };
 
 /// How much slower than ours the clock of a machine may run, in hundredths.
@@ -19,17 +20,26 @@ impl Core {
         }
         let id = hello.node.clone();
         self.enter(session, &hello);
-        let held: BTreeMap<&str, Seen> =
-            hello.held.iter().map(|held| (held.task.as_str(), held.seen)).collect();
         self.welcome(&id, &hello.held);
-        self.dismiss(&id, &hello.held);
-        for allocation in self.on.get(&id).cloned().unwrap_or_default() {
-            self.compare(allocation, &held);
-        }
+        self.compare_all(&id, &hello.held);
         self.stirred = true;
         let everywhere = self.jobs.values().filter(|job| job.job().kind.is_one_per_node());
         for job in everywhere.map(|job| job.id.clone()).collect::<Vec<_>>() {
             self.mark(&job, &Slot::Node(id.clone()));
+        }
+    }
+
+    pub(super) fn listed(&mut self, node: &NodeId, session: Session, held: &[Held]) {
+        if self.nodes.get(node).is_some_and(|member| member.session == Some(session)) {
+            self.compare_all(node, held);
+        }
+    }
+
+    fn compare_all(&mut self, node: &NodeId, all: &[Held]) {
+        self.dismiss(node, all);
+        let held = all.iter().map(|held| (held.task.as_str(), held.seen)).collect();
+        for allocation in self.on.get(node).cloned().unwrap_or_default() {
+            self.compare(allocation, &held);
         }
     }
 
@@ -74,8 +84,9 @@ impl Core {
 
     fn welcome(&mut self, node: &NodeId, held: &[Held]) {
         let known = held.iter().filter_map(|held| {
-            let allocation = self.allocations.get(&allocation_of(&held.task)?)?;
-            (allocation.node == *node).then(|| (held.task.clone(), allocation.sequence))
+            let (allocation, member) = self.part_on(node, &held.task)?;
+            let sequence = member.map_or(allocation.sequence, |member| member.sequence);
+            Some((held.task.clone(), sequence))
         });
         let acknowledged = known.collect();
         self.send(node, Order::Welcome { acknowledged });
@@ -87,20 +98,35 @@ impl Core {
     /// What nobody knows of is nobody's.
     fn dismiss(&mut self, node: &NodeId, held: &[Held]) {
         for Held { task, seen } in held {
-            if self.known_on(node, task).is_none() {
+            if self.part_on(node, task).is_none() {
                 self.send_away(node, task, *seen);
             }
         }
     }
 
     pub(super) fn send_away(&mut self, node: &NodeId, task: &str, seen: Seen) {
-        let task = task.to_owned();
+        // Tasks of a pod end and go together.
+        let task = part_of(task).map_or_else(|| task.to_owned(), |(id, _)| task_name(id));
         let order = if seen.is_end() {
             Order::Forget { task }
         } else {
             Order::Stop { task, preempted: false }
         };
         self.send(node, order);
+    }
+
+    /// What has updates of its own: a task, or one of a pod.
+    pub(super) fn part_on(
+        &self,
+        node: &NodeId,
+        task: &str,
+    ) -> Option<(&Allocation, Option<&Part>)> {
+        let (id, member) = part_of(task)?;
+        let allocation = self.allocations.get(&id).filter(|one| one.node == *node)?;
+        match member {
+            Some(name) => Some((allocation, Some(allocation.members.get(name)?))),
+            None => allocation.members.is_empty().then_some((allocation, None)),
+        }
     }
 
     pub(super) fn known_on(&self, node: &NodeId, task: &str) -> Option<&Allocation> {
@@ -112,7 +138,9 @@ impl Core {
     fn compare(&mut self, id: AllocId, held: &BTreeMap<&str, Seen>) {
         let Some(allocation) = self.allocations.get(&id) else { return };
         let (phase, confirmed) = (allocation.phase, allocation.confirmed);
-        let seen = held.get(allocation.task().as_str());
+        let task = allocation.task();
+        let of_pod = |name: &String| held.get(format!("{task}.{name}").as_str());
+        let seen = held.get(task.as_str()).or_else(|| allocation.members.keys().find_map(of_pod));
         match (seen, phase) {
             (Some(_), Phase::Ended(_)) => self.tell_forget(id),
             (None, Phase::Ended(_)) => {}

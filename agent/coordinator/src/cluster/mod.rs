@@ -9,6 +9,7 @@ mod jobs;
 mod members;
 mod placing;
 mod recovery;
+mod rehearsal;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use jobs::{FENCE, Rejected};
+pub use rehearsal::Rehearsed;
 
 use crate::assign::{Pool, Why};
 use crate::model::{
@@ -56,6 +58,12 @@ pub enum Event {
         sequence: u64,
         seen: Seen,
     },
+    /// All that the node holds, once more.
+    Tasks {
+        node: NodeId,
+        session: Session,
+        held: Vec<Held>,
+    },
     /// The node has not taken a task.
     Refused {
         node: NodeId,
@@ -81,6 +89,10 @@ pub enum Event {
     Stop {
         job: JobId,
         purge: bool,
+    },
+    /// An instance is to end, and another one to take its place.
+    Replace {
+        allocation: AllocId,
     },
     Quota {
         namespace: Namespace,
@@ -287,6 +299,7 @@ impl Core {
             Event::Update { node, session, task, sequence, seen } => {
                 self.update(&node, session, &task, sequence, seen);
             }
+            Event::Tasks { node, session, held } => self.listed(&node, session, &held),
             Event::Refused { node, session, task } => self.refused(&node, session, &task),
             Event::Report { node, session, idle, pressed } => {
                 self.report(&node, session, idle, pressed);
@@ -295,6 +308,7 @@ impl Core {
             Event::Drain { node, on } => self.drain(&node, on),
             Event::Remove { node } => self.remove(&node),
             Event::Stop { job, purge } => self.stop_job(&job, purge),
+            Event::Replace { allocation } => self.stop(allocation, crate::model::Why::Asked),
             Event::Quota { namespace, most } => self.quota(namespace, most),
         }
         self.conclude()
@@ -348,6 +362,8 @@ impl Core {
             Key::Job(id) => Record::Job(Box::new(self.jobs.get(id)?.clone())),
             Key::Allocation(id) => Record::Allocation(Box::new(self.allocations.get(id)?.clone())),
             Key::Quota(id) => Record::Quota(id.clone(), *self.quotas.get(id)?),
+            // Of others, who save it themselves.
+            Key::Token(_) => return None,
         })
     }
 
@@ -394,6 +410,33 @@ impl Core {
         self.nodes.values().map(|member| (&member.node, member.presence()))
     }
 
+    #[must_use]
+    pub fn node(&self, id: &NodeId) -> Option<(&Node, Presence)> {
+        self.nodes.get(id).map(|member| (&member.node, member.presence()))
+    }
+
+    #[must_use]
+    pub fn job(&self, id: &JobId) -> Option<&JobRecord> {
+        self.jobs.get(id)
+    }
+
+    #[must_use]
+    pub fn allocation(&self, id: AllocId) -> Option<&Allocation> {
+        self.allocations.get(&id)
+    }
+
+    /// All that a node holds, as far as it is known.
+    pub fn on<'a>(&'a self, node: &NodeId) -> impl Iterator<Item = &'a Allocation> + use<'a> {
+        let on = self.on.get(node).into_iter().flatten();
+        on.filter_map(|id| self.allocations.get(id))
+    }
+
+    /// Quotas, and what of them is taken.
+    pub fn quotas(&self) -> impl Iterator<Item = (&Namespace, Amounts, Amounts)> {
+        let used = |name| self.used.get(name).copied().unwrap_or_default();
+        self.quotas.iter().map(move |(name, most)| (name, *most, used(name)))
+    }
+
     pub fn jobs(&self) -> impl Iterator<Item = &JobRecord> {
         self.jobs.values()
     }
@@ -403,7 +446,10 @@ impl Core {
     }
 
     /// The one that counts in each place of a job.
-    pub fn places(&self, job: &JobId) -> impl Iterator<Item = (&Slot, &Allocation)> {
+    pub fn places<'a>(
+        &'a self,
+        job: &JobId,
+    ) -> impl Iterator<Item = (&'a Slot, &'a Allocation)> + use<'a> {
         let places = self.places.get(job).into_iter().flatten();
         places.filter_map(|(slot, id)| Some((slot, self.allocations.get(id)?)))
     }

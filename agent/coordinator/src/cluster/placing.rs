@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::{Core, Timer};
 use crate::assign::{self, Hindrance, Outcome, Pool, Request};
 use crate::model::{
-    AllocId, Allocation, Amounts, Job, JobId, Key, Namespace, NodeId, Phase, Rollout, Slot, Why,
+    AllocId, Allocation, Amounts, Job, JobId, Key, Namespace, NodeId, Part, Phase, Rollout, Slot,
+    Why,
 };
 
 /// Allocations of an epoch are numbered below this.
@@ -113,6 +114,7 @@ impl Core {
         let before = self.places.get(job).and_then(|slots| slots.get(slot)).copied();
         let before = before.and_then(|before| self.allocations.get(&before)).cloned();
         let (version, job) = (record.version, record.job());
+        let template = &job.template;
         let allocation = Allocation {
             id: *id,
             job: job.id.clone(),
@@ -129,6 +131,7 @@ impl Core {
             confirmed: false,
             sequence: 0,
             failures: before.as_ref().map_or(0, |before| before.failures),
+            members: template.members.iter().map(|name| (name.clone(), Part::default())).collect(),
         };
         let gate = record.stable.is_some() && record.rollout != Rollout::Done;
         let gate = gate.then_some(job.update.healthy_within);

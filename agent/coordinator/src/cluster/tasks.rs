@@ -1,7 +1,9 @@
 //! What becomes of one allocation.
 
 use super::{Core, Effect, Order, Refusal, Session, Timer};
-use crate::model::{AllocId, Allocation, Key, Kind, NodeId, Outcome, Phase, Rollout, Seen, Why};
+use crate::model::{
+    AllocId, Allocation, Key, Kind, NodeId, Outcome, Part, Phase, Rollout, Seen, Why, part_of,
+};
 
 impl Seen {
     #[must_use]
@@ -23,29 +25,37 @@ impl Core {
         if self.nodes.get(node).is_none_or(|member| member.session != Some(session)) {
             return;
         }
-        let Some(allocation) = self.known_on(node, task) else {
+        let Some((allocation, member)) = self.part_on(node, task) else {
             self.send(node, Order::Acknowledge { task: task.to_owned(), sequence });
             return self.send_away(node, task, seen);
         };
-        let (id, last) = (allocation.id, allocation.sequence);
+        let last = member.map_or(allocation.sequence, |member| member.sequence);
+        let (id, whole) = (allocation.id, allocation.task());
         if sequence > last + 1 {
             let refused = Some(Refusal::Gap);
             return self.effects.push(Effect::Close { node: node.clone(), session, refused });
         }
         if sequence == last + 1 {
-            self.apply(id, sequence, seen);
+            self.apply(id, task, sequence, seen);
         }
         let sequence = last.max(sequence);
         self.send(node, Order::Acknowledge { task: task.to_owned(), sequence });
-        if seen.is_end() {
-            self.send(node, Order::Forget { task: task.to_owned() });
+        let together =
+            self.allocations.get(&id).map_or(seen, |allocation| allocation.together(seen));
+        if together.is_end() {
+            self.send(node, Order::Forget { task: whole });
         }
     }
 
-    fn apply(&mut self, id: AllocId, sequence: u64, seen: Seen) {
+    fn apply(&mut self, id: AllocId, task: &str, sequence: u64, seen: Seen) {
         let Some(allocation) = self.allocations.get_mut(&id) else { return };
-        allocation.sequence = sequence;
+        let member = part_of(task).and_then(|(_, name)| allocation.members.get_mut(name?));
+        match member {
+            Some(member) => *member = Part { sequence, seen },
+            None => allocation.sequence = sequence,
+        }
         allocation.confirmed = true;
+        let seen = allocation.together(seen);
         self.touched.insert(Key::Allocation(id));
         match seen {
             Seen::Alive => self.alive(id),
@@ -70,7 +80,7 @@ impl Core {
         self.go(id, Phase::Ready, Phase::Starting);
     }
 
-    fn ready(&mut self, id: AllocId) {
+    pub(super) fn ready(&mut self, id: AllocId) {
         let Some(allocation) = self.allocations.get(&id) else { return };
         let (job, slot, failures) =
             (allocation.job.clone(), allocation.slot.clone(), allocation.failures);

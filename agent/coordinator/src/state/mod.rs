@@ -114,5 +114,6 @@ fn name_of(key: &Key) -> String {
         Key::Job(job) => format!("job/{job}"),
         Key::Allocation(id) => format!("allocation/{:016x}", id.0),
         Key::Quota(namespace) => format!("quota/{namespace}"),
+        Key::Token(hash) => format!("token/{hash}"),
     }
 }

@@ -850,6 +850,7 @@ impl World {
             update: Strategy { healthy_within: Duration::from_secs(8), ..Strategy::default() },
             reschedule: BackOff { first: Duration::from_secs(1), most: Duration::from_secs(20) },
             grace: Duration::ZERO,
+            source: Vec::new(),
         }
     }
 

@@ -16,7 +16,9 @@ pub enum Kind {
     Exists,
     /// Not in the state that it is in.
     State,
-    /// The node has too little of something.
+    /// Somebody else was faster.
+    Conflict,
+    /// There is too little of something.
     Exhausted,
     /// The caller may not.
     Denied,

@@ -11,11 +11,12 @@ use tonic::{Code, Status};
 use crate::failure::{Failure, Kind};
 
 /// Kind, gRPC's code, HTTP's status, and the name in JSON.
-const TABLE: [(Kind, Code, StatusCode, &str); 11] = [
+const TABLE: [(Kind, Code, StatusCode, &str); 12] = [
     (Kind::Invalid, Code::InvalidArgument, StatusCode::BAD_REQUEST, "invalid_argument"),
     (Kind::NotFound, Code::NotFound, StatusCode::NOT_FOUND, "not_found"),
     (Kind::Exists, Code::AlreadyExists, StatusCode::CONFLICT, "already_exists"),
     (Kind::State, Code::FailedPrecondition, StatusCode::CONFLICT, "failed_precondition"),
+    (Kind::Conflict, Code::Aborted, StatusCode::CONFLICT, "aborted"),
     (Kind::Exhausted, Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
     (Kind::Denied, Code::PermissionDenied, StatusCode::FORBIDDEN, "permission_denied"),
     (Kind::OutOfRange, Code::OutOfRange, StatusCode::RANGE_NOT_SATISFIABLE, "out_of_range"),
@@ -41,7 +42,6 @@ impl From<Status> for Failure {
         let row = TABLE.iter().find(|row| row.1 == status.code());
         let kind = match status.code() {
             Code::Unauthenticated => Kind::Denied,
-            Code::Aborted => Kind::State,
             // Not a word of the other side: the connection broke.
             Code::Unknown if status.source().is_some() => Kind::Unavailable,
             Code::Cancelled => Kind::Unavailable,

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 /// A socket that we listen on. Dropped, its file is gone.
 #[derive(Debug)]
 pub struct Door {
-    pub(crate) listener: UnixListener,
+    pub listener: UnixListener,
     path: PathBuf,
     /// Held for as long as we listen: the kernel lets it go when we die, however we do.
     _lock: Flock<fs::File>,

@@ -20,7 +20,9 @@ pub enum Caller {
 }
 
 impl Caller {
-    pub(crate) fn local(stream: &UnixStream) -> io::Result<Self> {
+    /// # Errors
+    /// The call that failed.
+    pub fn local(stream: &UnixStream) -> io::Result<Self> {
         let who = stream.peer_cred()?;
         let groups = socket::peer_groups(stream)?;
         Ok(Self::Local { uid: who.uid(), gid: who.gid(), pid: who.pid(), groups })
@@ -34,7 +36,8 @@ impl Caller {
         *uid == 0 || *uid == Uid::effective().as_raw() || group.is_some_and(is_member)
     }
 
-    pub(crate) const fn party(&self) -> Party {
+    #[must_use]
+    pub const fn party(&self) -> Party {
         match self {
             Self::Local { uid, .. } => Party::User(*uid),
             Self::Remote { address, .. } => Party::Host(*address),
@@ -54,14 +57,14 @@ impl fmt::Display for Caller {
 
 /// What connections are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Party {
+pub enum Party {
     User(u32),
     Host(IpAddr),
 }
 
 /// Connections under way. Nobody can take them all: each party has its own bound, and root is not kept out by others.
 #[derive(Debug, Clone)]
-pub(crate) struct Seats {
+pub struct Seats {
     taken: Arc<Mutex<BTreeMap<Party, usize>>>,
     each: usize,
     all: usize,
@@ -69,17 +72,19 @@ pub(crate) struct Seats {
 
 /// One connection, for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub struct Seat {
     seats: Seats,
     party: Party,
 }
 
 impl Seats {
-    pub(crate) fn new(each: usize, all: usize) -> Self {
+    #[must_use]
+    pub fn new(each: usize, all: usize) -> Self {
         Self { taken: Arc::default(), each, all }
     }
 
-    pub(crate) fn take(&self, party: Party) -> Option<Seat> {
+    #[must_use]
+    pub fn take(&self, party: Party) -> Option<Seat> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = taken.iter().filter(|(p, _)| **p != Party::User(0)).map(|(_, n)| n).sum();
         let own = taken.entry(party).or_default();

@@ -1,0 +1,358 @@
+//! What is known beside the cluster's own values, and only in memory: what tasks and nodes last said of themselves, and what
+//! has to be told as news.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
+
+use hafen_protocol::{time, v1};
+
+use super::events::Events;
+use super::metrics::Numbers;
+use crate::cluster::{Change, Core, Event, Presence};
+use crate::model::{
+    AllocId, Allocation, JobId, Key, Node, NodeId, Outcome, Phase, Record, Rollout, Version, Why,
+    part_of,
+};
+
+/// Of what a task says of itself.
+const MOST_ADDRESSES: usize = 16;
+const MOST_PORTS: usize = 128;
+const MOST_CHECKS: usize = 64;
+const SENTENCE: usize = 4 << 10;
+/// Of allocations that are not known any more, whose last words are kept for people.
+const MOST_GONE: usize = 1_000;
+
+/// What a node last said of itself.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Said {
+    pub(super) boot_id: String,
+    pub(super) software: String,
+    pub(super) capacity: Option<v1::Capacity>,
+    pub(super) heard: Option<pbjson_types::Timestamp>,
+    /// Of memory: lasts.
+    pressed: bool,
+}
+
+/// What tasks of one allocation last said, by their names on the node.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    pub(super) tasks: BTreeMap<String, v1::TaskStatus>,
+    pub(super) usage: BTreeMap<String, v1::Usage>,
+    /// Why the node did not take it.
+    pub(super) refused: String,
+}
+
+#[derive(Debug)]
+struct JobSeen {
+    version: Version,
+    rollout: Rollout,
+    stopped: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    nodes: BTreeMap<NodeId, Said>,
+    told: HashMap<AllocId, Told>,
+    gone: std::collections::VecDeque<AllocId>,
+    // As far as it was told as news:
+    phases: HashMap<AllocId, Phase>,
+    jobs: BTreeMap<JobId, JobSeen>,
+    draining: BTreeMap<NodeId, bool>,
+}
+
+/// Not more than a sentence.
+fn cut(text: &mut String) {
+    if text.len() > SENTENCE {
+        let end = (0..=SENTENCE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
+    }
+}
+
+impl Board {
+    pub(super) fn new(core: &Core) -> Self {
+        let seen = |job: &crate::model::JobRecord| JobSeen {
+            version: job.version,
+            rollout: job.rollout,
+            stopped: job.stopped,
+        };
+        Self {
+            phases: core.allocations().map(|one| (one.id, one.phase)).collect(),
+            jobs: core.jobs().map(|job| (job.id.clone(), seen(job))).collect(),
+            draining: core.nodes().map(|(node, _)| (node.id.clone(), node.draining)).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn node(&self, node: &NodeId) -> Option<&Said> {
+        self.nodes.get(node)
+    }
+
+    pub(super) fn told(&self, id: AllocId) -> Option<&Told> {
+        self.told.get(&id)
+    }
+
+    pub(super) fn hello(&mut self, core: &Core, node: &NodeId, hello: &v1::Hello) {
+        let said = self.nodes.entry(node.clone()).or_default();
+        *said = Said {
+            boot_id: hello.boot_id.clone(),
+            software: hello.software.clone(),
+            capacity: hello.capacity,
+            heard: Some(time::stamp(SystemTime::now())),
+            pressed: false,
+        };
+        for held in &hello.tasks {
+            let known = part_of(&held.id).and_then(|(id, _)| core.allocation(id));
+            let Some(known) = known.filter(|one| one.node == *node) else { continue };
+            let told = self.told.entry(known.id).or_default();
+            told.tasks.entry(held.id.clone()).or_insert_with(|| v1::TaskStatus {
+                id: held.id.clone(),
+                pod: held.pod.clone(),
+                state: held.state,
+                ready: held.ready,
+                sequence: held.acknowledged,
+                ..v1::TaskStatus::default()
+            });
+        }
+    }
+
+    pub(super) fn heard(&mut self, node: &NodeId) {
+        if let Some(said) = self.nodes.get_mut(node) {
+            said.heard = Some(time::stamp(SystemTime::now()));
+        }
+    }
+
+    /// Whether tasks that took only what was idle have to leave.
+    pub(super) fn report(&mut self, core: &Core, node: &NodeId, report: &v1::NodeReport) -> bool {
+        for v1::TaskUsage { id, usage, .. } in &report.tasks {
+            let known = part_of(id).and_then(|(alloc, _)| core.allocation(alloc));
+            let Some(known) = known.filter(|one| one.node == *node) else { continue };
+            if let Some(usage) = usage {
+                self.told.entry(known.id).or_default().usage.insert(id.clone(), *usage);
+            }
+        }
+        let said = self.nodes.entry(node.clone()).or_default();
+        if report.capacity.is_some() {
+            said.capacity = report.capacity;
+        }
+        for pressure in report.pressure.iter().filter(|pressure| pressure.of == "memory") {
+            said.pressed = !pressure.ended;
+        }
+        said.pressed
+    }
+
+    pub(super) fn status(
+        &mut self,
+        core: &Core,
+        node: &NodeId,
+        task: &str,
+        sequence: u64,
+        mut status: v1::TaskStatus,
+    ) {
+        let known = part_of(task).and_then(|(id, _)| core.allocation(id));
+        let Some(known) = known.filter(|one| one.node == *node) else { return };
+        let told = self.told.entry(known.id).or_default();
+        if told.tasks.get(task).is_some_and(|before| before.sequence > sequence) {
+            return;
+        }
+        task.clone_into(&mut status.id);
+        (status.spec, status.sequence) = (None, sequence);
+        status.labels.clear();
+        status.quarantined.clear();
+        status.addresses.truncate(MOST_ADDRESSES);
+        status.ports.truncate(MOST_PORTS);
+        status.checks.truncate(MOST_CHECKS);
+        status.checks.iter_mut().for_each(|check| cut(&mut check.message));
+        status.reason.iter_mut().for_each(|reason| cut(&mut reason.sentence));
+        told.tasks.insert(task.to_owned(), status);
+    }
+
+    pub(super) fn refused(&mut self, core: &Core, node: &NodeId, task: &str, sentence: &str) {
+        let known = part_of(task).and_then(|(id, _)| core.allocation(id));
+        let Some(known) = known.filter(|one| one.node == *node) else { return };
+        let mut sentence = sentence.to_owned();
+        cut(&mut sentence);
+        self.told.entry(known.id).or_default().refused = sentence;
+    }
+
+    /// What an allocation came to, in words.
+    pub(super) fn sentence(&self, allocation: &Allocation) -> String {
+        let told = self.told.get(&allocation.id);
+        let reason = told.and_then(|told| {
+            let mut tasks = told.tasks.values().filter_map(|status| status.reason.as_ref());
+            tasks.find(|reason| !reason.sentence.is_empty()).map(|reason| reason.sentence.clone())
+        });
+        match allocation.phase {
+            Phase::Starting | Phase::Ready => String::new(),
+            Phase::Stopping(why) => because(why).to_owned(),
+            Phase::Abandoned => "its node is not heard".to_owned(),
+            Phase::Ended(Outcome::Refused) => {
+                told.map(|told| told.refused.clone()).unwrap_or_default()
+            }
+            Phase::Ended(Outcome::Gone) => "its node does not know it any more".to_owned(),
+            Phase::Ended(_) => reason.unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn tell(&self, events: &Events, node: &NodeId, what: &str, sentence: &str) {
+        let mut sentence = sentence.to_owned();
+        cut(&mut sentence);
+        events.tell(v1::ClusterEvent {
+            node: node.0.clone(),
+            what: what.to_owned(),
+            sentence,
+            ..v1::ClusterEvent::default()
+        });
+    }
+
+    /// Of the node whose presence an event may change.
+    pub(super) fn presence_of(
+        &self,
+        event: &Event,
+        core: &Core,
+    ) -> Option<(NodeId, Option<Presence>)> {
+        let node = match event {
+            Event::Hello { hello, .. } => &hello.node,
+            Event::Closed { node, .. } | Event::Silent { node, .. } | Event::Remove { node } => {
+                node
+            }
+            _ => return None,
+        };
+        Some((node.clone(), core.node(node).map(|(_, presence)| presence)))
+    }
+
+    pub(super) fn presence_changed(
+        &mut self,
+        node: &NodeId,
+        before: Option<Presence>,
+        core: &Core,
+        events: &Events,
+    ) {
+        let after = core.node(node).map(|(_, presence)| presence);
+        let what = match (before, after) {
+            (before, after) if before == after => return,
+            (None, Some(_)) => "node joined",
+            (_, Some(Presence::Here)) => "node here",
+            (_, Some(Presence::Away)) => "node away",
+            (_, Some(Presence::Unreachable)) => "node unreachable",
+            (_, None) => {
+                self.nodes.remove(node);
+                self.draining.remove(node);
+                "node removed"
+            }
+        };
+        self.tell(events, node, what, "");
+    }
+
+    /// What is written down is what people are told.
+    pub(super) fn note(&mut self, changes: &[Change], events: &Events, numbers: &Numbers) {
+        for change in changes {
+            match change {
+                Change::Put(Record::Allocation(allocation)) => {
+                    self.note_allocation(allocation, events, numbers);
+                }
+                Change::Erase(Key::Allocation(id)) => self.forget(*id),
+                Change::Put(Record::Job(job)) => self.note_job(job, events),
+                Change::Erase(Key::Job(id)) => {
+                    self.jobs.remove(id);
+                    of_job(events, id, "job forgotten", String::new());
+                }
+                Change::Put(Record::Node(node)) => self.note_node(node, events),
+                _ => {}
+            }
+        }
+    }
+
+    fn note_node(&mut self, node: &Node, events: &Events) {
+        let before = self.draining.insert(node.id.clone(), node.draining).unwrap_or_default();
+        if before != node.draining {
+            let what = if node.draining { "node drains" } else { "node takes tasks again" };
+            self.tell(events, &node.id, what, "");
+        }
+    }
+
+    fn note_allocation(&mut self, one: &Allocation, events: &Events, numbers: &Numbers) {
+        let before = self.phases.insert(one.id, one.phase);
+        if before == Some(one.phase) {
+            return;
+        }
+        let what = match one.phase {
+            Phase::Starting if before.is_none() => {
+                numbers.placed();
+                "instance placed"
+            }
+            Phase::Starting => "instance not ready",
+            Phase::Ready => "instance ready",
+            Phase::Stopping(_) => "instance stopping",
+            Phase::Abandoned => "instance abandoned",
+            Phase::Ended(Outcome::Finished) => "instance finished",
+            Phase::Ended(Outcome::Failed) => "instance failed",
+            Phase::Ended(Outcome::Stopped) => "instance stopped",
+            Phase::Ended(Outcome::Refused) => "instance refused",
+            Phase::Ended(Outcome::Gone) => "instance gone",
+        };
+        events.tell(v1::ClusterEvent {
+            node: one.node.0.clone(),
+            job: one.job.0.clone(),
+            instance: one.task(),
+            what: what.to_owned(),
+            sentence: self.sentence(one),
+            ..v1::ClusterEvent::default()
+        });
+    }
+
+    fn note_job(&mut self, job: &crate::model::JobRecord, events: &Events) {
+        let now = JobSeen { version: job.version, rollout: job.rollout, stopped: job.stopped };
+        let version = format!("version {}", job.version);
+        let before = self.jobs.insert(job.id.clone(), now);
+        let changed = before.as_ref().is_none_or(|before| before.version != job.version);
+        let rollout = before.as_ref().is_none_or(|before| before.rollout != job.rollout);
+        let stopped = before.as_ref().is_some_and(|before| before.stopped);
+        if changed {
+            let what = if before.is_none() { "job taken on" } else { "job updated" };
+            of_job(events, &job.id, what, version.clone());
+        }
+        if job.stopped && !stopped {
+            of_job(events, &job.id, "job stopped", String::new());
+        }
+        let what = match job.rollout {
+            Rollout::Done => "rollout done",
+            Rollout::RollingBack => "rollout goes back",
+            Rollout::Failed => "rollout failed",
+            Rollout::UnderWay => return,
+        };
+        if rollout {
+            of_job(events, &job.id, what, version);
+        }
+    }
+
+    /// Its last words stay for a while.
+    fn forget(&mut self, id: AllocId) {
+        if self.phases.remove(&id).is_none() {
+            return;
+        }
+        self.gone.push_back(id);
+        if self.gone.len() > MOST_GONE
+            && let Some(oldest) = self.gone.pop_front()
+        {
+            self.told.remove(&oldest);
+        }
+    }
+}
+
+fn of_job(events: &Events, job: &JobId, what: &str, sentence: String) {
+    let (job, what) = (job.0.clone(), what.to_owned());
+    events.tell(v1::ClusterEvent { job, what, sentence, ..v1::ClusterEvent::default() });
+}
+
+pub(super) const fn because(why: Why) -> &'static str {
+    match why {
+        Why::Surplus => "it is not wanted any more",
+        Why::Outdated => "another version is wanted",
+        Why::Drained => "its node is being drained",
+        Why::Preempted => "another one needs its room",
+        Why::Unhealthy => "it was not ready in time",
+        Why::Duplicate => "a later one is in its place",
+        Why::Asked => "somebody wants another one in its place",
+        Why::Lost => "its node cannot tell what became of it",
+    }
+}

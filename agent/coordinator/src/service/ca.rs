@@ -1,0 +1,215 @@
+//! The cluster's own authority: who is a node, who is a person, and who is the coordinator.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use time::OffsetDateTime;
+
+use super::tokens::hash;
+use super::who::{NODE, USER};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Of the authority and of the coordinator itself.
+const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Of nodes, and when they ask for the next one.
+const NODE_VALID: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(super) const RENEW_AFTER: Duration = Duration::from_secs(60 * 24 * 3600);
+const USER_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("{call} {path}")]
+    File { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("read {path}")]
+    Pem { path: PathBuf, source: rustls::pki_types::pem::Error },
+    #[error("make a certificate")]
+    Make(#[from] rcgen::Error),
+}
+
+/// Of a person: all that they need, in PEM.
+#[derive(Debug, Clone)]
+pub struct Person {
+    pub certificate: String,
+    pub key: String,
+    pub authority: String,
+}
+
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    pem: String,
+}
+
+impl std::fmt::Debug for Authority {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Authority").field(&self.fingerprint()).finish()
+    }
+}
+
+impl Authority {
+    /// That of this folder; made, if there is none.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn open(folder: &Path) -> Result<Self, CaError> {
+        let (certificate, key) = (folder.join("ca.pem"), folder.join("ca.key"));
+        if !certificate.exists() {
+            make(folder, &certificate, &key)?;
+        }
+        Self::read(folder)
+    }
+
+    /// That of this folder.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn read(folder: &Path) -> Result<Self, CaError> {
+        let (path, key) = (folder.join("ca.pem"), folder.join("ca.key"));
+        let pem = fs::read_to_string(&path).map_err(file("read", &path))?;
+        let key = KeyPair::from_pem(&fs::read_to_string(&key).map_err(file("read", &key))?)?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|source| CaError::Pem { path, source })?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+        Ok(Self { issuer, certificate, pem })
+    }
+
+    #[must_use]
+    pub const fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// SHA-256, in hexadecimal: a node checks it before it says its token.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        hash(&self.certificate)
+    }
+
+    /// Of the coordinator, for these names and addresses, with its key.
+    pub(super) fn server(
+        &self,
+        names: &[String],
+    ) -> Result<(CertificateDer<'static>, KeyPair), CaError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(names)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let params = leaf(params, "hafen coordinator", LONG - DAY);
+        Ok((params.signed_by(&key, &self.issuer)?.der().clone(), key))
+    }
+
+    /// Of a node: of its request only the key counts, and that it has signed it.
+    pub(super) fn node(&self, name: &str, csr: &[u8]) -> Result<CertificateDer<'static>, CaError> {
+        let der = CertificateSigningRequestDer::from(csr);
+        let asked = CertificateSigningRequestParams::from_der(&der)?;
+        let params = client(&format!("{NODE}{name}"), name, NODE_VALID)?;
+        let request = CertificateSigningRequestParams { params, ..asked };
+        Ok(request.signed_by(&self.issuer)?.der().clone())
+    }
+
+    /// # Errors
+    /// A name that cannot be in a certificate.
+    pub fn person(&self, name: &str) -> Result<Person, CaError> {
+        let key = KeyPair::generate()?;
+        let params = client(&format!("{USER}{name}"), name, USER_VALID)?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Person { certificate, key: key.serialize_pem(), authority: self.pem.clone() })
+    }
+}
+
+fn client(uri: &str, name: &str, valid: Duration) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(leaf(params, name, valid))
+}
+
+fn leaf(params: CertificateParams, name: &str, valid: Duration) -> CertificateParams {
+    let mut params = dated(params, name, valid);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// From yesterday on: clocks differ.
+fn dated(mut params: CertificateParams, name: &str, valid: Duration) -> CertificateParams {
+    let now = SystemTime::now();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = OffsetDateTime::from(now - DAY);
+    params.not_after = OffsetDateTime::from(now + valid);
+    params
+}
+
+/// The key first: a certificate says that both are there.
+fn make(folder: &Path, certificate: &Path, key: &Path) -> Result<(), CaError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(file("mkdir", folder))?;
+    let pair = KeyPair::generate()?;
+    let mut params = dated(CertificateParams::default(), "hafen cluster", LONG);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let own = params.self_signed(&pair)?;
+    write(key, &pair.serialize_pem())?;
+    write(certificate, &own.pem())
+}
+
+/// All of it, on the disk, and for our own user only; or nothing.
+fn write(path: &Path, text: &str) -> Result<(), CaError> {
+    let draft = path.with_extension("draft");
+    let mut to = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(file("open", &draft))?;
+    to.write_all(text.as_bytes()).and_then(|()| to.sync_all()).map_err(file("write", &draft))?;
+    fs::rename(&draft, path).map_err(file("rename to", path))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("sync", folder))
+}
+
+fn file(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError {
+    let path = path.to_owned();
+    move |source| CaError::File { call, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_is_made_once_and_its_key_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("ca");
+        let first = Authority::open(&folder).unwrap().fingerprint();
+        assert_eq!(Authority::open(&folder).unwrap().fingerprint(), first);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&folder), mode(&folder.join("ca.key"))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_request_must_be_signed_by_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::open(folder.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateParams::new(vec!["other".to_owned()]).unwrap();
+        let mut csr = request.serialize_request(&key).unwrap().der().to_vec();
+        assert!(authority.node("n1", &csr).is_ok());
+        let last = csr.len() - 1;
+        csr[last] ^= 1;
+        assert!(authority.node("n1", &csr).is_err());
+        assert!(authority.node("n1", b"nothing").is_err());
+    }
+}
