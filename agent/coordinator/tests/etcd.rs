@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hafen_coordinator::cluster::Change;
 use hafen_coordinator::model::{Amounts, Key, Namespace, Record};
+use hafen_coordinator::service::{self, Coordinator};
 use hafen_coordinator::state::Error;
 use hafen_coordinator::state::etcd::{Etcd, EtcdError, Options, Term};
 use libtest_mimic::{Arguments, Trial};
@@ -24,6 +25,7 @@ const CASES: &[Case] = &[
     ("the_next_leader_finds_all_that_was_saved", the_next_leader_finds_all_that_was_saved),
     ("a_member_dies", a_member_dies),
     ("without_a_majority_nobody_leads", without_a_majority_nobody_leads),
+    ("a_coordinator_takes_over", a_coordinator_takes_over),
 ];
 
 fn main() {
@@ -78,14 +80,13 @@ impl Cluster {
         cluster
     }
 
+    fn options(&self) -> Options {
+        let urls = self.urls.clone();
+        Options { urls, prefix: "/hafen".to_owned(), ca: None, identity: None }
+    }
+
     fn etcd(&self) -> Etcd {
-        let options = Options {
-            urls: self.urls.clone(),
-            prefix: "/hafen".to_owned(),
-            ca: None,
-            identity: None,
-        };
-        Etcd::new(&options).unwrap()
+        Etcd::new(&self.options()).unwrap()
     }
 
     fn kill(&mut self, member: usize) {
@@ -235,4 +236,71 @@ fn without_a_majority_nobody_leads(cluster: &mut Cluster) {
     let failed = runtime.block_on(term.save(&[put(1, 1)]));
     assert!(matches!(failed, Err(Error::Etcd(EtcdError::Silent(_)))), "{failed:?}");
     assert!(*term.lost().borrow());
+}
+
+async fn coordinator(cluster: &Cluster, folder: &Path, name: &str) -> (Coordinator, String) {
+    let options = service::Options {
+        listen: vec!["http://127.0.0.1:0".parse().unwrap()],
+        state: folder.join(name),
+        name: name.to_owned(),
+        lease: Duration::from_secs(5),
+        group: None,
+        names: Vec::new(),
+        insecure: false,
+        etcd: Some(cluster.options()),
+        url: None,
+    };
+    let coordinator = Coordinator::start(options).await.unwrap();
+    let url = coordinator.addresses[0].to_string();
+    (coordinator, url)
+}
+
+async fn ask(url: &str, path: &str, body: Option<&str>) -> (u16, String) {
+    let http = reqwest::Client::new();
+    let request = match body {
+        Some(body) => http.post(format!("{url}{path}")).body(body.to_owned()),
+        None => http.get(format!("{url}{path}")),
+    };
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn until(url: &str, path: &str, status: u16) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (answered, text) = ask(url, path, None).await;
+        if answered == status {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{answered}: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One directs and takes a job on, the other says who does; when the first is gone the other has the job.
+fn a_coordinator_takes_over(cluster: &mut Cluster) {
+    const JOB: &str = r#"{"job": {"name": "web", "task": {"root": {"image": "box"}}}}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let (one, url) = first.block_on(coordinator(cluster, folder.path(), "one"));
+    first.block_on(until(&url, "/v1/cluster", 200));
+    assert_eq!(first.block_on(ask(&url, "/v1/jobs", Some(JOB))).0, 201);
+    let (two, other) = second.block_on(coordinator(cluster, folder.path(), "two"));
+    let said = second.block_on(until(&other, "/v1/cluster", 503));
+    let named = second.block_on(async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        until(&other, "/v1/cluster", 503).await
+    });
+    assert!(named.contains(&url), "{said} {named}");
+    assert_eq!(second.block_on(ask(&other, "/healthz", None)).0, 200);
+    // As kill -9.
+    std::mem::forget(one);
+    first.shutdown_background();
+    let died = Instant::now();
+    let view = second.block_on(until(&other, "/v1/cluster", 200));
+    let took = died.elapsed();
+    println!("it directs after {took:?}");
+    assert!(view.contains("\"web\""), "{view}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    second.block_on(two.stop());
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use hafen::config::{Log, LogFormat};
 use hafen_coordinator::service::{Address, Authority, Coordinator, Options};
+use hafen_coordinator::state::etcd;
 use hafen_protocol::v1;
 use nix::unistd::Group;
 use tokio::signal::unix::{SignalKind, signal};
@@ -70,6 +71,24 @@ struct ServeArgs {
     /// Also plain HTTP on addresses that others reach. Whoever does directs the cluster.
     #[arg(long)]
     insecure: bool,
+    /// A member of the etcd cluster that holds the state, shared with other coordinators of which one directs; as often as needed.
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+    /// What all keys there begin with.
+    #[arg(long, value_name = "KEY", default_value = "/hafen", requires = "etcd")]
+    etcd_prefix: String,
+    /// Who signs the certificates of its members, in PEM.
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_ca: Option<PathBuf>,
+    /// Our certificate for it.
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// Where the other coordinators, nodes and people find this one [default: the first --listen of TCP].
+    #[arg(long, value_name = "URL", requires = "etcd")]
+    url: Option<String>,
     /// error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -134,6 +153,18 @@ fn options(args: &ServeArgs) -> Result<Options, Error> {
         group,
         names: args.cert_name.clone(),
         insecure: args.insecure,
+        etcd: etcd(args),
+        url: args.url.clone(),
+    })
+}
+
+fn etcd(args: &ServeArgs) -> Option<etcd::Options> {
+    let urls = args.etcd.clone();
+    (!urls.is_empty()).then(|| etcd::Options {
+        urls,
+        prefix: args.etcd_prefix.clone(),
+        ca: args.etcd_ca.clone(),
+        identity: args.etcd_cert.clone().zip(args.etcd_key.clone()),
     })
 }
 

@@ -19,8 +19,8 @@ use super::saver::{News, Saver};
 use super::session::{About, Line, Stream};
 use super::{Ended, Names};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
-use crate::model::NodeId;
-use crate::state::Store;
+use crate::model::{NodeId, Record};
+use crate::state::{Mandate, Save};
 use crate::wire;
 
 /// Of the lease: how long a message may stay without any answer.
@@ -75,6 +75,7 @@ pub(super) struct Engine {
     pub(super) events: Events,
     pub(super) numbers: Numbers,
     pub(super) saver: Saver,
+    mandate: Mandate,
     settings: Settings,
     streams: BTreeMap<Session, Stream>,
     /// Of those that are watched: the stream, the silence, and when it began to count.
@@ -108,17 +109,17 @@ pub(super) struct Queues {
 const PEOPLE: usize = 256;
 
 impl Engine {
-    /// Begin where the store says. Nothing is done before [`Self::run`].
+    /// Begin where the records say. Nothing is done before [`Self::run`].
     pub(super) fn open(
-        store: Store,
+        records: Vec<Record>,
+        (save, mandate): (Save, Mandate),
         settings: Settings,
         names: Arc<Names>,
     ) -> Result<(Self, Queues, Inlet, Vec<Effect>, super::tokens::Tokens), Ended> {
-        let records = store.load()?;
         let tokens = super::tokens::Tokens::new(&records);
         let (core, effects) = Core::recover(settings, records);
         let numbers = Numbers::default();
-        let (saver, disk) = Saver::start(store, numbers.clone()).map_err(Ended::Thread)?;
+        let (saver, disk) = Saver::start(save, numbers.clone()).map_err(Ended::Thread)?;
         let (nodes_sender, nodes) = mpsc::unbounded_channel();
         let (people_sender, people) = mpsc::channel(PEOPLE);
         let (saved, see_saved) = watch::channel(0);
@@ -141,6 +142,7 @@ impl Engine {
             events,
             numbers,
             saver,
+            mandate,
             settings,
             streams: BTreeMap::new(),
             watches: BTreeMap::new(),
@@ -443,13 +445,20 @@ impl Engine {
     }
 
     fn command(&mut self, session: Session, command: v1::Command, about: About) {
+        if !self.mandate.holds() {
+            return;
+        }
         let Some(stream) = self.streams.get_mut(&session) else { return };
         if stream.command(command, about).is_err() {
             self.unread(session);
         }
     }
 
+    /// Whoever may not be the only one any more says nothing, not even that it has heard something.
     fn say(&mut self, session: Session, what: v1::from_master::What) {
+        if !self.mandate.holds() {
+            return;
+        }
         let Some(stream) = self.streams.get_mut(&session) else { return };
         if stream.send(what).is_err() {
             self.unread(session);

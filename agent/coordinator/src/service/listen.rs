@@ -157,14 +157,19 @@ pub(super) fn own_names(given: &[String], addresses: &[Address]) -> Vec<String> 
 /// What each connection needs.
 #[derive(Debug, Clone)]
 pub(super) struct Reception {
-    router: Router,
+    /// Of who directs, or of who waits for that.
+    router: watch::Receiver<Router>,
     host: Host,
     handshakes: Seats,
     group: Option<u32>,
 }
 
 impl Reception {
-    pub(super) fn new(router: Router, group: Option<u32>, ending: watch::Receiver<()>) -> Self {
+    pub(super) fn new(
+        router: watch::Receiver<Router>,
+        group: Option<u32>,
+        ending: watch::Receiver<()>,
+    ) -> Self {
         let host = Host::new(Seats::new(EACH, ALL), STREAMS, ending);
         Self { router, host, handshakes: Seats::new(STRANGERS, STRANGERS), group }
     }
@@ -236,7 +241,10 @@ impl Reception {
         plain: bool,
     ) -> impl Fn(Request<Incoming>) -> Answering + Send + Sync + 'static {
         let router = self.router.clone();
-        move |request| Box::pin(answer(router.clone(), who.clone(), plain, request))
+        move |request| {
+            let router = router.borrow().clone();
+            Box::pin(answer(router, who.clone(), plain, request))
+        }
     }
 }
 
@@ -286,7 +294,11 @@ async fn answer(
 fn denied(headers: &HeaderMap) -> Response<Body> {
     const WHY: &str =
         "you may not: be root, or a member of the socket's group, or have a user's certificate";
-    let failure = Failure::new(Kind::Denied, WHY);
+    failed(headers, Failure::new(Kind::Denied, WHY))
+}
+
+/// In the words of whoever asks.
+pub(super) fn failed(headers: &HeaderMap, failure: Failure) -> Response<Body> {
     match words::is_grpc(headers) {
         true => Status::from(failure).into_http(),
         false => failure.into_response(),

@@ -14,6 +14,7 @@ mod listen;
 mod master;
 mod metrics;
 mod plan;
+mod reign;
 mod saver;
 mod session;
 mod tokens;
@@ -27,8 +28,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hafen_door::DoorError;
-use hafen_door::failure::Failure;
+use hafen_door::failure::{Failure, Kind, chain};
 use hafen_protocol::v1;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -37,10 +39,12 @@ use tokio::time::timeout;
 pub use ca::{Authority, CaError, Person};
 pub use listen::Address;
 
-use crate::cluster::Settings;
-use crate::state::Store;
+use crate::cluster::{Effect, Settings};
+use crate::model::Record;
+use crate::state::etcd::{self, Etcd};
+use crate::state::{Mandate, Save, Store};
 use desk::Desk;
-use engine::Engine;
+use engine::{Engine, Queues};
 use http::Rooms;
 use join::Gate;
 use listen::{Listener, Reception};
@@ -66,6 +70,10 @@ pub struct Options {
     pub names: Vec<String>,
     /// Also plain HTTP on addresses that others can reach: whoever can, directs the cluster.
     pub insecure: bool,
+    /// The state is there, and shared with other coordinators; else it is in a file of our own.
+    pub etcd: Option<etcd::Options>,
+    /// Where the other coordinators, nodes and people find this one; absent: the first address of TCP.
+    pub url: Option<String>,
 }
 
 /// What is told to nodes and people of ourselves.
@@ -102,6 +110,54 @@ pub enum Ended {
     Lease(Duration),
     #[error("the coordinator's loop is gone")]
     Gone,
+    #[error("with --etcd others have to find this coordinator: listen on TCP, or say --url")]
+    Nowhere,
+}
+
+impl From<etcd::EtcdError> for Ended {
+    fn from(error: etcd::EtcdError) -> Self {
+        Self::State(error.into())
+    }
+}
+
+/// Where everybody is received while this coordinator directs.
+#[derive(Debug, Clone)]
+struct Office {
+    rooms: Rooms,
+}
+
+/// The loop behind it, which has not begun.
+#[derive(Debug)]
+struct Work {
+    engine: Engine,
+    queues: Queues,
+    begin: Vec<Effect>,
+}
+
+impl Office {
+    fn open(
+        records: Vec<Record>,
+        keep: (Save, Mandate),
+        settings: Settings,
+        names: &Arc<Names>,
+        authority: &Arc<Authority>,
+    ) -> Result<(Self, Work), Ended> {
+        let opened = Engine::open(records, keep, settings, Arc::clone(names))?;
+        let (engine, queues, inlet, begin, tokens) = opened;
+        let gate = Arc::new(Gate::new(Arc::clone(authority), tokens));
+        let rooms = Rooms { desk: Desk { inlet }, gate };
+        Ok((Self { rooms }, Work { engine, queues, begin }))
+    }
+
+    fn router(&self) -> Router {
+        http::router(self.rooms.clone()).merge(grpc::router(self.rooms.clone()))
+    }
+}
+
+impl Work {
+    async fn run(self, stop: oneshot::Receiver<()>) -> Result<(), Ended> {
+        self.engine.run(self.queues, self.begin, stop).await
+    }
 }
 
 /// One that is at work.
@@ -111,7 +167,7 @@ pub struct Coordinator {
     pub addresses: Vec<Address>,
     /// SHA-256 of the authority's certificate, in hexadecimal.
     pub authority: String,
-    rooms: Rooms,
+    office: watch::Receiver<Option<Office>>,
     engine: JoinHandle<Result<(), Ended>>,
     stop: Option<oneshot::Sender<()>>,
     end: watch::Sender<()>,
@@ -131,7 +187,10 @@ impl Coordinator {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.state);
         made.map_err(|source| Ended::Folder { path: options.state.clone(), source })?;
         // Its lock says that there is no other coordinator on this state.
-        let store = Store::open(&options.state.join("cluster"))?;
+        let store = match &options.etcd {
+            None => Some(Store::open(&options.state.join("cluster"))?),
+            Some(_) => None,
+        };
         let authority = Arc::new(Authority::open(&options.state.join("ca"))?);
         let names = listen::own_names(&options.names, &options.listen);
         let tls = Arc::new(listen::tls(&authority, &names)?);
@@ -140,25 +199,45 @@ impl Coordinator {
             let bound = Listener::bind(address, options.group, options.insecure, &tls);
             listeners.push(bound.await?);
         }
+        let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
         let settings = Settings { lease, ..Settings::default() };
         let names = Arc::new(Names { name: options.name, masters: Vec::new() });
-        let (engine, queues, inlet, effects, tokens) = Engine::open(store, settings, names)?;
-        let rooms = Rooms {
-            desk: Desk { inlet },
-            gate: Arc::new(Gate::new(Arc::clone(&authority), tokens)),
-        };
+        let (leader, who) = watch::channel(None);
+        let (router, routed) = watch::channel(reign::waiting(who));
+        let (open, office) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
-        let engine = tokio::spawn(engine.run(queues, effects, stopped));
+        let engine = if let Some(store) = store {
+            let records = store.load()?;
+            let save: Save = Box::new(move |changes| store.save(changes.iter().copied()));
+            let keep = (save, Mandate::default());
+            let (first, work) = Office::open(records, keep, settings, &names, &authority)?;
+            drop(router.send_replace(first.router()));
+            open.send_replace(Some(first));
+            tokio::spawn(work.run(stopped))
+        } else {
+            let etcd = Etcd::new(&options.etcd.unwrap_or_default())?;
+            let url = options.url.or_else(|| public(&addresses)).ok_or(Ended::Nowhere)?;
+            let authority = Arc::clone(&authority);
+            let candidate = reign::Candidate {
+                etcd,
+                url,
+                settings,
+                names,
+                authority,
+                office: open,
+                router,
+                leader,
+            };
+            tokio::spawn(candidate.run(stopped))
+        };
         let (end, ending) = watch::channel(());
-        let router = http::router(rooms.clone()).merge(grpc::router(rooms.clone()));
-        let reception = Reception::new(router, options.group, ending);
-        let addresses = listeners.iter().map(Listener::address).collect();
+        let reception = Reception::new(routed, options.group, ending);
         let mut serving = JoinSet::new();
         for listener in listeners {
             serving.spawn(reception.clone().serve(listener));
         }
         let authority = authority.fingerprint();
-        Ok(Self { addresses, authority, rooms, engine, stop: Some(stop), end, serving })
+        Ok(Self { addresses, authority, office, engine, stop: Some(stop), end, serving })
     }
 
     /// Something with which nodes may join.
@@ -166,7 +245,10 @@ impl Coordinator {
     /// # Errors
     /// It cannot be written down.
     pub async fn token(&self, request: v1::CreateTokenRequest) -> Result<v1::JoinToken, Failure> {
-        self.rooms.gate.token(&self.rooms.desk, request).await
+        let office = self.office.borrow().clone();
+        let waits = || Failure::new(Kind::Unavailable, "another coordinator directs: ask that one");
+        let rooms = office.ok_or_else(waits)?.rooms;
+        rooms.gate.token(&rooms.desk, request).await
     }
 
     /// Until it cannot go on: which is an error.
@@ -188,4 +270,10 @@ impl Coordinator {
         let _ = self.end.send(());
         let _ = timeout(FAREWELL, self.end.closed()).await;
     }
+}
+
+/// The first address that others can call.
+fn public(addresses: &[Address]) -> Option<String> {
+    let mut tcp = addresses.iter().filter(|address| !matches!(address, Address::Unix(_)));
+    tcp.next().map(ToString::to_string)
 }

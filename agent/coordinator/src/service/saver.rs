@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::metrics::Numbers;
 use crate::cluster::Change;
-use crate::state::{Error, Store};
+use crate::state::{Error, Save};
 
 /// Steps in one transaction: it must not become so large that all wait for it.
 const TOGETHER: usize = 1024;
@@ -33,14 +33,14 @@ pub(super) struct Saver {
 
 impl Saver {
     pub(super) fn start(
-        store: Store,
+        save: Save,
         numbers: Numbers,
     ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<News>)> {
         let (orders, received) = channel();
         let (tell, news) = mpsc::unbounded_channel();
         let thread = Builder::new()
             .name("save".to_owned())
-            .spawn(move || write(&store, &received, &tell, &numbers))?;
+            .spawn(move || write(save, &received, &tell, &numbers))?;
         Ok((Self { orders: Some(orders), thread: Some(thread) }, news))
     }
 
@@ -72,7 +72,7 @@ impl Drop for Saver {
 }
 
 fn write(
-    store: &Store,
+    mut save: Save,
     orders: &Receiver<Order>,
     tell: &mpsc::UnboundedSender<News>,
     numbers: &Numbers,
@@ -81,7 +81,7 @@ fn write(
         let mut all = vec![first];
         all.extend(orders.try_iter().take(TOGETHER));
         let begin = Instant::now();
-        let saved = store.save(all.iter().flat_map(|order| &order.changes));
+        let saved = save(&all.iter().flat_map(|order| &order.changes).collect::<Vec<_>>());
         numbers.save_took(begin.elapsed());
         if let Err(error) = saved {
             // Nothing that depends on it may be said any more, by anybody.

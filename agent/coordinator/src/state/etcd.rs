@@ -13,16 +13,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hafen_door::failure::chain;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Error, to_bytes};
+use super::{Error, Mandate, Save, now, to_bytes};
 use crate::cluster::Change;
 use crate::model::Record;
 
@@ -44,7 +45,7 @@ const MOST_BYTES: usize = 512 << 10;
 const MOST_SAVES: u64 = 256;
 const PAGE: usize = 2000;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Of the members, as `http://10.0.0.1:2379`.
     pub urls: Vec<String>,
@@ -84,6 +85,7 @@ pub struct Term {
     /// Of the leader's key: of this term and no other.
     created: i64,
     lost: watch::Receiver<bool>,
+    mandate: Mandate,
     number: u64,
     /// What saves of the log have changed.
     unapplied: BTreeMap<String, Option<Vec<u8>>>,
@@ -159,13 +161,6 @@ impl Pair {
     fn value(&self) -> Vec<u8> {
         STANDARD.decode(&self.value).unwrap_or_default()
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 fn encoded(bytes: impl AsRef<[u8]>) -> String {
@@ -331,7 +326,7 @@ impl Etcd {
     }
 
     async fn try_to_lead(&self, who: &str) -> Result<Option<Term>, EtcdError> {
-        let sent = Instant::now();
+        let sent = now();
         let granted: Granted =
             self.call("lease/grant", &json!({ "TTL": LEASE.as_secs().to_string() })).await?;
         let (lease, key) = (granted.id.0, encoded(self.key("leader")));
@@ -345,12 +340,14 @@ impl Etcd {
             return Ok(None);
         }
         let (said, lost) = watch::channel(false);
-        tokio::spawn(keep(self.clone(), lease, sent, said));
+        let mandate = Mandate::until(sent + LEASE - MARGIN);
+        tokio::spawn(keep(self.clone(), lease, sent, mandate.clone(), said));
         let applied = self.applied().await?;
         Ok(Some(Term {
             etcd: self.clone(),
             created: done.header.revision.0,
             lost,
+            mandate,
             number: applied,
             unapplied: BTreeMap::new(),
             applied: Arc::new(Mutex::new(applied)),
@@ -365,14 +362,23 @@ impl Etcd {
 }
 
 /// Renew the lease until nobody can be sure of it any more. It counts from when each request was sent.
-async fn keep(etcd: Etcd, lease: i64, mut sent: Instant, lost: watch::Sender<bool>) {
+async fn keep(
+    etcd: Etcd,
+    lease: i64,
+    mut sent: Duration,
+    mandate: Mandate,
+    lost: watch::Sender<bool>,
+) {
     let body = json!({ "ID": lease.to_string() });
     loop {
-        let left = (sent + LEASE - MARGIN).saturating_duration_since(Instant::now());
-        let asked = Instant::now();
+        let left = (sent + LEASE - MARGIN).saturating_sub(now());
+        let asked = now();
         let kept = tokio::time::timeout(left, etcd.call::<Kept>("lease/keepalive", &body)).await;
         match kept {
-            Ok(Ok(kept)) if kept.result.ttl.0 > 0 => sent = asked,
+            Ok(Ok(kept)) if kept.result.ttl.0 > 0 => {
+                sent = asked;
+                mandate.extend(sent + LEASE - MARGIN);
+            }
             // It has ended, or it may have.
             Ok(Ok(_)) | Err(_) => break,
             Ok(Err(_)) => {}
@@ -392,6 +398,17 @@ impl Term {
     #[must_use]
     pub fn lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()
+    }
+
+    #[must_use]
+    pub fn mandate(&self) -> Mandate {
+        self.mandate.clone()
+    }
+
+    /// For a thread that may wait.
+    #[must_use]
+    pub fn into_save(mut self, threads: tokio::runtime::Handle) -> Save {
+        Box::new(move |changes| threads.block_on(self.save(changes.iter().copied())))
     }
 
     /// Everything, for [`crate::cluster::Core::recover`].

@@ -3,7 +3,11 @@
 pub mod etcd;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::cluster::Change;
@@ -25,6 +29,42 @@ pub enum Error {
     #[error("record {key} of the cluster's state")]
     Record { key: String, source: serde_json::Error },
 }
+
+/// May whoever has it direct the cluster still? With a file of its own it may for good.
+#[derive(Debug, Clone, Default)]
+pub struct Mandate(Option<Arc<AtomicU64>>);
+
+impl Mandate {
+    fn until(moment: Duration) -> Self {
+        let mandate = Self(Some(Arc::default()));
+        mandate.extend(moment);
+        mandate
+    }
+
+    fn extend(&self, until: Duration) {
+        if let Some(ends) = &self.0 {
+            let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+            ends.store(nanos, Ordering::Relaxed);
+        }
+    }
+
+    /// It counts while the machine sleeps, too.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let ends = self.0.as_ref().map(|ends| Duration::from_nanos(ends.load(Ordering::Relaxed)));
+        ends.is_none_or(|ends| now() < ends)
+    }
+}
+
+/// Since the boot, with the time in which the machine slept.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME);
+    // Without that clock (Linux has it since 2.6.39) nothing holds.
+    now.map_or(Duration::MAX, Duration::from)
+}
+
+/// How a store takes a save: on the disk when it returns.
+pub type Save = Box<dyn FnMut(&[&Change]) -> Result<(), Error> + Send>;
 
 /// The only one that has the file open: a second one is refused.
 #[derive(Debug)]

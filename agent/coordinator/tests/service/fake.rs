@@ -36,6 +36,8 @@ pub(crate) fn options(folder: &std::path::Path) -> Options {
         group: None,
         names: Vec::new(),
         insecure: false,
+        etcd: None,
+        url: None,
     }
 }
 
