@@ -11,6 +11,7 @@ pub mod driver;
 pub mod events;
 pub mod housekeeping;
 pub mod keeper;
+pub mod link;
 pub mod logs;
 pub mod metrics;
 pub mod network;
