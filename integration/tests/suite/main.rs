@@ -19,6 +19,7 @@ mod limits;
 mod mounts;
 mod namespaces;
 mod netdevices;
+mod page;
 mod pause;
 mod process_attributes;
 mod seccomp;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         user::trials(),
         clients::trials(),
         agent::trials(),
+        page::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

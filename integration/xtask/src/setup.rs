@@ -120,6 +120,8 @@ const CLIENTS: &[Package] = &[
     // File systems whose quotas bound what a container writes.
     package("e2fsprogs", Proof::Program("mkfs.ext4")),
     package("xfsprogs", Proof::Program("mkfs.xfs")),
+    // For the coordinator's page; without the parts that need a screen.
+    package("chromium-headless-shell", Proof::Program("chromium-headless-shell")),
     // With it dockerd loads its profile where the kernel has AppArmor, as in the virtual machine.
     package("apparmor", Proof::Program("apparmor_parser")),
 ];
