@@ -20,6 +20,7 @@ mod limits;
 mod mounts;
 mod namespaces;
 mod netdevices;
+mod page;
 mod pause;
 mod process_attributes;
 mod seccomp;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         clients::trials(),
         agent::trials(),
         cluster::trials(),
+        page::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

@@ -122,6 +122,8 @@ const CLIENTS: &[Package] = &[
     package("xfsprogs", Proof::Program("mkfs.xfs")),
     // The state of several coordinators.
     package("etcd-server", Proof::Program("etcd")),
+    // For the coordinator's page; without the parts that need a screen.
+    package("chromium-headless-shell", Proof::Program("chromium-headless-shell")),
     // With it dockerd loads its profile where the kernel has AppArmor, as in the virtual machine.
     package("apparmor", Proof::Program("apparmor_parser")),
 ];

@@ -65,7 +65,7 @@ const FIRST_MACHINE: &[&str] = &[
 ];
 
 /// What these ask of the kernel the rest of their modules asks as well: they are about documents, names, registries, much
-/// output and many deaths, and take half an hour where a processor is emulated.
+/// output, many deaths and a browser, and take half an hour where a processor is emulated.
 const NATIVE_ONLY: &[&str] = &[
     "agent::api::",
     "agent::faults::",
@@ -83,6 +83,7 @@ const NATIVE_ONLY: &[&str] = &[
     "keeper::deaths::",
     "keeper::logs::",
     "keeper::memory::",
+    "page::",
 ];
 
 const MINUTE: u64 = 60;

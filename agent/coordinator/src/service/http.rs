@@ -192,8 +192,7 @@ async fn healthy() -> &'static str {
 
 /// Nothing of anybody else, and nothing in the files that runs beside page.js.
 fn page(kind: &'static str, text: &'static str) -> Response {
-    const POLICY: &str =
-        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
     let headers: [(HeaderName, &str); 5] = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),
