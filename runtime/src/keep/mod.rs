@@ -736,8 +736,17 @@ impl Keeper {
         self.tell_all(&Told::Oom { kills, last: self.oom.clone() });
     }
 
+    /// The kernel counts, kills, and only then writes who it was (mm/oom_kill.c, `__oom_kill_process`).
     fn find_victim(&self) -> Option<Oom> {
-        oom::last_of(self.record.tree()?)
+        const TRIES: u32 = 10;
+        const PAUSE: Duration = Duration::from_millis(5);
+        let tree = self.record.tree()?;
+        (0..TRIES).find_map(|before| {
+            if before > 0 {
+                std::thread::sleep(PAUSE);
+            }
+            oom::last_of(tree)
+        })
     }
 
     fn welcome(&mut self) {
@@ -894,7 +903,7 @@ impl Keeper {
         let life = Life { pid: identity.pid, started: *started, ran: self.first.ran() };
         let exit = life.end(&self.entry, &self.record, end);
         let killed = exit.usage.cgroup.oom_kills.is_some_and(|kills| kills > 0);
-        let oom = self.oom.clone().or_else(|| self.find_victim().filter(|_| killed));
+        let oom = self.oom.clone().or_else(|| if killed { self.find_victim() } else { None });
         ExitRecord { oom, log_lost_bytes: self.log.lost, ..exit }
     }
 
