@@ -22,25 +22,29 @@ pub(super) fn failed(
     kind: failure::Kind,
     why: impl AsRef<str>,
 ) -> v1::CommandResult {
-    result(command, Err(failure(kind, why)))
+    result(command, Err(unable(kind, why)))
 }
 
-pub(super) fn failure(kind: failure::Kind, why: impl AsRef<str>) -> v1::Failure {
-    v1::Failure { kind: kind.into(), sentence: sentence(why.as_ref()) }
+/// Why an order is not carried out.
+#[derive(Debug)]
+pub(super) struct Unable(pub(super) v1::Failure);
+
+pub(super) fn unable(kind: failure::Kind, why: impl AsRef<str>) -> Unable {
+    Unable(v1::Failure { kind: kind.into(), sentence: sentence(why.as_ref()) })
 }
 
 pub(super) fn result(
     command: &str,
-    answer: Result<Option<v1::Tasks>, v1::Failure>,
+    answer: Result<Option<v1::Tasks>, Unable>,
 ) -> v1::CommandResult {
     let (tasks, failure) = match answer {
         Ok(tasks) => (tasks, None),
-        Err(failure) => (None, Some(failure)),
+        Err(Unable(failure)) => (None, Some(failure)),
     };
     v1::CommandResult { command: command.to_owned(), failure, tasks }
 }
 
-impl From<Failure> for v1::Failure {
+impl From<Failure> for Unable {
     fn from(of: Failure) -> Self {
         use failure::Kind as Wire;
         let kind = match of.kind {
@@ -50,9 +54,9 @@ impl From<Failure> for v1::Failure {
             Kind::State => Wire::State,
             Kind::Exhausted => Wire::Capacity,
             Kind::Unsupported => Wire::Unsupported,
-            Kind::Denied | Kind::Deadline | Kind::Unavailable | Kind::Internal => Wire::Internal,
+            _ => Wire::Internal,
         };
-        failure(kind, of.message)
+        unable(kind, of.message)
     }
 }
 
