@@ -20,6 +20,7 @@ pub(crate) async fn run(node: Node) {
         if forget_old_tasks(&node).await.is_none() {
             return;
         }
+        remove_old_logs(&node);
         collect_images(&node).await;
     }
 }
@@ -39,6 +40,20 @@ async fn forget_old_tasks(node: &Node) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Of tasks that are forgotten already.
+fn remove_old_logs(node: &Node) {
+    let age = node.config().gc.ended_tasks;
+    for entry in std::fs::read_dir(node.logs_folder()).into_iter().flatten().flatten() {
+        let changed = entry.metadata().and_then(|known| known.modified()).ok();
+        let since = changed.and_then(|at| SystemTime::now().duration_since(at).ok());
+        if since.is_some_and(|since| since > age)
+            && let Err(e) = hafen_rootfs::release::remove_tree(&entry.path())
+        {
+            tracing::warn!(error = chain(&e), "logs not removed");
+        }
+    }
 }
 
 /// What is set aside stays until somebody has looked at it.

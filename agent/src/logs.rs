@@ -44,6 +44,12 @@ struct Line {
     base64: Option<String>,
 }
 
+/// Which of the two formats a log has, where nobody knows any more. One without a line is read as either.
+pub(crate) fn is_json(path: &Path) -> bool {
+    let first = Reader::oldest(path).and_then(|mut reader| reader.next());
+    first.ok().flatten().is_none_or(|line| serde_json::from_slice::<Line>(&line).is_ok())
+}
+
 impl Wanted {
     /// What is there, and, until `over` is closed, what comes.
     pub fn read(self, over: Option<mpsc::Receiver<()>>) -> Flow<v1::LogEntry> {

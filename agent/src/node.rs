@@ -73,6 +73,7 @@ struct Shared {
     ground: Ground,
     events: Events,
     groups: PathBuf,
+    logs: PathBuf,
     boot_id: String,
     started: SystemTime,
     /// Of the folders, for as long as we are there.
@@ -87,12 +88,12 @@ impl Node {
     pub async fn open(config: &Config) -> Result<Self, Failure> {
         let internal = |e: CallError| Failure::of(Kind::Internal, &e);
         let state = config.state.join("agent");
-        let (tasks, groups) = (state.join("tasks"), state.join("pods"));
+        let (tasks, groups, logs) = (state.join("tasks"), state.join("pods"), state.join("logs"));
         for folder in [&config.state, &config.run] {
             make_folder(folder, 0o711).map_err(internal)?;
         }
         // What is written down of tasks may hold what their owners tell nobody else.
-        for folder in [&state, &tasks, &groups] {
+        for folder in [&state, &tasks, &groups, &logs] {
             make_folder(folder, 0o700).map_err(internal)?;
         }
         let locks = [own(&state)?, own(&config.run)?];
@@ -126,6 +127,7 @@ impl Node {
             ground,
             events,
             groups,
+            logs,
             boot_id,
             started: SystemTime::now(),
             _locks: locks,
@@ -445,6 +447,11 @@ impl Node {
 
     pub async fn logs(&self, request: v1::LogsRequest) -> Result<Flow<v1::LogEntry>, Failure> {
         use v1::log_policy::Format;
+        let name = TaskId(request.id.clone());
+        let is_there = self.ask(move |driver| driver.live.contains_key(&name)).await?;
+        if !is_there && self.has_kept_logs(&request.id) {
+            return Ok(self.kept_logs(&request));
+        }
         let id = self.named(&request.id).await?;
         let known = self.get(&id.0).await?;
         let format = known.spec.and_then(|spec| spec.log).map(|log| log.format());
@@ -463,6 +470,30 @@ impl Node {
             false => None,
         };
         Ok(wanted.read(over))
+    }
+
+    /// A task is forgotten, and its logs are not: for as long as tasks that have ended are kept.
+    pub(crate) fn keep_logs(&self, id: &TaskId) {
+        let kept = self.shared.ground.folders.keep_log(id, &self.shared.logs.join(&id.0));
+        if let Err(e) = kept {
+            tracing::warn!(task = %id, error = chain(&e), "its logs are not kept");
+        }
+    }
+
+    /// The folders of such logs.
+    pub(crate) fn logs_folder(&self) -> &Path {
+        &self.shared.logs
+    }
+
+    pub(crate) fn has_kept_logs(&self, id: &str) -> bool {
+        resolve::name(id).is_ok() && self.shared.logs.join(id).exists()
+    }
+
+    fn kept_logs(&self, request: &v1::LogsRequest) -> Flow<v1::LogEntry> {
+        let path = self.shared.logs.join(&request.id).join("log");
+        let json = crate::logs::is_json(&path);
+        let since = request.since.as_ref().map(time::system);
+        Wanted { path, json, tail: request.tail, since }.read(None)
     }
 
     /// Closed when the task has ended.

@@ -93,8 +93,8 @@ impl Master for Door {
         }
         let node = format!("{}-1", request.node);
         Ok(Response::new(v1::JoinResponse {
-            certificate: authority.sign(&request.csr, &node).into(),
-            authorities: vec![authority.certificate.clone().into()],
+            certificate: authority.sign(&request.csr, &node),
+            authorities: vec![authority.certificate.clone()],
             node,
             renew_after: None,
         }))
@@ -199,6 +199,16 @@ impl Peer {
         result.failure.map(|failure| failure.kind())
     }
 
+    async fn result_but_updates_of(&mut self, task: &str) -> v1::CommandResult {
+        loop {
+            match self.next().await {
+                from_agent::What::Result(result) => return result,
+                from_agent::What::Update(update) => assert_eq!(update.task, task),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     async fn update(&mut self) -> (String, u64, v1::State) {
         match self.next().await {
             from_agent::What::Update(update) => {
@@ -273,6 +283,20 @@ impl World {
         timeout(PATIENCE, self.streams.recv()).await.expect("a call").unwrap()
     }
 
+    /// What comes over the call for a command.
+    async fn lines(&mut self, command: &str) -> Vec<String> {
+        use v1::channel_up::What;
+        let mut call = timeout(PATIENCE, self.channels.recv()).await.expect("a call").unwrap();
+        let first = call.message().await.unwrap().unwrap().what;
+        assert_eq!(first, Some(What::Command(command.to_owned())));
+        let mut lines = Vec::new();
+        while let Some(message) = call.message().await.unwrap() {
+            let Some(What::Log(entry)) = message.what else { panic!("{message:?}") };
+            lines.push(String::from_utf8(entry.line).unwrap());
+        }
+        lines
+    }
+
     /// A task that stays in staging.
     fn waiting(&self, id: &str) -> v1::TaskSpec {
         let image = format!("{}/none:1", self.registry.local_addr().unwrap());
@@ -302,7 +326,7 @@ fn failing(id: &str) -> v1::TaskSpec {
 }
 
 fn run(task: v1::TaskSpec, epoch: u64) -> command::What {
-    let grant = Some(v1::TaskGrant { epoch, digest: vec![1, 2].into() });
+    let grant = Some(v1::TaskGrant { epoch, digest: vec![1, 2] });
     command::What::RunTask(v1::RunTask { task: Some(task), grant })
 }
 
@@ -310,8 +334,13 @@ fn stop(id: &str, epoch: u64) -> command::What {
     command::What::Stop(v1::StopTask { id: id.to_owned(), epoch, ..v1::StopTask::default() })
 }
 
-fn forget(id: &str) -> command::What {
-    command::What::Forget(v1::ForgetTask { id: id.to_owned(), keep_logs: false })
+fn forget(id: &str, keep_logs: bool) -> command::What {
+    command::What::Forget(v1::ForgetTask { id: id.to_owned(), keep_logs })
+}
+
+fn logs(id: &str) -> command::What {
+    let logs = v1::LogsRequest { id: id.to_owned(), ..v1::LogsRequest::default() };
+    command::What::Open(v1::OpenChannel { what: Some(v1::open_channel::What::Logs(logs)) })
 }
 
 fn seen(id: &str, sequence: u64, state: v1::State) -> (String, u64, v1::State) {
@@ -353,7 +382,7 @@ async fn a_task_comes_ends_and_is_forgotten() {
     assert_eq!(updates, [seen("a1", 2, v1::State::Error)]);
     use failure::Kind;
     assert_eq!(peer.ask("c3", run(failing("a1"), 32)).await, Some(Kind::Exists));
-    assert_eq!(peer.ask("c4", forget("a1")).await, Some(Kind::State));
+    assert_eq!(peer.ask("c4", forget("a1", false)).await, Some(Kind::State));
     peer.acknowledge("a1", 2).await;
     let expected = ["a1", "a2"].map(|id| v1::HeldTask { id: id.to_owned(), ..Default::default() });
     let reconcile = || command::What::Reconcile(v1::Reconcile { expected: expected.to_vec() });
@@ -363,11 +392,14 @@ async fn a_task_comes_ends_and_is_forgotten() {
     assert_eq!((held.id.as_str(), held.epoch, held.state()), ("a1", 31, v1::State::Error));
     assert_eq!((held.sequence, held.acknowledged, &held.digest[..]), (2, 2, &[1, 2][..]));
     assert_eq!(tasks.missing, ["a2"]);
-    assert_eq!(peer.ask("c6", forget("a1")).await, None);
-    assert_eq!(peer.ask("c7", forget("a1")).await, None);
+    assert_eq!(peer.ask("c6", forget("a1", false)).await, None);
+    assert_eq!(peer.ask("c7", forget("a1", false)).await, None);
     peer.order("c8", reconcile()).await;
     assert_eq!(peer.result().await.tasks.unwrap().missing, ["a1", "a2"]);
 
+    let wish = v1::DrainWish { on: true, within: None };
+    link.wish_drain(wish);
+    assert_eq!(peer.next().await, from_agent::What::Drain(wish));
     tokio::join!(link.leave(), async {
         assert!(matches!(peer.next().await, from_agent::What::Leaving(_)));
         assert_eq!(peer.hear().await, None);
@@ -457,9 +489,7 @@ async fn what_cannot_be_done_is_said() {
     let pod = |pod| command::What::RunPod(v1::RunPod { pod: Some(pod), grant: None });
     let update = v1::UpdateResources { id: "a9".to_owned(), resources: None };
     let signal = v1::SignalTaskRequest { id: "a9".to_owned(), ..Default::default() };
-    let logs = v1::LogsRequest { id: "a9".to_owned(), ..Default::default() };
-    let open = v1::OpenChannel { what: Some(v1::open_channel::What::Logs(logs)) };
-    let digest = vec![0; 65].into();
+    let digest = vec![0; 65];
     let long =
         v1::RunTask { task: Some(failing("a1")), grant: Some(v1::TaskGrant { epoch: 1, digest }) };
     let cases = [
@@ -469,10 +499,11 @@ async fn what_cannot_be_done_is_said() {
         (command::What::RunTask(long), Some(Kind::Invalid)),
         (pod(v1::PodSpec::default()), Some(Kind::Invalid)),
         (stop("a9", 0), None),
-        (forget("a9"), None),
+        (forget("a9", false), None),
         (command::What::Update(update), Some(Kind::Unknown)),
         (command::What::Signal(signal), Some(Kind::Unknown)),
-        (command::What::Open(open), Some(Kind::Unknown)),
+        (logs("a9"), Some(Kind::Unknown)),
+        (logs("../tasks/a9"), Some(Kind::Unknown)),
         (command::What::Open(v1::OpenChannel::default()), Some(Kind::Unsupported)),
     ];
     for (number, (what, wanted)) in cases.into_iter().enumerate() {
@@ -480,19 +511,11 @@ async fn what_cannot_be_done_is_said() {
     }
     // As a whole, or not at all: what was begun of it may be told before it is taken back.
     peer.order("pod", pod(group)).await;
-    let result = loop {
-        match peer.next().await {
-            from_agent::What::Result(result) => break result,
-            from_agent::What::Update(update) => assert_eq!(update.task, "p.x"),
-            other => panic!("{other:?}"),
-        }
-    };
+    let result = peer.result_but_updates_of("p.x").await;
     assert_eq!(result.failure.unwrap().kind(), Kind::Capacity);
     peer.order("r", command::What::Reconcile(v1::Reconcile::default())).await;
-    while let from_agent::What::Result(result) = peer.next().await {
-        assert_eq!(result.tasks.unwrap().tasks, []);
-        break;
-    }
+    let result = peer.result_but_updates_of("p.x").await;
+    assert_eq!(result.tasks.unwrap().tasks, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -596,18 +619,13 @@ async fn logs_come_over_a_call_of_their_own() {
     let log = world.folder.path().join("state/agent/tasks/a1/log");
     let line = r#"{"time":"2026-01-01T00:00:00Z","stream":"stdout","log":"hello\n"}"#;
     std::fs::write(log, format!("{line}\n")).unwrap();
-    let logs = v1::LogsRequest { id: "a1".to_owned(), ..Default::default() };
-    let open = v1::OpenChannel { what: Some(v1::open_channel::What::Logs(logs)) };
-    assert_eq!(peer.ask("c2", command::What::Open(open)).await, None);
-    let mut channel = timeout(PATIENCE, world.channels.recv()).await.unwrap().unwrap();
-    let first = channel.message().await.unwrap().unwrap().what;
-    assert_eq!(first, Some(v1::channel_up::What::Command("c2".to_owned())));
-    let Some(v1::channel_up::What::Log(entry)) = channel.message().await.unwrap().unwrap().what
-    else {
-        panic!("no line")
-    };
-    assert_eq!(&entry.line[..], b"hello\n");
-    assert_eq!(channel.message().await.unwrap(), None);
+    assert_eq!(peer.ask("c2", logs("a1")).await, None);
+    assert_eq!(world.lines("c2").await, ["hello\n"]);
+    // Also of a task that is forgotten, if its master says so.
+    peer.acknowledge("a1", 2).await;
+    assert_eq!(peer.ask("c3", forget("a1", true)).await, None);
+    assert_eq!(peer.ask("c4", logs("a1")).await, None);
+    assert_eq!(world.lines("c4").await, ["hello\n"]);
 }
 
 /// A connection under TLS, for tonic, which has none of its own here.

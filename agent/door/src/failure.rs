@@ -1,7 +1,5 @@
 use std::fmt;
 
-use hafen_protocol::v1;
-
 /// Why a request was not carried out: its kind for programs, a sentence for people that says what to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -52,23 +50,6 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// For a master.
-impl From<Failure> for v1::Failure {
-    fn from(of: Failure) -> Self {
-        use v1::failure::Kind as Wire;
-        let kind = match of.kind {
-            Kind::Invalid | Kind::OutOfRange => Wire::Invalid,
-            Kind::NotFound => Wire::Unknown,
-            Kind::Exists => Wire::Exists,
-            Kind::State | Kind::Conflict => Wire::State,
-            Kind::Exhausted => Wire::Capacity,
-            Kind::Unsupported => Wire::Unsupported,
-            Kind::Denied | Kind::Deadline | Kind::Unavailable | Kind::Internal => Wire::Internal,
-        };
-        Self { kind: kind.into(), sentence: of.message }
-    }
-}
 
 /// An error with all that caused it, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -7,13 +7,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use hafen::api::{Api, Options};
 use hafen::config::{Config, DEFAULT_FILE, KEYS, Log, LogFormat, gather};
 use hafen::link::Link;
 use hafen::node::Node;
-use tokio::signal::unix::{SignalKind, signal};
+use hafen_protocol::v1;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -148,10 +150,12 @@ async fn serve(config: &Config) -> Result<(), Error> {
     let handler = |kind| signal(kind).map_err(|e| Error::Refused(format!("sigaction: {e}")));
     let mut terminate = handler(SignalKind::terminate())?;
     let mut interrupt = handler(SignalKind::interrupt())?;
+    let wishes = [handler(SignalKind::user_defined1())?, handler(SignalKind::user_defined2())?];
     // First the socket: its lock says that there is no other agent here.
     let api = Api::bind(&Options::from(config)).await?;
     let node = Node::open(config).await?;
-    let link = Link::start(&node)?;
+    let link = Link::start(&node)?.map(Arc::new);
+    let wishing = tokio::spawn(wish(link.clone(), wishes));
     tracing::info!(socket = %config.socket.display(), tcp = ?api.tcp_address(), "ready");
     notify("READY=1");
     let stop = async {
@@ -164,10 +168,26 @@ async fn serve(config: &Config) -> Result<(), Error> {
         tracing::info!("ends; what runs goes on");
     };
     api.serve(node, stop).await;
+    wishing.abort();
     if let Some(link) = link {
         link.leave().await;
     }
     Ok(())
+}
+
+/// Whoever works at the machine wants it to be empty, or not any more.
+async fn wish(link: Option<Arc<Link>>, [mut empty, mut again]: [Signal; 2]) {
+    loop {
+        // Both keep that a signal has come (tokio, "Cancel safety").
+        let on = tokio::select! {
+            _ = empty.recv() => true,
+            _ = again.recv() => false,
+        };
+        match &link {
+            Some(link) => link.wish_drain(v1::DrainWish { on, within: None }),
+            None => tracing::warn!("there is no master that could empty this node"),
+        }
+    }
 }
 
 /// Tell whoever started us (sd_notify(3)). Nobody may be there to hear it.

@@ -72,7 +72,7 @@ pub(super) async fn open(
         }
         None => {
             let words = "this node knows no such channel";
-            return Err(words::failure(v1::failure::Kind::Unsupported, words));
+            return Err(words::unable(v1::failure::Kind::Unsupported, words));
         }
     }
     Ok(None)
@@ -140,7 +140,7 @@ async fn upwards<T>(
     while let Some(item) = output.next().await {
         let (what, last) = match item {
             Ok(item) => (wrap(item), false),
-            Err(failure) => (channel_up::What::Failure(words::short(failure.into())), true),
+            Err(failure) => (channel_up::What::Failure(words::Unable::from(failure).0), true),
         };
         if up.send(v1::ChannelUp { what: Some(what) }).await.is_err() || last {
             return;

@@ -101,7 +101,7 @@ async fn ask(
 ) -> Result<(), JoinError> {
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?;
-    let csr = csr.der().to_vec().into();
+    let csr = csr.der().to_vec();
     let request = JoinRequest { token, node: node.to_owned(), csr };
     let answer = tokio::time::timeout(PATIENCE, client.join(request)).await;
     let late = |_| JoinError::Answer("not come in time");

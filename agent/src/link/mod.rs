@@ -105,9 +105,10 @@ impl Link {
     }
 
     /// Say that the agent ends and what runs here runs on.
-    pub async fn leave(mut self) {
+    pub async fn leave(&self) {
         self.said.send_modify(|said| said.leaving = true);
-        if tokio::time::timeout(FAREWELL, &mut self.running).await.is_err() {
+        // The agent drops what it is heard with when it ends.
+        if tokio::time::timeout(FAREWELL, self.said.closed()).await.is_err() {
             self.running.abort();
         }
     }
@@ -402,7 +403,7 @@ impl Agent {
             Act::Acknowledged(known) => self.node.tell(move |driver| driver.acknowledged(&known)),
             Act::Carry(command) => match self.ledger.begin(&command.id, self.connection) {
                 // It ends when the stream does.
-                Known::No => drop(stream.commands.send(command)),
+                Known::No => drop(stream.commands.send(*command)),
                 Known::UnderWay { here: true } => stream.session.waive(),
                 Known::UnderWay { here: false } => {}
                 Known::Done(result) => stream.session.answer(result),

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::channel::{self, Caller};
 use super::clock::BootTime;
 use super::disk::Disk;
-use super::words::{self, failure as failed};
+use super::words::{self, Unable, unable as failed};
 use crate::driver::Driver;
 use crate::failure::{Failure, Kind};
 use crate::node::{Node, written_down};
@@ -22,7 +22,7 @@ use crate::records::Grant;
 use crate::time;
 
 /// What a command comes to.
-pub(super) type Answer = Result<Option<v1::Tasks>, v1::Failure>;
+pub(super) type Answer = Result<Option<v1::Tasks>, Unable>;
 /// A command has begun; this is the rest of it.
 type Rest = BoxFuture<'static, Answer>;
 
@@ -108,7 +108,7 @@ impl Orders {
                 Ok(rest) => rest.await,
                 Err(failure) => Err(failure),
             };
-            if let Err(failure) = &answer {
+            if let Err(Unable(failure)) = &answer {
                 let kind = failure.kind().as_str_name();
                 tracing::info!(command = id, kind, why = failure.sentence, "not carried out");
             }
@@ -116,7 +116,7 @@ impl Orders {
         });
     }
 
-    async fn begin(&self, command: v1::Command) -> Result<Rest, v1::Failure> {
+    async fn begin(&self, command: v1::Command) -> Result<Rest, Unable> {
         use command::What;
         match command.what {
             Some(What::RunTask(run)) => self.run_task(run).await,
@@ -132,7 +132,7 @@ impl Orders {
         }
     }
 
-    async fn run_task(&self, run: v1::RunTask) -> Result<Rest, v1::Failure> {
+    async fn run_task(&self, run: v1::RunTask) -> Result<Rest, Unable> {
         let spec = run.task.filter(|task| !task.id.is_empty());
         let spec = spec.ok_or_else(|| failed(failure::Kind::Invalid, "task.id is missing"))?;
         let grant = grant(run.grant)?;
@@ -146,7 +146,7 @@ impl Orders {
     }
 
     /// One after the other: a pod that cannot be taken on as a whole is taken back.
-    async fn run_pod(&self, run: v1::RunPod) -> Result<Rest, v1::Failure> {
+    async fn run_pod(&self, run: v1::RunPod) -> Result<Rest, Unable> {
         let pod = run.pod.filter(|pod| !pod.id.is_empty());
         let pod = pod.ok_or_else(|| failed(failure::Kind::Invalid, "pod.id is missing"))?;
         let grant = grant(run.grant)?;
@@ -159,7 +159,7 @@ impl Orders {
         Ok(done())
     }
 
-    fn takes_tasks(&self, tasks: &[v1::TaskSpec]) -> Result<(), v1::Failure> {
+    fn takes_tasks(&self, tasks: &[v1::TaskSpec]) -> Result<(), Unable> {
         if self.disk.known().draining {
             return Err(failed(failure::Kind::Draining, "this node takes no new tasks"));
         }
@@ -173,7 +173,7 @@ impl Orders {
         Ok(())
     }
 
-    async fn stop(&self, stop: v1::StopTask) -> Result<Rest, v1::Failure> {
+    async fn stop(&self, stop: v1::StopTask) -> Result<Rest, Unable> {
         let why = match stop.why() {
             v1::reason::Kind::Preempted => Stop::Preempted,
             _ => Stop::Asked,
@@ -200,7 +200,7 @@ impl Orders {
         Ok(rest.boxed())
     }
 
-    async fn forget(&self, forget: v1::ForgetTask) -> Result<Rest, v1::Failure> {
+    async fn forget(&self, forget: v1::ForgetTask) -> Result<Rest, Unable> {
         let id = forget.id.clone();
         let (tasks, pod) = self
             .node
@@ -218,6 +218,9 @@ impl Orders {
             .await??;
         let node = self.node.clone();
         let rest = async move {
+            if forget.keep_logs {
+                tasks.iter().for_each(|task| node.keep_logs(task));
+            }
             match pod {
                 Some(id) => {
                     node.let_go_pod(v1::RemovePodRequest { id, force: false }, false).await?;
@@ -233,12 +236,12 @@ impl Orders {
         Ok(rest.boxed())
     }
 
-    async fn update(&self, update: v1::UpdateResources) -> Result<Rest, v1::Failure> {
+    async fn update(&self, update: v1::UpdateResources) -> Result<Rest, Unable> {
         let v1::UpdateResources { id, resources } = update;
         let name = TaskId(id.clone());
         let ended = self.node.ask(move |driver| {
             exists(driver, &name)?;
-            Ok::<_, v1::Failure>(driver.has_ended(&name))
+            Ok::<_, Unable>(driver.has_ended(&name))
         });
         if ended.await?? {
             return Err(failed(failure::Kind::State, format!("{id} has ended")));
@@ -248,14 +251,14 @@ impl Orders {
         Ok(async move { Ok(node.update(request).await.map(|_| None)?) }.boxed())
     }
 
-    fn drain(&self, drain: &v1::Drain) -> Result<Rest, v1::Failure> {
+    fn drain(&self, drain: &v1::Drain) -> Result<Rest, Unable> {
         let changed = self.disk.change(|known| known.draining = drain.on);
-        changed.map_err(|e| v1::Failure::from(Failure::of(Kind::Internal, &e)))?;
+        changed.map_err(|e| Failure::of(Kind::Internal, &e))?;
         tracing::info!(on = drain.on, why = drain.sentence, "drain");
         Ok(done())
     }
 
-    async fn reconcile(&self, reconcile: &v1::Reconcile) -> Result<Rest, v1::Failure> {
+    async fn reconcile(&self, reconcile: &v1::Reconcile) -> Result<Rest, Unable> {
         let tasks = self.node.ask(|driver| driver.held()).await?;
         let held = |id: &String| tasks.iter().any(|task| task.id == *id);
         let expected = reconcile.expected.iter().map(|task| task.id.clone());
@@ -263,14 +266,14 @@ impl Orders {
         Ok(async move { Ok(Some(v1::Tasks { tasks, missing })) }.boxed())
     }
 
-    async fn signal(&self, signal: v1::SignalTaskRequest) -> Result<Rest, v1::Failure> {
+    async fn signal(&self, signal: v1::SignalTaskRequest) -> Result<Rest, Unable> {
         let name = TaskId(signal.id.clone());
         self.node.ask(move |driver| exists(driver, &name)).await??;
         self.node.signal(signal).await?;
         Ok(done())
     }
 
-    async fn open(&self, command: String, open: v1::OpenChannel) -> Result<Rest, v1::Failure> {
+    async fn open(&self, command: String, open: v1::OpenChannel) -> Result<Rest, Unable> {
         use v1::open_channel::What;
         let name = match &open.what {
             Some(What::Logs(logs)) => &logs.id,
@@ -280,8 +283,12 @@ impl Orders {
                 return Err(failed(failure::Kind::Unsupported, "this node knows no such channel"));
             }
         };
+        // Of one that is forgotten the logs may be there still.
+        let is_kept = matches!(&open.what, Some(What::Logs(_))) && self.node.has_kept_logs(name);
         let name = TaskId(name.clone());
-        self.node.ask(move |driver| exists(driver, &name)).await??;
+        if !is_kept {
+            self.node.ask(move |driver| exists(driver, &name)).await??;
+        }
         let (node, caller, gate) = (self.node.clone(), self.caller.clone(), self.gate.clone());
         Ok(async move { channel::open(&node, &caller, gate, command, open).await }.boxed())
     }
@@ -291,11 +298,11 @@ fn done() -> Rest {
     std::future::ready(Ok(None)).boxed()
 }
 
-fn grant(grant: Option<v1::TaskGrant>) -> Result<Grant, v1::Failure> {
+fn grant(grant: Option<v1::TaskGrant>) -> Result<Grant, Unable> {
     const LONGEST: usize = 64;
     let v1::TaskGrant { epoch, digest } = grant.unwrap_or_default();
     match digest.len() <= LONGEST {
-        true => Ok(Grant { epoch, digest: digest.to_vec() }),
+        true => Ok(Grant { epoch, digest }),
         false => Err(failed(failure::Kind::Invalid, "grant.digest: 64 bytes at most")),
     }
 }
@@ -305,7 +312,7 @@ fn epoch_of(driver: &Driver, id: &TaskId) -> Option<u64> {
 }
 
 /// Was it ordered before? Then what became of it is told again: who asks does not know.
-fn is_known(driver: &mut Driver, id: &TaskId, epoch: u64) -> Result<bool, v1::Failure> {
+fn is_known(driver: &mut Driver, id: &TaskId, epoch: u64) -> Result<bool, Unable> {
     if epoch_of(driver, id) == Some(epoch) {
         driver.tell_again(id);
         return Ok(true);
@@ -314,7 +321,7 @@ fn is_known(driver: &mut Driver, id: &TaskId, epoch: u64) -> Result<bool, v1::Fa
     Ok(false)
 }
 
-fn is_known_pod(driver: &mut Driver, id: &str, epoch: u64) -> Result<bool, v1::Failure> {
+fn is_known_pod(driver: &mut Driver, id: &str, epoch: u64) -> Result<bool, Unable> {
     if !driver.groups.contains_key(id) {
         return Ok(false);
     }
@@ -339,7 +346,7 @@ fn named(driver: &Driver, id: &str) -> Vec<TaskId> {
     all.filter(|id| driver.is_masters(id)).collect()
 }
 
-fn exists(driver: &Driver, id: &TaskId) -> Result<(), v1::Failure> {
+fn exists(driver: &Driver, id: &TaskId) -> Result<(), Unable> {
     match driver.is_masters(id) {
         true => Ok(()),
         false => Err(failed(failure::Kind::Unknown, format!("there is no task {id} of a master"))),

@@ -88,7 +88,7 @@ impl Meter {
     fn sum<'a>(&mut self, tasks: impl Iterator<Item = &'a v1::TaskUsage>) -> v1::Amounts {
         let (mut cpu_milli, mut memory, mut pids) = (0, 0, 0);
         for task in tasks {
-            let usage = task.usage.clone().unwrap_or_default();
+            let usage = task.usage.unwrap_or_default();
             cpu_milli += self.cpu_milli(&task.id, &usage, task.time.as_ref());
             memory += usage.memory;
             pids += usage.pids;

@@ -40,7 +40,7 @@ pub enum Act {
     Heard(BootTime),
     Welcomed(v1::Welcome),
     Acknowledged(v1::Acknowledge),
-    Carry(v1::Command),
+    Carry(Box<v1::Command>),
 }
 
 /// Why there is no stream any more. Nothing of it that has not been carried out ever is.
@@ -221,7 +221,7 @@ impl Session {
         } else if command.what.is_none() {
             self.answer(wrong(Kind::Unsupported, "this node knows no such command"));
         } else {
-            return Some(Act::Carry(command));
+            return Some(Act::Carry(Box::new(command)));
         }
         None
     }

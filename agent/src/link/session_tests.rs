@@ -132,9 +132,9 @@ fn nobody_lower_is_obeyed() {
     let unknown = v1::Command { what: None, ..command("unknown", 7) };
     assert_eq!(session.take(said(6, 7, unknown), at(1)), Ok(vec![]));
     let fine = command("fine", 7);
-    assert_eq!(session.take(said(7, 7, fine.clone()), at(1)), Ok(vec![Act::Carry(fine)]));
+    assert_eq!(session.take(said(7, 7, fine.clone()), at(1)), Ok(vec![Act::Carry(fine.into())]));
     let taken_over = session.take(said(8, 9, command("later", 9)), at(1)).unwrap();
-    assert_eq!(taken_over, [Act::Epoch(9), Act::Carry(command("later", 9))]);
+    assert_eq!(taken_over, [Act::Epoch(9), Act::Carry(command("later", 9).into())]);
     use failure::Kind;
     let results = told(&mut session, at(2)).into_iter().map(|what| match what {
         from_agent::What::Result(result) => (result.command, result.failure.unwrap().kind()),

@@ -3,6 +3,8 @@
 use hafen_protocol::v1::{self, failure, from_agent};
 use prost::Message;
 
+use crate::failure::{Failure, Kind};
+
 /// Bytes of a sentence.
 const SENTENCE: usize = 4 << 10;
 
@@ -20,26 +22,42 @@ pub(super) fn failed(
     kind: failure::Kind,
     why: impl AsRef<str>,
 ) -> v1::CommandResult {
-    result(command, Err(failure(kind, why)))
+    result(command, Err(unable(kind, why)))
 }
 
-pub(super) fn failure(kind: failure::Kind, why: impl AsRef<str>) -> v1::Failure {
-    v1::Failure { kind: kind.into(), sentence: sentence(why.as_ref()) }
-}
+/// Why an order is not carried out.
+#[derive(Debug)]
+pub(super) struct Unable(pub(super) v1::Failure);
 
-pub(super) fn short(failure: v1::Failure) -> v1::Failure {
-    v1::Failure { sentence: sentence(&failure.sentence), ..failure }
+pub(super) fn unable(kind: failure::Kind, why: impl AsRef<str>) -> Unable {
+    Unable(v1::Failure { kind: kind.into(), sentence: sentence(why.as_ref()) })
 }
 
 pub(super) fn result(
     command: &str,
-    answer: Result<Option<v1::Tasks>, v1::Failure>,
+    answer: Result<Option<v1::Tasks>, Unable>,
 ) -> v1::CommandResult {
     let (tasks, failure) = match answer {
         Ok(tasks) => (tasks, None),
-        Err(failure) => (None, Some(short(failure))),
+        Err(Unable(failure)) => (None, Some(failure)),
     };
     v1::CommandResult { command: command.to_owned(), failure, tasks }
+}
+
+impl From<Failure> for Unable {
+    fn from(of: Failure) -> Self {
+        use failure::Kind as Wire;
+        let kind = match of.kind {
+            Kind::Invalid | Kind::OutOfRange => Wire::Invalid,
+            Kind::NotFound => Wire::Unknown,
+            Kind::Exists => Wire::Exists,
+            Kind::State | Kind::Conflict => Wire::State,
+            Kind::Exhausted => Wire::Capacity,
+            Kind::Unsupported => Wire::Unsupported,
+            _ => Wire::Internal,
+        };
+        unable(kind, of.message)
+    }
 }
 
 /// Without what a master can do without, where the whole is too long.

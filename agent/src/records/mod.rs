@@ -166,6 +166,26 @@ impl Folders {
         sync_folder(&self.root)
     }
 
+    /// Take what a task wrote out of its folder, so that it stays when that goes.
+    ///
+    /// # Errors
+    /// Names what stays where it is.
+    pub fn keep_log(&self, id: &TaskId, to: &Path) -> Result<(), CallError> {
+        let folder = self.task(id);
+        let named = || format!("read folder {}", folder.display());
+        fs::create_dir_all(to).call(|| format!("mkdir {}", to.display()))?;
+        for entry in fs::read_dir(&folder).call(named)? {
+            let name = entry.call(named)?.file_name();
+            if name.to_string_lossy().split('.').next() != Some("log") {
+                continue;
+            }
+            let (from, to) = (folder.join(&name), to.join(&name));
+            fs::rename(&from, &to)
+                .call(|| format!("rename {} to {}", from.display(), to.display()))?;
+        }
+        Ok(())
+    }
+
     /// Leave nothing of an attempt.
     ///
     /// # Errors
