@@ -40,6 +40,8 @@ pub struct Ground {
     pub volumes: PathBuf,
     pub sandboxes: Sandboxes,
     pub fetcher: Fetcher,
+    /// File that says when a master was heard last: keepers look into it.
+    pub heard: PathBuf,
 }
 
 /// A task, as far as its container is concerned.
@@ -178,15 +180,20 @@ impl Ground {
         stop_signal(&store, name).ok_or_else(|| format!("image {name} is gone again"))
     }
 
-    /// Make the container of an attempt, or find it.
+    /// Make the container of an attempt, or find it. A `fenced` one ends when no master is heard for as long as its task says.
     ///
     /// # Errors
     /// In words; what is left is released.
-    pub async fn launch(&self, job: &Job, listener: Listener) -> Result<Container, Refusal> {
+    pub async fn launch(
+        &self,
+        job: &Job,
+        fenced: bool,
+        listener: Listener,
+    ) -> Result<Container, Refusal> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         let sandbox = self.sandbox(job).await?;
         if !keeper::is_kept(&folder).map_err(|e| chain(&e))? {
-            let words = self.words(job, &sandbox)?;
+            let words = self.words(job, fenced, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
                 // A keeper may have died after its container had begun to run.
@@ -261,11 +268,18 @@ impl Ground {
         Ok(Container { attempt, status: Arc::new(status), sandbox, words: sender })
     }
 
-    fn words(&self, job: &Job, sandbox: &Sandbox) -> Result<Vec<std::ffi::OsString>, String> {
+    fn words(
+        &self,
+        job: &Job,
+        fenced: bool,
+        sandbox: &Sandbox,
+    ) -> Result<Vec<std::ffi::OsString>, String> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
         let container = name(&job.id, job.attempt);
         let host = matches!(sandbox.network, Some(Namespace::Host));
+        // What asks it to end, where its keeper has to do it.
+        let staged = fenced.then(|| self.at_hand(&job.id, &job.spec)).flatten();
         let places = Places {
             cgroup: self.cgroup(job),
             outer: outer(job, &folder)?,
@@ -279,6 +293,8 @@ impl Ground {
             hostname: sandbox.hostname.clone().filter(|_| !host),
             shown: self.shown(job, sandbox)?,
             patch: folder.join("patch.json"),
+            heard: fenced.then(|| self.heard.clone()),
+            signal: staged.and_then(|staged| staged.signal),
             container,
         };
         let words = resolve::words(&job.spec, &places);

@@ -23,7 +23,7 @@ use crate::failure::{Failure, Kind};
 use crate::metrics::Phases;
 use crate::records::{Document, Done, Writers};
 use crate::traces::Traces;
-use crate::{check, view};
+use crate::{check, resolve, view};
 
 /// Between two tries of what failed and must be.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -379,6 +379,7 @@ impl Driver {
     fn launch(&mut self, id: &TaskId, attempt: Attempt) {
         let Some(job) = self.job(id, attempt) else { return };
         self.begin(id, "launch");
+        let fenced = job.spec.stop_after_disconnect.is_some();
         let (ground, inputs, listener) =
             (self.ground.clone(), self.inputs.clone(), self.listener());
         tokio::spawn(async move {
@@ -393,7 +394,7 @@ impl Driver {
                 None => ground.stage(&job).await,
             };
             let result = match ready {
-                Ok(_) => ground.launch(&job, listener).await.map(Box::new),
+                Ok(_) => ground.launch(&job, fenced, listener).await.map(Box::new),
                 Err(why) => Err(why.into()),
             };
             let _ = inputs.send(Input::Launched(job, result));
@@ -513,9 +514,12 @@ impl Driver {
 
     fn signal(&mut self, id: &TaskId, attempt: Attempt) {
         let Some(live) = self.live.get(id) else { return };
-        let own = live.spec.kill.as_ref().map(|kill| kill.signal.as_str());
-        let name = own.filter(|s| !s.is_empty()).or(live.signal.as_deref()).unwrap_or("TERM");
-        let signal = hafen_sys::signal::number(name).unwrap_or(nix::libc::SIGTERM);
+        let stop = self.core.record(id).and_then(|record| record.stop.as_ref());
+        // Its keeper does that, in the same moment, and some programs take a second signal for a stronger one.
+        if matches!(stop, Some(Stop::Disconnected { .. })) && live.container.is_some() {
+            return;
+        }
+        let signal = resolve::stop_signal(&live.spec, live.signal.as_deref());
         self.ask_keeper(id, attempt, Request::Signal { signal, all: false }, (signal, false));
     }
 

@@ -88,6 +88,7 @@ impl Node {
             volumes: config.volumes.clone(),
             sandboxes: Sandboxes::open(config).map_err(internal)?,
             fetcher,
+            heard: config.run.join("heard"),
         };
         let (inputs, queue) = mpsc::unbounded_channel();
         let traces = config.otlp.as_deref().map(|url| Traces::open(url, &config.name));

@@ -2,6 +2,7 @@
 
 mod api;
 mod faults;
+mod fence;
 mod functions;
 mod limits;
 mod network;
@@ -25,6 +26,7 @@ pub(crate) fn trials() -> Vec<Case> {
         roots::trials(),
         network::trials(),
         recovery::trials(),
+        fence::trials(),
         storage::trials(),
         faults::trials(),
     ];
