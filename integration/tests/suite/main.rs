@@ -16,6 +16,7 @@ mod images;
 mod keeper;
 mod lifecycle;
 mod limits;
+mod masters;
 mod mounts;
 mod namespaces;
 mod netdevices;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         user::trials(),
         clients::trials(),
         agent::trials(),
+        masters::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }
