@@ -40,8 +40,6 @@ pub struct Ground {
     pub volumes: PathBuf,
     pub sandboxes: Sandboxes,
     pub fetcher: Fetcher,
-    /// File that says when a master was heard last: keepers look into it.
-    pub heard: PathBuf,
 }
 
 /// A task, as far as its container is concerned.
@@ -180,20 +178,21 @@ impl Ground {
         stop_signal(&store, name).ok_or_else(|| format!("image {name} is gone again"))
     }
 
-    /// Make the container of an attempt, or find it. A `fenced` one ends when no master is heard for as long as its task says.
+    /// Make the container of an attempt, or find it. With `fence`, a file that says when a master has heard the node, it ends
+    /// when that is as long ago as its task says.
     ///
     /// # Errors
     /// In words; what is left is released.
     pub async fn launch(
         &self,
         job: &Job,
-        fenced: bool,
+        fence: Option<PathBuf>,
         listener: Listener,
     ) -> Result<Container, Refusal> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         let sandbox = self.sandbox(job).await?;
         if !keeper::is_kept(&folder).map_err(|e| chain(&e))? {
-            let words = self.words(job, fenced, &sandbox)?;
+            let words = self.words(job, fence, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
                 // A keeper may have died after its container had begun to run.
@@ -271,7 +270,7 @@ impl Ground {
     fn words(
         &self,
         job: &Job,
-        fenced: bool,
+        fence: Option<PathBuf>,
         sandbox: &Sandbox,
     ) -> Result<Vec<std::ffi::OsString>, String> {
         let folder = self.folders.attempt(&job.id, job.attempt);
@@ -279,7 +278,7 @@ impl Ground {
         let container = name(&job.id, job.attempt);
         let host = matches!(sandbox.network, Some(Namespace::Host));
         // What asks it to end, where its keeper has to do it.
-        let staged = fenced.then(|| self.at_hand(&job.id, &job.spec)).flatten();
+        let staged = fence.as_ref().and_then(|_| self.at_hand(&job.id, &job.spec));
         let places = Places {
             cgroup: self.cgroup(job),
             outer: outer(job, &folder)?,
@@ -293,7 +292,7 @@ impl Ground {
             hostname: sandbox.hostname.clone().filter(|_| !host),
             shown: self.shown(job, sandbox)?,
             patch: folder.join("patch.json"),
-            heard: fenced.then(|| self.heard.clone()),
+            heard: fence,
             signal: staged.and_then(|staged| staged.signal),
             container,
         };

@@ -5,6 +5,7 @@
 //! that answer into the queue. Nothing in the loop waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,8 +21,9 @@ use tokio::task::AbortHandle;
 use crate::container::{Container, Ground, Inquiry, Job, Listener, News, Staged};
 use crate::events::Events;
 use crate::failure::{Failure, Kind};
+use crate::link::{BootTime, Heard};
 use crate::metrics::Phases;
-use crate::records::{Document, Done, Writers};
+use crate::records::{Document, Done, Grant, Writers};
 use crate::traces::Traces;
 use crate::{check, resolve, view};
 
@@ -54,10 +56,15 @@ pub enum Input {
 pub struct Live {
     pub spec: Arc<v1::TaskSpec>,
     pub group: Option<Arc<v1::PodSpec>>,
+    /// It is a master's.
+    pub grant: Option<Grant>,
     pub created: String,
     pub end: Option<ExitRecord>,
     /// What was told last. What the core knows beyond that is not on the disk yet, and may be forgotten in a crash.
     pub told: (State, Attempt),
+    /// With that, and under which number.
+    pub ready: bool,
+    pub sequence: u64,
     pub reason: Reason,
     pub container: Option<Container>,
     /// What the image says, where the task does not.
@@ -71,7 +78,7 @@ pub struct Live {
     accepted: Vec<oneshot::Sender<Result<(), String>>>,
     waiters: Vec<(Vec<State>, oneshot::Sender<()>)>,
     /// The last revision that is on the disk, and who waits for which.
-    saved: u64,
+    pub saved: u64,
     saving: Vec<(u64, oneshot::Sender<()>)>,
     /// Nobody wants to see it any more.
     remove: bool,
@@ -108,6 +115,10 @@ pub struct Driver {
     pub boot_id: String,
     /// Nobody knows them any more, but something of them may still be on the disk: their names are not free yet.
     pub erasing: BTreeSet<TaskId>,
+    /// Who tells a master what becomes of its tasks, while there is one.
+    pub master: Option<mpsc::UnboundedSender<v1::TaskUpdate>>,
+    /// When a master has last heard us.
+    pub heard: Heard,
     writers: Writers,
     inputs: mpsc::UnboundedSender<Input>,
     /// How long what is done for tasks takes.
@@ -122,6 +133,7 @@ impl Driver {
         events: Events,
         boot_id: String,
         traces: Traces,
+        heard: Heard,
         inputs: mpsc::UnboundedSender<Input>,
     ) -> Self {
         let written = inputs.clone();
@@ -137,6 +149,8 @@ impl Driver {
             quarantined: BTreeMap::new(),
             boot_id,
             erasing: BTreeSet::new(),
+            master: None,
+            heard,
             writers,
             inputs,
             phases: Phases::default(),
@@ -340,6 +354,7 @@ impl Driver {
             created: live.created.clone(),
             spec: (*live.spec).clone(),
             pod: live.group.as_ref().map(|group| group.id.clone()).unwrap_or_default(),
+            grant: live.grant.clone(),
             record,
             reason: live.reason.clone(),
             end: live.end.clone(),
@@ -378,8 +393,11 @@ impl Driver {
 
     fn launch(&mut self, id: &TaskId, attempt: Attempt) {
         let Some(job) = self.job(id, attempt) else { return };
+        if let Some(longest) = self.unheard_too_long(id, BootTime::now()) {
+            return self.keep_from_starting(id, attempt, longest);
+        }
         self.begin(id, "launch");
-        let fenced = job.spec.stop_after_disconnect.is_some();
+        let fence = self.fence(&job);
         let (ground, inputs, listener) =
             (self.ground.clone(), self.inputs.clone(), self.listener());
         tokio::spawn(async move {
@@ -394,11 +412,25 @@ impl Driver {
                 None => ground.stage(&job).await,
             };
             let result = match ready {
-                Ok(_) => ground.launch(&job, fenced, listener).await.map(Box::new),
+                Ok(_) => ground.launch(&job, fence, listener).await.map(Box::new),
                 Err(why) => Err(why.into()),
             };
             let _ = inputs.send(Input::Launched(job, result));
         });
+    }
+
+    /// It may run elsewhere by now.
+    fn keep_from_starting(&mut self, id: &TaskId, attempt: Attempt, longest: Duration) {
+        let why = Stop::Disconnected { longest };
+        let result = Err(Refusal::from(why.to_string()));
+        self.happened(Event::Stop { id: id.clone(), why, grace: None });
+        self.happened(Event::Launched { id: id.clone(), attempt, result });
+    }
+
+    /// Where the keeper of a master's task sees when a master has heard us, if it is to stop it for that.
+    fn fence(&self, job: &Job) -> Option<PathBuf> {
+        let is_fenced = self.is_masters(&job.id) && job.spec.stop_after_disconnect.is_some();
+        is_fenced.then(|| self.heard.file().to_owned())
     }
 
     fn launched(&mut self, job: &Job, result: Result<Box<Container>, Refusal>) {
@@ -566,7 +598,9 @@ impl Driver {
     fn send(&mut self, id: &TaskId, update: &Update) {
         let Some(live) = self.live.get_mut(id) else { return };
         live.told = (update.state, update.attempt);
+        (live.ready, live.sequence) = (update.ready, update.sequence);
         live.reason = update.reason.clone();
+        let is_masters = live.grant.is_some();
         let reason = view::reason(&update.reason, live.end.as_ref());
         let state = view::wire(update.state).into();
         let change = v1::StateChange { state, reason, attempt: update.attempt };
@@ -574,7 +608,10 @@ impl Driver {
         if update.state.is_end() {
             self.end_group_of(id);
         }
-        // Nobody else takes note: there is no master.
+        if is_masters {
+            return self.tell_master(id, update);
+        }
+        // Nobody else takes note.
         let event = Event::Acknowledged { id: id.clone(), sequence: update.sequence };
         let _ = self.inputs.send(Input::Happened(event));
     }
@@ -618,10 +655,12 @@ impl Driver {
     fn begin_checks(&mut self, job: &Job) {
         let Some(live) = self.live.get_mut(&job.id) else { return };
         let Some(container) = &live.container else { return };
-        let Ok(checks) = check::validate(&job.spec.checks) else { return };
+        let Ok(mut checks) = check::validate(&job.spec.checks) else { return };
         if checks.is_empty() || !matches!(live.container, Some(ref c) if c.attempt == job.attempt) {
             return;
         }
+        let ready = self.core.record(&job.id).is_some_and(|record| record.ready);
+        checks.iter_mut().for_each(|check| check.go_on(ready));
         live.checks = checks.iter().map(check::Schedule::status).collect();
         let target = check::Target {
             namespace: format!("/proc/{}/ns/net", container.status.pid).into(),
@@ -654,7 +693,12 @@ impl Driver {
         if let Some(known) = live.checks.iter_mut().find(|known| known.name == status.name) {
             known.clone_from(status);
         }
+        let ready = live.checks.iter().filter(|check| is_readiness(check)).all(|c| c.passing);
+        let turns = is_readiness(status);
         self.events.tell(&id.0, v1::event::What::Check(status.clone()));
+        if turns {
+            self.happened(Event::Turned { id: id.clone(), attempt, ready });
+        }
         if status.kind() == v1::check::Kind::Health && !status.passing && change.flipped {
             let check = format!("{}: {}", status.name, status.message);
             let why = Stop::Unhealthy { check };
@@ -707,6 +751,7 @@ impl Driver {
         spec: v1::TaskSpec,
         definition: Definition,
         group: Option<Arc<v1::PodSpec>>,
+        grant: Option<Grant>,
         staged: Option<Staged>,
     ) -> Result<oneshot::Receiver<Result<(), String>>, Failure> {
         let id = TaskId(spec.id.clone());
@@ -717,6 +762,7 @@ impl Driver {
         let created = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut live = Live::new(Arc::new(spec), group, created);
         live.accepted.push(accepted);
+        live.grant = grant;
         live.remove = live.spec.remove;
         live.signal = staged.and_then(|staged| staged.signal);
         self.live.insert(id, live);
@@ -725,8 +771,13 @@ impl Driver {
     }
 
     /// Ask a task to end. The answer comes when that is written down: before, a crash would forget it.
-    pub fn stop(&mut self, id: &TaskId, grace: Option<Duration>) -> oneshot::Receiver<()> {
-        self.happened(Event::Stop { id: id.clone(), why: Stop::Asked, grace });
+    pub fn stop(
+        &mut self,
+        id: &TaskId,
+        why: Stop,
+        grace: Option<Duration>,
+    ) -> oneshot::Receiver<()> {
+        self.happened(Event::Stop { id: id.clone(), why, grace });
         let (waiter, written) = oneshot::channel();
         let revision = self.core.record(id).map_or(0, |record| record.revision);
         if let Some(live) = self.live.get_mut(id) {
@@ -787,6 +838,7 @@ impl Driver {
             let group = self.groups.get(&document.pod).cloned();
             let mut live = Live::new(Arc::new(document.spec), group, document.created);
             live.end = document.end;
+            live.grant = document.grant;
             live.remove = live.spec.remove;
             let rebooted = document.boot_id != self.boot_id;
             let evidence = inquiry.evidence();
@@ -801,6 +853,8 @@ impl Driver {
             let last = document.record.updates.back().map(|update| update.reason.clone());
             live.reason = last.unwrap_or(document.reason);
             live.told = (view::state(&document.record), document.record.attempt);
+            live.sequence = document.record.sequence;
+            live.ready = document.record.phase == Phase::Running && document.record.ready;
             live.saved = document.record.revision;
             self.live.insert(id, live);
             recovered.push(Recovered { record: document.record, evidence, rebooted });
@@ -832,9 +886,12 @@ impl Live {
         Self {
             spec,
             group,
+            grant: None,
             created,
             end: None,
             told: (State::Staging, 0),
+            ready: false,
+            sequence: 0,
             reason: Reason::None,
             container: None,
             signal: None,
@@ -851,6 +908,10 @@ impl Live {
             cleaning: false,
         }
     }
+}
+
+fn is_readiness(check: &v1::CheckStatus) -> bool {
+    check.kind() == v1::check::Kind::Readiness
 }
 
 /// Try until it works, with longer and longer pauses, and tell of each failure.
@@ -883,6 +944,7 @@ const fn of(event: &Event) -> Option<&TaskId> {
         | Event::Released { id, .. }
         | Event::Stop { id, .. }
         | Event::Elapsed { id, .. }
+        | Event::Turned { id, .. }
         | Event::Acknowledged { id, .. }
         | Event::Forget { id } => Some(id),
         Event::Resend => None,

@@ -28,7 +28,10 @@ pub(crate) async fn run(node: Node) {
 async fn forget_old_tasks(node: &Node) -> Option<()> {
     let age = node.config().gc.ended_tasks;
     let all = node.list(v1::ListTasksRequest { all: true, ..Default::default() }).await.ok()?;
-    for task in all.into_iter().filter(|task| is_old(task, age)) {
+    // Of those their master says when.
+    let kept = node.ask(|driver| driver.masters()).await.ok()?;
+    let old = all.into_iter().filter(|task| is_old(task, age) && !kept.contains(&task.id));
+    for task in old {
         let (id, force) = (task.id, false);
         tracing::info!(task = id, "forgotten, it ended long ago");
         if let Err(failure) = node.remove(v1::RemoveTaskRequest { id, force }).await {

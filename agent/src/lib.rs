@@ -12,6 +12,7 @@ pub mod events;
 pub mod failure;
 pub mod housekeeping;
 pub mod keeper;
+pub mod link;
 pub mod lock;
 pub mod logs;
 pub mod metrics;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
-use hafen_agent_core::{Phase, State, TaskId};
+use hafen_agent_core::{Phase, State, Stop, TaskId};
 use hafen_protocol::v1;
 use hafen_spec::keep::{Request, Status};
 use hafen_sys::file::{boot_id, replace};
@@ -23,9 +23,10 @@ use crate::driver::{Driver, Input, Live, Operation};
 use crate::events::Events;
 use crate::failure::{Failure, Kind, chain};
 use crate::keeper::Runtime;
+use crate::link::Heard;
 use crate::logs::Wanted;
 use crate::metrics::Metrics;
-use crate::records::{Document, Folders};
+use crate::records::{Document, Folders, Grant};
 use crate::resolve::{self, duration};
 use crate::sandbox::Sandboxes;
 use crate::traces::Traces;
@@ -40,6 +41,26 @@ const ARTIFACT_BYTES: u64 = 16 << 30;
 const AT_LEAST: usize = 16;
 /// Keepers that are asked at the same time after a start.
 const ASKED: usize = 64;
+
+/// A task that is on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) id: TaskId,
+    written: oneshot::Receiver<Result<(), String>>,
+}
+
+impl Accepted {
+    pub(crate) async fn written(self) -> Result<TaskId, Failure> {
+        match self.written.await {
+            Ok(Ok(())) => Ok(self.id),
+            Ok(Err(why)) => {
+                let words = format!("the task could not be written down: {why}");
+                Err(Failure::new(Kind::Exhausted, words))
+            }
+            Err(_) => Err(Failure::new(Kind::Unavailable, "the agent is about to end: try again")),
+        }
+    }
+}
 
 /// A node that runs in this process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -88,7 +109,6 @@ impl Node {
             volumes: config.volumes.clone(),
             sandboxes: Sandboxes::open(config).map_err(internal)?,
             fetcher,
-            heard: config.run.join("heard"),
         };
         let (inputs, queue) = mpsc::unbounded_channel();
         let traces = config.otlp.as_deref().map(|url| Traces::open(url, &config.name));
@@ -98,6 +118,7 @@ impl Node {
             events.clone(),
             boot_id.clone(),
             traces.unwrap_or_default(),
+            Heard::open(&config.run, &boot_id),
             inputs.clone(),
         );
         recover(&mut driver, &groups).await?;
@@ -114,6 +135,7 @@ impl Node {
         let node = Self { inputs, shared: Arc::new(shared) };
         tokio::spawn(crate::watch::pressure(node.clone()));
         tokio::spawn(crate::housekeeping::run(node.clone()));
+        tokio::spawn(crate::link::stop_unheard(node.clone()));
         Ok(node)
     }
 
@@ -129,6 +151,12 @@ impl Node {
         answer.await.map_err(|_| gone())
     }
 
+    /// The same, some time.
+    pub(crate) fn tell(&self, ask: impl FnOnce(&mut Driver) + Send + 'static) {
+        // Nobody is there any more: whoever comes after us goes on.
+        let _ = self.inputs.send(Input::Ask(Box::new(ask)));
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.shared.config
     }
@@ -139,14 +167,17 @@ impl Node {
 
     /// Take a task on. The answer comes when it is written down.
     pub async fn run(&self, spec: v1::TaskSpec) -> Result<v1::TaskStatus, Failure> {
-        self.take_on(spec, None).await
+        let id = self.accept(spec, None, None).await?.written().await?;
+        self.get(&id.0).await
     }
 
-    async fn take_on(
+    /// Take a task on. It is not written down yet.
+    pub(crate) async fn accept(
         &self,
         mut spec: v1::TaskSpec,
         group: Option<Arc<v1::PodSpec>>,
-    ) -> Result<v1::TaskStatus, Failure> {
+        grant: Option<Grant>,
+    ) -> Result<Accepted, Failure> {
         if spec.id.is_empty() {
             spec.id = made_up();
         }
@@ -160,17 +191,16 @@ impl Node {
         self.ask(move |driver| driver.is_free(&known)).await??;
         self.keep_secrets(&id, &mut spec)?;
         let staged = self.shared.ground.find_staged(&id, &spec);
-        let submit = move |driver: &mut Driver| driver.submit(spec, definition, group, staged);
-        let accepted = self.ask(submit).await??;
-        let written = accepted.await;
-        match written {
-            Ok(Ok(())) => self.get(&id.0).await,
-            Ok(Err(why)) => {
-                let words = format!("the task could not be written down: {why}");
-                Err(Failure::new(Kind::Exhausted, words))
+        // A person may ask for more than there is, a master counts.
+        let room = grant.as_ref().map(|_| self.allocatable());
+        let submit = move |driver: &mut Driver| {
+            if let Some(room) = room {
+                has_room(driver, &room, &spec, None)?;
             }
-            Err(_) => Err(Failure::new(Kind::Unavailable, "the agent is about to end: try again")),
-        }
+            driver.submit(spec, definition, group, grant, staged)
+        };
+        let written = self.ask(submit).await??;
+        Ok(Accepted { id, written })
     }
 
     /// What the node says where the task does not.
@@ -258,7 +288,7 @@ impl Node {
         let id = self.named(&request.id).await?;
         let grace = request.grace.as_ref().map(time::duration);
         let stopped = id.clone();
-        let written = self.ask(move |driver| driver.stop(&stopped, grace)).await?;
+        let written = self.ask(move |driver| driver.stop(&stopped, Stop::Asked, grace)).await?;
         written_down(&id.0, written).await?;
         self.get(&id.0).await
     }
@@ -285,6 +315,15 @@ impl Node {
 
     /// Forget a task that has ended, or end it first.
     pub async fn remove(&self, request: v1::RemoveTaskRequest) -> Result<(), Failure> {
+        self.let_go(request, self.shared.config.master.is_some()).await
+    }
+
+    /// With `keep` a master's task stays: the master has not said that it knows what became of it.
+    pub(crate) async fn let_go(
+        &self,
+        request: v1::RemoveTaskRequest,
+        keep: bool,
+    ) -> Result<(), Failure> {
         if self.remove_quarantined(&request).await? {
             return Ok(());
         }
@@ -292,6 +331,15 @@ impl Node {
         let waiter = {
             let id = id.clone();
             self.ask(move |driver| {
+                if keep && driver.is_masters(&id) {
+                    let words = format!(
+                        "{id} is a master's, who has it removed when it knows its end: hafen stop {id} ends it"
+                    );
+                    return Err(Failure::new(Kind::State, words));
+                }
+                if request.force || driver.has_ended(&id) {
+                    driver.disown(&id);
+                }
                 let ended = driver.when(&id, Vec::new());
                 driver.remove(&id, request.force).map(|()| ended)
             })
@@ -337,10 +385,17 @@ impl Node {
         let id = self.named(&request.id).await?;
         let wanted = request.resources.unwrap_or_default();
         let known = self.get(&id.0).await?;
+        let (task, room) = (id.clone(), self.allocatable());
         let mut spec = known.spec.clone().unwrap_or_default();
         let merged = merge(spec.resources.clone().unwrap_or_default(), wanted);
         spec.resources = Some(merged.clone());
         resolve::definition(&spec)?;
+        let changed = spec;
+        self.ask(move |driver| match driver.is_masters(&task) {
+            true => has_room(driver, &room, &changed, Some(&task)),
+            false => Ok(()),
+        })
+        .await??;
         if known.pid != 0 {
             let job = self.job(&id).await?;
             let change = resolve::linux_resources(&merged);
@@ -492,7 +547,15 @@ impl Node {
     }
 
     /// All tasks of a group, or none.
-    pub async fn run_pod(&self, mut spec: v1::PodSpec) -> Result<v1::PodStatus, Failure> {
+    pub async fn run_pod(&self, spec: v1::PodSpec) -> Result<v1::PodStatus, Failure> {
+        self.accept_pod(spec, None).await
+    }
+
+    pub(crate) async fn accept_pod(
+        &self,
+        mut spec: v1::PodSpec,
+        grant: Option<Grant>,
+    ) -> Result<v1::PodStatus, Failure> {
         if spec.id.is_empty() {
             spec.id = made_up();
         }
@@ -511,16 +574,20 @@ impl Node {
                 format!("there is a pod {id} already: hafen pod rm {id}, or choose another name");
             return Err(Failure::new(Kind::Exists, words));
         }
-        match self.begin_pod(&group).await {
+        match self.begin_pod(&group, grant).await {
             Ok(()) => self.get_pod(&id).await,
             Err(failure) => {
-                let _ = self.remove_pod(v1::RemovePodRequest { id, force: true }).await;
+                let _ = self.let_go_pod(v1::RemovePodRequest { id, force: true }, false).await;
                 Err(failure)
             }
         }
     }
 
-    async fn begin_pod(&self, group: &Arc<v1::PodSpec>) -> Result<(), Failure> {
+    async fn begin_pod(
+        &self,
+        group: &Arc<v1::PodSpec>,
+        grant: Option<Grant>,
+    ) -> Result<(), Failure> {
         let path = self.shared.groups.join(format!("{}.json", group.id));
         let mut written = (**group).clone();
         for secret in written.tasks.iter_mut().flat_map(|task| &mut task.secrets) {
@@ -532,7 +599,8 @@ impl Node {
         let own = written.clone();
         self.ask(move |driver| driver.groups.insert(own.id.clone(), own)).await?;
         for task in &group.tasks {
-            self.take_on(task.clone(), Some(written.clone())).await?;
+            let accepted = self.accept(task.clone(), Some(written.clone()), grant.clone()).await?;
+            accepted.written().await?;
         }
         Ok(())
     }
@@ -563,7 +631,7 @@ impl Node {
         let members = self.members(&request.id).await?;
         let grace = request.grace.as_ref().map(time::duration);
         let all = self.ask(move |driver| {
-            let stopped = members.iter().map(|id| driver.stop(id, grace));
+            let stopped = members.iter().map(|id| driver.stop(id, Stop::Asked, grace));
             stopped.collect::<Vec<_>>()
         });
         for written in all.await? {
@@ -573,6 +641,14 @@ impl Node {
     }
 
     pub async fn remove_pod(&self, request: v1::RemovePodRequest) -> Result<(), Failure> {
+        self.let_go_pod(request, self.shared.config.master.is_some()).await
+    }
+
+    pub(crate) async fn let_go_pod(
+        &self,
+        request: v1::RemovePodRequest,
+        keep: bool,
+    ) -> Result<(), Failure> {
         let members = self.members(&request.id).await?;
         if !request.force {
             let running = self.get_pod(&request.id).await?;
@@ -585,8 +661,9 @@ impl Node {
             }
         }
         let force = request.force;
-        let removals =
-            members.into_iter().map(|TaskId(id)| self.remove(v1::RemoveTaskRequest { id, force }));
+        let removals = members
+            .into_iter()
+            .map(|TaskId(id)| self.let_go(v1::RemoveTaskRequest { id, force }, keep));
         for removed in futures_util::future::join_all(removals).await {
             removed?;
         }
@@ -604,7 +681,9 @@ impl Node {
     pub async fn status(&self) -> Result<v1::NodeStatus, Failure> {
         let shared = &self.shared;
         let (allocated, tasks, quarantined) = self
-            .ask(|driver| (allocated(driver), by_state(driver), driver.quarantined.clone()))
+            .ask(|driver| {
+                (allocated(driver, |_, _| true), by_state(driver), driver.quarantined.clone())
+            })
             .await?;
         Ok(v1::NodeStatus {
             name: shared.config.name.clone(),
@@ -614,33 +693,38 @@ impl Node {
             kernel: kernel(),
             started: Some(time::stamp(shared.started)),
             capacity: Some(self.capacity(allocated)),
-            attributes: BTreeMap::new(),
+            attributes: crate::link::attributes(&shared.config),
             tasks,
             quarantined: quarantined.into_iter().collect(),
         })
     }
 
-    fn capacity(&self, allocated: v1::Amounts) -> v1::Capacity {
-        let (total, config) = (stats::machine(), &self.shared.config);
-        let reserved = v1::Amounts {
-            cpu_milli: Some(config.reserved.cpu_milli),
-            memory: Some(config.reserved.memory),
+    fn reserved(&self) -> v1::Amounts {
+        let reserved = &self.shared.config.reserved;
+        v1::Amounts {
+            cpu_milli: Some(reserved.cpu_milli),
+            memory: Some(reserved.memory),
             ..v1::Amounts::default()
-        };
+        }
+    }
+
+    fn allocatable(&self) -> v1::Amounts {
+        let (total, reserved) = (stats::machine(), self.reserved());
         let less = |all: Option<u64>, part: Option<u64>| {
             all.map(|all| all.saturating_sub(part.unwrap_or_default()))
         };
-        let allocatable = v1::Amounts {
+        v1::Amounts {
             cpu_milli: less(total.cpu_milli, reserved.cpu_milli),
             memory: less(total.memory, reserved.memory),
-            swap: total.swap,
-            pids: total.pids,
-            disk: total.disk,
-        };
+            ..total
+        }
+    }
+
+    fn capacity(&self, allocated: v1::Amounts) -> v1::Capacity {
         v1::Capacity {
-            total: Some(total),
-            reserved: Some(reserved),
-            allocatable: Some(allocatable),
+            total: Some(stats::machine()),
+            reserved: Some(self.reserved()),
+            allocatable: Some(self.allocatable()),
             allocated: Some(allocated),
             used: Some(stats::in_use()),
             cpu_pressure: stats::pressure("cpu"),
@@ -682,7 +766,7 @@ impl Node {
 }
 
 /// Wait until an order is on the disk. One of which nobody knows any more needs none.
-async fn written_down(id: &str, written: oneshot::Receiver<()>) -> Result<(), Failure> {
+pub(crate) async fn written_down(id: &str, written: oneshot::Receiver<()>) -> Result<(), Failure> {
     const PATIENCE: Duration = Duration::from_secs(10);
     tokio::time::timeout(PATIENCE, written).await.map(drop).map_err(|_| {
         let words =
@@ -903,13 +987,46 @@ fn pod(driver: &Driver, group: &Arc<v1::PodSpec>) -> v1::PodStatus {
     pod
 }
 
+/// Requests are never more than there is. What may be taken away again is counted by itself: it is given what others
+/// leave.
+fn has_room(
+    driver: &Driver,
+    room: &v1::Amounts,
+    spec: &v1::TaskSpec,
+    but: Option<&TaskId>,
+) -> Result<(), Failure> {
+    let revocable = is_revocable(spec);
+    let taken = allocated(driver, |id, other| Some(id) != but && is_revocable(other) == revocable);
+    let wanted = spec.resources.as_ref().and_then(|all| all.request).unwrap_or_default();
+    let each = [
+        ("cpu", room.cpu_milli, taken.cpu_milli, wanted.cpu_milli),
+        ("memory", room.memory, taken.memory, wanted.memory),
+        ("pids", room.pids, taken.pids, wanted.pids),
+        ("disk", room.disk, taken.disk, wanted.disk),
+    ];
+    for (name, room, taken, wanted) in each {
+        let (Some(room), Some(wanted)) = (room, wanted) else { continue };
+        let free = room.saturating_sub(taken.unwrap_or_default());
+        if wanted > free {
+            let words = format!("resources.request.{name}: {wanted} of {free} that are free");
+            return Err(Failure::new(Kind::Exhausted, words));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn is_revocable(spec: &v1::TaskSpec) -> bool {
+    spec.resources.as_ref().is_some_and(|resources| resources.revocable)
+}
+
 /// What tasks that have not ended ask for.
-fn allocated(driver: &Driver) -> v1::Amounts {
+fn allocated(driver: &Driver, counts: impl Fn(&TaskId, &v1::TaskSpec) -> bool) -> v1::Amounts {
     let mut sum = v1::Amounts::default();
     for (id, live) in &driver.live {
         let ended = driver.core.record(id).is_none_or(|r| matches!(r.phase, Phase::Ended(_)));
         let request = live.spec.resources.as_ref().and_then(|r| r.request.as_ref());
-        let Some(request) = request.filter(|_| !ended) else { continue };
+        let counts = !ended && counts(id, &live.spec);
+        let Some(request) = request.filter(|_| counts) else { continue };
         let add = |sum: &mut Option<u64>, more: Option<u64>| {
             if let Some(more) = more {
                 *sum = Some(sum.unwrap_or_default().saturating_add(more));

@@ -37,12 +37,22 @@ pub struct Document {
     pub spec: v1::TaskSpec,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pod: String,
+    /// Nobody: a person at the node runs it, and no master hears of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
     pub record: Record,
     /// Why it is in its state.
     pub reason: Reason,
     /// How the last attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<ExitRecord>,
+}
+
+/// With what a master gave a task: it is told back, and means nothing here but that it is the master's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub epoch: u64,
+    pub digest: Vec<u8>,
 }
 
 impl Document {
@@ -284,8 +294,13 @@ mod tests {
     fn document(name: &str) -> Document {
         let second = Duration::from_secs(1);
         let back_off = BackOff { first: second, most: second, forget_after: second };
-        let definition =
-            Definition { restart: Restart::Never, back_off, grace: second, longest: None };
+        let definition = Definition {
+            restart: Restart::Never,
+            back_off,
+            grace: second,
+            longest: None,
+            waits_for_checks: false,
+        };
         let effects = Core::default().submit(TaskId(name.to_owned()), definition, false).unwrap();
         let Some(Effect::Save(record)) = effects.into_iter().next() else { panic!("no record") };
         let spec = v1::TaskSpec { id: name.to_owned(), ..v1::TaskSpec::default() };
@@ -295,6 +310,7 @@ mod tests {
             created: String::new(),
             spec,
             pod: String::new(),
+            grant: None,
             record,
             reason: Reason::None,
             end: None,

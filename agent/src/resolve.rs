@@ -61,10 +61,15 @@ pub fn definition(spec: &v1::TaskSpec) -> Result<Definition, Failure> {
         )
         .unwrap_or(GRACE),
         longest: optional("maxRunTime", spec.max_run_time.as_ref(), &mut problems),
+        waits_for_checks: spec.checks.iter().any(is_readiness),
     };
     let _ = optional("stopAfterDisconnect", spec.stop_after_disconnect.as_ref(), &mut problems);
     check(spec, &mut problems);
     problems.into_result(definition).map_err(|e| Failure::new(Kind::Invalid, e.to_string()))
+}
+
+fn is_readiness(check: &v1::Check) -> bool {
+    check.kind() == v1::check::Kind::Readiness
 }
 
 fn restart(policy: Option<&v1::RestartPolicy>) -> Restart {

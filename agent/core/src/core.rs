@@ -8,6 +8,9 @@ use crate::task::{
 
 /// Between two kills of what does not die: it may be stuck in the kernel.
 pub(crate) const KILL_AGAIN: Duration = Duration::from_secs(10);
+/// Who has so many updates of which nobody has taken note is not started again, and not told to be ready or not, until
+/// somebody has.
+const MOST_UPDATES: usize = 1_000;
 
 /// What has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,12 @@ pub enum Event {
         id: TaskId,
         attempt: Attempt,
         timer: Timer,
+    },
+    /// Its checks say that it can be used, or that it cannot.
+    Turned {
+        id: TaskId,
+        attempt: Attempt,
+        ready: bool,
     },
     /// Somebody has taken note of all updates up to this one.
     Acknowledged {
@@ -177,6 +186,7 @@ impl Core {
             failures: 0,
             phase: Phase::Staging,
             stop: None,
+            ready: false,
             sequence: 0,
             updates: VecDeque::new(),
         };
@@ -225,6 +235,9 @@ impl Core {
             Event::Stop { id, why, grace } => self.with(&id, |task| task.stop(why, grace)),
             Event::Elapsed { id, attempt, timer } => {
                 self.with(&id, |task| task.elapsed(attempt, timer))
+            }
+            Event::Turned { id, attempt, ready } => {
+                self.with(&id, |task| task.turned(attempt, ready))
             }
             Event::Acknowledged { id, sequence } => {
                 self.with(&id, |task| task.acknowledged(sequence))
@@ -279,6 +292,7 @@ impl Task {
             attempt: record.attempt,
             state,
             reason,
+            ready: state == State::Running && record.ready,
             revision: record.revision + 1,
         });
     }
@@ -300,13 +314,40 @@ impl Task {
 
     fn acknowledged(&mut self, sequence: u64) -> Vec<Effect> {
         let before = self.record.updates.len();
+        let told = self.record.updates.back().map(|update| update.ready);
         self.record.updates.retain(|update| update.sequence > sequence);
         if self.record.updates.len() == before {
             return Vec::new();
         }
+        // There was no room to tell it.
+        if self.record.phase == Phase::Running && told != Some(self.record.ready) {
+            return self.tell_whether_ready();
+        }
         // Lost in a crash, it only has news told once more.
         self.record.revision += 1;
         vec![Effect::SaveSoon(self.record.clone())]
+    }
+
+    fn turned(&mut self, attempt: Attempt, ready: bool) -> Vec<Effect> {
+        let runs = self.record.phase == Phase::Running && attempt == self.record.attempt;
+        if !runs || self.record.ready == ready {
+            return Vec::new();
+        }
+        self.record.ready = ready;
+        self.tell_whether_ready()
+    }
+
+    /// There is no bound to how often it turns: where nobody listens, the last one is told when somebody does.
+    fn tell_whether_ready(&mut self) -> Vec<Effect> {
+        if self.is_unheard() {
+            return Vec::new();
+        }
+        self.tell(State::Running, Reason::None);
+        self.commit(Vec::new())
+    }
+
+    fn is_unheard(&self) -> bool {
+        self.record.updates.len() >= MOST_UPDATES
     }
 
     fn staged(&mut self, result: Result<(), String>) -> Vec<Effect> {
@@ -342,6 +383,7 @@ impl Task {
             return self.ask(why);
         }
         self.record.phase = Phase::Running;
+        self.record.ready = !self.record.definition.waits_for_checks;
         self.tell(State::Running, Reason::None);
         let arm = self.arm_longest(ran);
         self.commit(arm.into_iter().collect())
@@ -428,6 +470,7 @@ impl Task {
                 let limit = self.record.definition.longest.unwrap_or_default();
                 self.ask(Stop::TooLong { limit })
             }
+            (Timer::BackOff, Phase::Waiting) if self.is_unheard() => vec![self.pause()],
             (Timer::BackOff, Phase::Waiting) => self.start(),
             _ => Vec::new(),
         }
@@ -531,6 +574,11 @@ impl Task {
             return Vec::new();
         }
         match next {
+            // Whoever ordered it hears that nothing runs any more.
+            Next::End(State::Lost) => {
+                let why = self.record.stop.clone().unwrap_or(Stop::Asked);
+                self.end(State::Killed, Reason::Stopped { why, exit: None })
+            }
             Next::End(state) => {
                 self.record.phase = Phase::Ended(state);
                 self.commit(Vec::new())

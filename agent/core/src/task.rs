@@ -20,6 +20,9 @@ pub struct Definition {
     pub grace: Duration,
     /// After that it is stopped.
     pub longest: Option<Duration>,
+    /// It can be used once its checks say so, and not as soon as it runs.
+    #[serde(default)]
+    pub waits_for_checks: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +197,9 @@ pub struct Update {
     pub attempt: Attempt,
     pub state: State,
     pub reason: Reason,
+    /// It runs, and can be used.
+    #[serde(default)]
+    pub ready: bool,
     /// Of the record with which it was written down.
     pub revision: u64,
 }
@@ -238,6 +244,9 @@ pub struct Record {
     pub failures: u32,
     pub phase: Phase,
     pub stop: Option<Stop>,
+    /// While it runs: it can be used.
+    #[serde(default)]
+    pub ready: bool,
     /// Of the last update.
     pub sequence: u64,
     /// Of which nobody has taken note yet.

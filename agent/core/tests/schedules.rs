@@ -71,7 +71,12 @@ impl World {
             }
             150..=179 => self.end_of_one(pick(self.containers.len()), detail),
             180..=209 => self.fire(pick(self.timers.len())),
-            210..=219 => {
+            210..=212 => {
+                let (id, ready) = (task(detail % 3), detail.is_multiple_of(2));
+                let attempt = self.core.record(&id).map_or(0, |record| record.attempt);
+                self.deliver(Event::Turned { id, attempt, ready });
+            }
+            213..=219 => {
                 let why = match detail % 5 {
                     0 => Stop::Unhealthy { check: "http".to_owned() },
                     _ => Stop::Asked,
@@ -277,10 +282,7 @@ impl World {
             let Phase::Ended(state) = record.phase else { panic!("has not ended: {record:?}") };
             assert!(record.updates.is_empty(), "not heard: {record:?}");
             let last = self.heard.get(&(record.id.clone(), record.sequence)).expect("an update");
-            assert!(
-                last.state.is_end() && (last.state == state || state == State::Lost),
-                "{last:?}"
-            );
+            assert!(last.state.is_end() && last.state == state, "{last:?}");
             assert_eq!(self.disk.get(&record.id).map(|r| &r.phase), Some(&record.phase));
         }
         for (id, attempt, exit) in &self.ends {
@@ -289,10 +291,8 @@ impl World {
             });
             assert!(told || self.unclear.contains(id), "{id} {attempt}: its end is forgotten");
             let goes_on = self.launched.contains(&(id.clone(), attempt + 1));
-            assert!(
-                exit.fenced.is_none() || !goes_on,
-                "{id} {attempt}: it was fenced, and goes on"
-            );
+            let is_for_good = exit.fenced.is_some() && !self.unclear.contains(id);
+            assert!(!(is_for_good && goes_on), "{id} {attempt}: it was fenced, and goes on");
         }
     }
 }
@@ -316,9 +316,10 @@ fn definition() -> impl Strategy<Value = Definition> {
         (0_u32..3).prop_map(|most| Restart::OnFailure { most: Some(most) }),
     ];
     let longest = prop_oneof![Just(None), Just(Some(Duration::from_secs(5)))];
-    (restart, longest).prop_map(|(restart, longest)| Definition {
+    (restart, longest, any::<bool>()).prop_map(|(restart, longest, waits_for_checks)| Definition {
         restart,
         longest,
+        waits_for_checks,
         grace: Duration::from_secs(1),
         back_off: BackOff {
             first: Duration::from_secs(1),
@@ -381,6 +382,7 @@ fn restarts_are_counted() {
     let definition = Definition {
         restart: Restart::OnFailure { most: Some(2) },
         longest: None,
+        waits_for_checks: false,
         grace: Duration::ZERO,
         back_off: BackOff {
             first: Duration::from_secs(1),
@@ -417,4 +419,85 @@ impl World {
             }
         }
     }
+}
+
+/// Runs, for the first time, and nobody takes note of anything.
+fn running(definition: Definition) -> (Core, TaskId) {
+    let mut core = Core::default();
+    let id = task(0);
+    core.submit(id.clone(), definition, true).unwrap();
+    core.step(Event::Launched { id: id.clone(), attempt: 1, result: Ok(()) });
+    (core, id)
+}
+
+fn plain(restart: Restart) -> Definition {
+    let second = Duration::from_secs(1);
+    let back_off = BackOff { first: second, most: second, forget_after: second };
+    Definition { restart, longest: None, grace: second, waits_for_checks: true, back_off }
+}
+
+fn told(core: &Core, id: &TaskId) -> Vec<(u64, State, bool)> {
+    let updates = core.record(id).unwrap().updates.iter();
+    updates.map(|update| (update.sequence, update.state, update.ready)).collect()
+}
+
+#[test]
+fn whether_it_is_ready_is_news_with_a_number() {
+    let (mut core, id) = running(plain(Restart::Never));
+    for ready in [false, true, true, false, true] {
+        core.step(Event::Turned { id: id.clone(), attempt: 1, ready });
+    }
+    // Of an attempt that is no more.
+    core.step(Event::Turned { id: id.clone(), attempt: 0, ready: false });
+    let running = State::Running;
+    let wanted = [
+        (1, State::Starting, false),
+        (2, running, false),
+        (3, running, true),
+        (4, running, false),
+        (5, running, true),
+    ];
+    assert_eq!(told(&core, &id), wanted);
+    core.step(Event::Stop { id: id.clone(), why: Stop::Asked, grace: None });
+    core.step(Event::Turned { id: id.clone(), attempt: 1, ready: false });
+    assert_eq!(told(&core, &id)[5..], [(6, State::Killing, false)]);
+}
+
+/// Without bound is only what somebody hears.
+#[test]
+fn who_is_not_heard_is_neither_turned_nor_started_without_end() {
+    let (mut core, id) = running(plain(Restart::Always));
+    for ready in [true, false].repeat(2_000) {
+        core.step(Event::Turned { id: id.clone(), attempt: 1, ready });
+    }
+    let last = core.record(&id).unwrap().sequence;
+    assert_eq!((last, told(&core, &id)[999]), (1_000, (1_000, State::Running, false)));
+    core.step(Event::Turned { id: id.clone(), attempt: 1, ready: true });
+    core.step(Event::Acknowledged { id: id.clone(), sequence: 999 });
+    assert_eq!(told(&core, &id)[1..], [(1_001, State::Running, true)]);
+    for ready in [false, true].repeat(2_000) {
+        core.step(Event::Turned { id: id.clone(), attempt: 1, ready });
+    }
+    let exit =
+        Exit { code: Some(0), signal: None, ran: Duration::from_secs(1), violated: Vec::new() };
+    core.step(Event::Exited { id: id.clone(), attempt: 1, exit });
+    core.step(Event::Released { id: id.clone(), attempt: 1 });
+    let wait = || Event::Elapsed { id: task(0), attempt: 1, timer: Timer::BackOff };
+    let again = core.step(wait());
+    assert!(matches!(again[..], [Effect::Arm { timer: Timer::BackOff, .. }]), "{again:?}");
+    core.step(Event::Acknowledged { id: id.clone(), sequence: 1_500 });
+    core.step(wait());
+    assert_eq!(core.record(&id).unwrap().attempt, 2);
+}
+
+/// Of what nobody can tell, the one who orders its end hears that nothing runs any more.
+#[test]
+fn what_was_lost_is_told_to_have_ended() {
+    let (mut core, id) = running(plain(Restart::Never));
+    core.step(Event::Vanished { id: id.clone(), attempt: 1 });
+    core.step(Event::Stop { id: id.clone(), why: Stop::Asked, grace: None });
+    assert_eq!(told(&core, &id).last(), Some(&(3, State::Lost, false)));
+    core.step(Event::Released { id: id.clone(), attempt: 1 });
+    assert_eq!(told(&core, &id).last(), Some(&(4, State::Killed, false)));
+    assert_eq!(core.record(&id).unwrap().phase, Phase::Ended(State::Killed));
 }

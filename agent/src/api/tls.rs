@@ -32,7 +32,7 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -76,8 +76,17 @@ pub fn server(files: Files<'_>) -> Result<ServerConfig, TlsError> {
 /// # Errors
 /// Names the file.
 pub fn client(files: Files<'_>) -> Result<ClientConfig, TlsError> {
+    client_of(files, rustls::DEFAULT_VERSIONS)
+}
+
+/// # Errors
+/// Names the file.
+pub fn client_of(
+    files: Files<'_>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Result<ClientConfig, TlsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(versions)?
         .with_root_certificates(authorities(files.ca)?)
         .with_client_auth_cert(certificates(files.cert)?, key(files.key)?)
         .map_err(|source| TlsError::Rejected { file: files.cert.display().to_string(), source })?;

@@ -102,6 +102,13 @@ impl Schedule {
         })
     }
 
+    /// Whoever asked before us has found it ready: it is, until it is shown not to be.
+    pub fn go_on(&mut self, ready: bool) {
+        if self.kind == Kind::Readiness {
+            self.passing = ready;
+        }
+    }
+
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

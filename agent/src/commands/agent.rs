@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use hafen::api::{Api, Options};
 use hafen::config::{Config, DEFAULT_FILE, KEYS, Log, LogFormat, gather};
+use hafen::link::Link;
 use hafen::node::Node;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -150,6 +151,7 @@ async fn serve(config: &Config) -> Result<(), Error> {
     // First the socket: its lock says that there is no other agent here.
     let api = Api::bind(&Options::from(config)).await?;
     let node = Node::open(config).await?;
+    let link = Link::start(&node)?;
     tracing::info!(socket = %config.socket.display(), tcp = ?api.tcp_address(), "ready");
     notify("READY=1");
     let stop = async {
@@ -162,6 +164,9 @@ async fn serve(config: &Config) -> Result<(), Error> {
         tracing::info!("ends; what runs goes on");
     };
     api.serve(node, stop).await;
+    if let Some(link) = link {
+        link.leave().await;
+    }
     Ok(())
 }
 

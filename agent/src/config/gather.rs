@@ -113,7 +113,7 @@ fn walk(given: &mut Given, above: &str, table: &DeTable<'_>, source: &impl Fn(us
             (None, DeValue::Table(inner)) if is_table => walk(given, &path, inner, source),
             (None, _) if is_table => complain(given, &path, at, "is a table"),
             (None, _) => complain(given, &path, at, &unknown(&path)),
-            (Some(key), value) => match words(value) {
+            (Some(key), value) => match words(value, key.separator()) {
                 Some(text) => add(given, key, text, at),
                 None => complain(
                     given,
@@ -139,8 +139,8 @@ fn unknown(path: &str) -> String {
     )
 }
 
-/// As a flag would have it: the parts of a list with colons between them.
-fn words(value: &DeValue<'_>) -> Option<String> {
+/// As a flag would have it: a list in one word.
+fn words(value: &DeValue<'_>, separator: &str) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
@@ -148,7 +148,7 @@ fn words(value: &DeValue<'_>) -> Option<String> {
         DeValue::Boolean(truth) => Some(truth.to_string()),
         DeValue::Array(parts) => {
             let parts: Option<Vec<&str>> = parts.iter().map(|p| p.get_ref().as_str()).collect();
-            parts.map(|parts| parts.join(":"))
+            parts.map(|parts| parts.join(separator))
         }
         _ => None,
     }

@@ -45,6 +45,16 @@ pub const KEYS: &[Key] = &[
     key("gc.low", "PERCENT", "75", "... until less than this is"),
     key("gc.min-age", "DURATION", "1h", "What was used since then is kept"),
     key("gc.ended-tasks", "DURATION", "1day", "Tasks that ended longer ago are forgotten"),
+    key("attributes", "NAMES", "", "What is said of this node for constraints, as disk=ssd,gpu=none"),
+    key("domains", "NAMES", "", "Where it stands, from the widest to the narrowest, as zone=z1,rack=r7"),
+    key("master.urls", "URLS", "", "Masters to obey: https://HOST:PORT, http://HOST:PORT, unix:///PATH; the first that answers"),
+    key("master.cert", "FILE", "", "Certificate of the node for its master, in PEM, with those between it and its authority"),
+    key("master.key", "FILE", "", "Its key"),
+    key("master.ca", "FILE", "", "Who signs the certificates of masters"),
+    key("master.token", "TOKEN", "", "To get a certificate with, the first time"),
+    key("master.token-file", "FILE", "", "The same, in a file"),
+    key("master.authority", "SHA256", "", "Of the certificate of the authority that signs masters and nodes; goes with a token"),
+    key("master.insecure", "BOOL", "false", "Speak with masters of other machines without TLS: for a trial"),
     key("otlp", "URL", "", "Send traces to this OpenTelemetry collector (OTLP over gRPC), as http://127.0.0.1:4317"),
     key("tcp.address", "IP:PORT", "", "Serve there, too, with mutual TLS"),
     key("tcp.cert", "FILE", "", "Certificate of the node, in PEM, with those between it and its authority"),
@@ -68,6 +78,12 @@ impl Key {
     #[must_use]
     pub fn flag(&self) -> String {
         self.path.replace('.', "-")
+    }
+
+    /// Between the parts of a list.
+    #[must_use]
+    pub fn separator(&self) -> &'static str {
+        if self.path == "cni.plugins" { ":" } else { "," }
     }
 
     /// The program has these for all of its commands.

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::link::Address;
+
 pub use gather::{Given, Raw, Source, gather};
 pub use keys::{KEYS, Key};
 pub use resolve::find_runtime;
@@ -36,6 +38,11 @@ pub struct Config {
     pub runtime: PathBuf,
     pub images: PathBuf,
     pub volumes: PathBuf,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_pairs")]
+    pub attributes: Vec<(String, String)>,
+    /// Level and name, from the widest to the narrowest.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_pairs")]
+    pub domains: Vec<(String, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp: Option<String>,
     pub log: Log,
@@ -43,6 +50,8 @@ pub struct Config {
     pub cni: Cni,
     pub reserved: Reserved,
     pub gc: Gc,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<Master>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<Tcp>,
 }
@@ -129,6 +138,73 @@ pub struct Tcp {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub client_ca: PathBuf,
+}
+
+/// Whom the node obeys, and how they know each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Master {
+    #[serde(serialize_with = "as_texts")]
+    pub urls: Vec<Address>,
+    #[serde(flatten)]
+    pub files: Option<MasterFiles>,
+    #[serde(flatten)]
+    pub joining: Option<Joining>,
+    /// Without TLS also with other machines.
+    pub insecure: bool,
+}
+
+/// In PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MasterFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+}
+
+/// How to get a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Joining {
+    #[serde(flatten)]
+    pub token: Token,
+    /// SHA-256 of the authority's certificate.
+    #[serde(serialize_with = "as_hex")]
+    pub authority: [u8; 32],
+}
+
+/// Never in a log.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+pub enum Token {
+    #[serde(rename = "token")]
+    Text(String),
+    #[serde(rename = "token-file")]
+    File(PathBuf),
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "({} bytes)", text.len()),
+            Self::File(path) => path.fmt(f),
+        }
+    }
+}
+
+fn as_texts<S: serde::Serializer>(addresses: &[Address], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(addresses.iter().map(ToString::to_string))
+}
+
+fn as_pairs<S: serde::Serializer>(
+    pairs: &[(String, String)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(pairs.iter().map(|(name, value)| format!("{name}={value}")))
+}
+
+fn as_hex<S: serde::Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serializer.serialize_str(&hex)
 }
 
 fn as_subnet<S: serde::Serializer>(

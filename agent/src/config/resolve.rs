@@ -7,10 +7,11 @@ use std::time::Duration;
 use nix::unistd;
 
 use super::{
-    Cni, Config, Gc, Given, Group, Log, LogFormat, Problem, Problems, Reserved, Source, TaskLog,
-    TaskLogFormat, Tcp,
+    Cni, Config, Gc, Given, Group, Joining, Log, LogFormat, Master, MasterFiles, Problem, Problems,
+    Reserved, Source, TaskLog, TaskLogFormat, Tcp, Token,
 };
 use crate::amount;
+use crate::link::Address;
 
 /// Reads keys, and remembers what was wrong.
 struct Reader<'a> {
@@ -94,6 +95,9 @@ pub(super) fn resolve(given: &Given) -> Result<Config, Problems> {
             memory: r.bytes("reserved.memory"),
         },
         gc: gc(r),
+        attributes: pairs(r, "attributes", MOST_ATTRIBUTES),
+        domains: pairs(r, "domains", MOST_DOMAINS),
+        master: master(r),
         otlp: otlp(r),
         tcp: tcp(r),
         state,
@@ -238,6 +242,115 @@ fn gc(r: &mut Reader<'_>) -> Gc {
         r.complain("gc.low", format!("{low} is more than gc.high, {high}"));
     }
     Gc { high, low, min_age: r.duration("gc.min-age"), ended_tasks: r.duration("gc.ended-tasks") }
+}
+
+/// Of docs/protocol.md; three attributes are the agent's own.
+const MOST_ATTRIBUTES: usize = 125;
+const MOST_DOMAINS: usize = 8;
+
+/// NAME=VALUE, in the order in which they are said.
+fn pairs(r: &mut Reader<'_>, key: &str, most: usize) -> Vec<(String, String)> {
+    const WANTED: &str = "list of NAME=VALUE, each name of 63 bytes at most, each value of 255";
+    let pair = |part: &str| {
+        let (name, value) = part.split_once('=')?;
+        let fits = !name.is_empty() && name.len() <= 63 && value.len() <= 255;
+        fits.then(|| (name.to_owned(), value.to_owned()))
+    };
+    let all: Option<Vec<_>> =
+        r.read(key, WANTED, |text| text.split(',').map(|part| pair(part.trim())).collect());
+    let all = all.unwrap_or_default();
+    if all.len() > most {
+        r.complain(key, format!("has {} parts, and {most} at most are told", all.len()));
+    }
+    let mut names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        r.complain(key, format!("has {:?} twice", twice[0]));
+    }
+    all
+}
+
+fn master(r: &mut Reader<'_>) -> Option<Master> {
+    const OTHERS: [&str; 6] = [
+        "master.cert",
+        "master.key",
+        "master.ca",
+        "master.token",
+        "master.token-file",
+        "master.authority",
+    ];
+    const WANTED: &str = "list of https://HOST:PORT, http://HOST:PORT and unix:///PATH";
+    if r.text("master.urls").is_none() {
+        for key in OTHERS {
+            if r.text(key).is_some() {
+                r.complain(key, "means nothing without master.urls");
+            }
+        }
+        return None;
+    }
+    let urls: Option<Vec<Address>> = r.read("master.urls", WANTED, |text| {
+        text.split(',').map(|part| part.trim().parse().ok()).collect()
+    });
+    let insecure = r.read("master.insecure", "true or false", |text| text.parse().ok());
+    let master = Master {
+        urls: urls?,
+        files: master_files(r),
+        joining: joining(r),
+        insecure: insecure.unwrap_or_default(),
+    };
+    let open = master.urls.iter().find(|url| !master.insecure && url.is_open());
+    if let Some(url) = open {
+        let what =
+            format!("{url} is another machine: say https://, or master.insecure for a trial");
+        r.complain("master.urls", what);
+    }
+    Some(master)
+}
+
+/// All three or none: without them the node joins, or has joined before.
+fn master_files(r: &mut Reader<'_>) -> Option<MasterFiles> {
+    const FILES: [&str; 3] = ["master.cert", "master.key", "master.ca"];
+    if FILES.iter().all(|key| r.text(key).is_none()) {
+        return None;
+    }
+    let [cert, key, ca] = FILES.map(|key| {
+        if r.text(key).is_none() {
+            r.complain(key, "is missing: certificate, key and authority go together");
+        }
+        r.path(key)
+    });
+    Some(MasterFiles { cert: cert?, key: key?, ca: ca? })
+}
+
+fn joining(r: &mut Reader<'_>) -> Option<Joining> {
+    let text = r.text("master.token").map(|token| Token::Text(token.to_owned()));
+    let file = r.path("master.token-file").map(Token::File);
+    let authority = r.read("master.authority", "SHA-256: 64 hexadecimal digits", sha256);
+    let token = match (text, file) {
+        (Some(_), Some(_)) => {
+            r.complain("master.token-file", "is said beside master.token: one of them will do");
+            return None;
+        }
+        (text, file) => text.or(file),
+    };
+    if token.is_some() && r.text("master.authority").is_none() {
+        let what =
+            "is missing: whoever gave the token has said it, so that nobody else gets the token";
+        r.complain("master.authority", what);
+    }
+    Some(Joining { token: token?, authority: authority? })
+}
+
+fn sha256(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    if digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[at..at + 2], 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// All of it or nothing: there is no TCP without TLS.

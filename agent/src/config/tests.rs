@@ -74,10 +74,45 @@ fn tcp_asks_for_all_of_tls() {
 #[test]
 fn what_is_printed_is_a_file_that_says_the_same() {
     let file = "[cni]\nplugins = [\"/a\", \"/b\"]\n[tcp]\naddress = \"127.0.0.1:1\"\ncert = \"/c\"\nkey = \"/k\"\n\
-                client-ca = \"/ca\"\n[reserved]\ncpu = 0.25\nmemory = \"64M\"\n";
+                client-ca = \"/ca\"\n[reserved]\ncpu = 0.25\nmemory = \"64M\"\n[master]\nurls = [\"https://m:1\", \
+                \"unix:///m\"]\ntoken = \"t\"\n";
+    let file = format!(
+        "attributes = [\"a=1\", \"b=\"]\ndomains = \"zone=z\"\n{file}authority = \"{}\"\n",
+        "0a".repeat(32)
+    );
+    let file = file.as_str();
     let config = Config::resolve(&given(&[("name", "n")], &[], file)).unwrap();
     assert_eq!(config.reserved.cpu_milli, 250);
     let printed = config.to_toml().unwrap();
     let again = gather(&BTreeMap::new(), [], Some((Path::new("again"), &printed)));
     assert_eq!(Config::resolve(&again), Ok(config), "{printed}");
+}
+
+#[test]
+fn without_tls_is_for_this_machine_only() {
+    let local = [("master.urls", "http://127.0.0.1:1,http://[::1]:2,unix:///m,http://localhost:3")];
+    assert_eq!(Config::resolve(&given(&local, &[], "")).unwrap().master.unwrap().urls.len(), 4);
+    let open = ("master.urls", "http://127.0.0.1:1,http://10.0.0.1:2");
+    let told = problems(&given(&[open], &[], ""));
+    assert!(told[0].contains("http://10.0.0.1:2 is another machine"), "{told:?}");
+    assert!(Config::resolve(&given(&[open, ("master.insecure", "true")], &[], "")).is_ok());
+}
+
+#[test]
+fn what_is_said_of_masters_goes_together() {
+    let urls = ("master.urls", "https://m:1");
+    let digits = "0".repeat(63);
+    let cases: [(&[(&'static str, &str)], &str); 7] = [
+        (&[("master.token", "t")], "master.token (--master-token): means nothing without"),
+        (&[("master.urls", "m:1")], "master.urls (--master-urls): \"m:1\" is no list of https"),
+        (&[urls, ("master.ca", "/ca")], "master.cert (default): is missing"),
+        (&[urls, ("master.token", "t")], "master.authority (default): is missing"),
+        (&[urls, ("master.authority", &digits)], "master.authority (--master-authority): \"000"),
+        (&[("attributes", "a")], "attributes (--attributes): \"a\" is no list of NAME=VALUE"),
+        (&[("domains", "zone=a,zone=b")], "domains (--domains): has \"zone\" twice"),
+    ];
+    for (flags, wanted) in cases {
+        let told = problems(&given(flags, &[], ""));
+        assert!(told[0].starts_with(wanted), "{wanted:?}: {told:?}");
+    }
 }

@@ -2,7 +2,6 @@
 
 mod api;
 mod faults;
-mod fence;
 mod functions;
 mod limits;
 mod network;
@@ -26,7 +25,6 @@ pub(crate) fn trials() -> Vec<Case> {
         roots::trials(),
         network::trials(),
         recovery::trials(),
-        fence::trials(),
         storage::trials(),
         faults::trials(),
     ];

@@ -1,0 +1,141 @@
+//! What a node says of itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use hafen_protocol::v1;
+
+use super::disk::Disk;
+use super::session::VERSIONS;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::node::{Node, is_revocable};
+use crate::time;
+
+fn features() -> Vec<String> {
+    ["pods", "update", "channel", "fence"].map(str::to_owned).to_vec()
+}
+
+/// For constraints: what the machine is, and what its owner says of it.
+#[must_use]
+pub fn attributes(config: &Config) -> BTreeMap<String, String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let own = [("kernel", kernel.trim()), ("arch", std::env::consts::ARCH), ("os", "linux")];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    own.chain(config.attributes.iter().cloned()).collect()
+}
+
+pub(super) async fn hello(node: &Node, disk: &Disk, connection: u64) -> Result<v1::Hello, Failure> {
+    let (status, config, known) = (node.status().await?, node.config(), disk.known());
+    let domain =
+        |(level, name): &(String, String)| v1::Domain { level: level.clone(), name: name.clone() };
+    Ok(v1::Hello {
+        version_least: VERSIONS.0,
+        version_most: VERSIONS.1,
+        node: known.node.unwrap_or(status.name),
+        instance: known.instance,
+        incarnation: known.incarnation,
+        connection,
+        boot_id: status.boot_id,
+        software: format!("hafen {}", status.version),
+        features: features(),
+        attributes: attributes(config),
+        domains: config.domains.iter().map(domain).collect(),
+        capacity: status.capacity,
+        tasks: node.ask(|driver| driver.held()).await?,
+        epoch_seen: known.epoch,
+        draining: known.draining,
+    })
+}
+
+/// Makes reports. What a task takes of CPUs is seen between two of them.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    before: HashMap<String, (Duration, SystemTime)>,
+}
+
+/// Tasks, as far as a report needs to know.
+struct Tasks {
+    masters: BTreeSet<String>,
+    revocable: BTreeSet<String>,
+}
+
+impl Meter {
+    pub(super) async fn report(&mut self, node: &Node) -> Result<v1::NodeReport, Failure> {
+        let capacity = node.status().await?.capacity;
+        let usage = node.stats(v1::StatsRequest::default()).await?.tasks;
+        let known = node.ask(|driver| {
+            let revocable = driver.live.iter().filter(|(_, live)| is_revocable(&live.spec));
+            let revocable = revocable.map(|(id, _)| id.0.clone()).collect();
+            Tasks { masters: driver.masters(), revocable }
+        });
+        let known = known.await?;
+        let firm = usage.iter().filter(|task| !known.revocable.contains(&task.id));
+        let used_firm = self.sum(firm);
+        let is_running = |id: &String| usage.iter().any(|task| task.id == *id);
+        self.before.retain(|id, _| is_running(id));
+        let tasks = usage.iter().filter(|task| known.masters.contains(&task.id));
+        let tasks = tasks.cloned().collect();
+        Ok(v1::NodeReport { capacity, tasks, pressure: Vec::new(), used_firm: Some(used_firm) })
+    }
+
+    fn sum<'a>(&mut self, tasks: impl Iterator<Item = &'a v1::TaskUsage>) -> v1::Amounts {
+        let (mut cpu_milli, mut memory, mut pids) = (0, 0, 0);
+        for task in tasks {
+            let usage = task.usage.clone().unwrap_or_default();
+            cpu_milli += self.cpu_milli(&task.id, &usage, task.time.as_ref());
+            memory += usage.memory;
+            pids += usage.pids;
+        }
+        v1::Amounts {
+            cpu_milli: Some(cpu_milli),
+            memory: Some(memory),
+            pids: Some(pids),
+            ..v1::Amounts::default()
+        }
+    }
+
+    /// Of one that was not seen before: nothing yet.
+    fn cpu_milli(
+        &mut self,
+        id: &str,
+        usage: &v1::Usage,
+        at: Option<&pbjson_types::Timestamp>,
+    ) -> u64 {
+        let cpu = usage.cpu.as_ref().map(time::duration).unwrap_or_default();
+        let now = at.map_or_else(SystemTime::now, time::system);
+        let Some((cpu_before, before)) = self.before.insert(id.to_owned(), (cpu, now)) else {
+            return 0;
+        };
+        let passed = now.duration_since(before).unwrap_or_default().as_millis();
+        let taken = cpu.saturating_sub(cpu_before).as_millis();
+        u64::try_from((taken * 1_000).checked_div(passed).unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(id: &str, cpu_millis: u64, at_millis: u64) -> v1::TaskUsage {
+        let cpu = Some(crate::resolve::duration(Duration::from_millis(cpu_millis)));
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_millis);
+        let usage = v1::Usage { cpu, memory: 10, pids: 1, ..v1::Usage::default() };
+        v1::TaskUsage { id: id.to_owned(), time: Some(time::stamp(at)), usage: Some(usage) }
+    }
+
+    #[test]
+    fn cpu_is_what_was_taken_since_the_last_report() {
+        let mut meter = Meter::default();
+        let mut sum = |tasks: &[v1::TaskUsage]| {
+            let sum = meter.sum(tasks.iter());
+            (sum.cpu_milli.unwrap(), sum.memory.unwrap(), sum.pids.unwrap())
+        };
+        assert_eq!(sum(&[usage("a", 70_000, 1_000)]), (0, 10, 1));
+        let both = [usage("a", 71_000, 3_000), usage("b", 5_000, 3_000)];
+        assert_eq!(sum(&both), (500, 20, 2));
+        // No time has passed.
+        assert_eq!(sum(&[usage("a", 71_000, 3_000)]), (0, 10, 1));
+    }
+}
