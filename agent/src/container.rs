@@ -178,15 +178,21 @@ impl Ground {
         stop_signal(&store, name).ok_or_else(|| format!("image {name} is gone again"))
     }
 
-    /// Make the container of an attempt, or find it.
+    /// Make the container of an attempt, or find it. With `fence`, a file that says when a master has heard the node, it ends
+    /// when that is as long ago as its task says.
     ///
     /// # Errors
     /// In words; what is left is released.
-    pub async fn launch(&self, job: &Job, listener: Listener) -> Result<Container, Refusal> {
+    pub async fn launch(
+        &self,
+        job: &Job,
+        fence: Option<PathBuf>,
+        listener: Listener,
+    ) -> Result<Container, Refusal> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         let sandbox = self.sandbox(job).await?;
         if !keeper::is_kept(&folder).map_err(|e| chain(&e))? {
-            let words = self.words(job, &sandbox)?;
+            let words = self.words(job, fence, &sandbox)?;
             match self.runtime.keep(&words, LAUNCH).await {
                 Ok(child) => reap(child),
                 // A keeper may have died after its container had begun to run.
@@ -261,11 +267,18 @@ impl Ground {
         Ok(Container { attempt, status: Arc::new(status), sandbox, words: sender })
     }
 
-    fn words(&self, job: &Job, sandbox: &Sandbox) -> Result<Vec<std::ffi::OsString>, String> {
+    fn words(
+        &self,
+        job: &Job,
+        fence: Option<PathBuf>,
+        sandbox: &Sandbox,
+    ) -> Result<Vec<std::ffi::OsString>, String> {
         let folder = self.folders.attempt(&job.id, job.attempt);
         fs::create_dir_all(&folder).map_err(|e| format!("mkdir {}: {e}", folder.display()))?;
         let container = name(&job.id, job.attempt);
         let host = matches!(sandbox.network, Some(Namespace::Host));
+        // What asks it to end, where its keeper has to do it.
+        let staged = fence.as_ref().and_then(|_| self.at_hand(&job.id, &job.spec));
         let places = Places {
             cgroup: self.cgroup(job),
             outer: outer(job, &folder)?,
@@ -279,6 +292,8 @@ impl Ground {
             hostname: sandbox.hostname.clone().filter(|_| !host),
             shown: self.shown(job, sandbox)?,
             patch: folder.join("patch.json"),
+            heard: fence,
+            signal: staged.and_then(|staged| staged.signal),
             container,
         };
         let words = resolve::words(&job.spec, &places);

@@ -5,6 +5,7 @@
 //! that answer into the queue. Nothing in the loop waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +25,7 @@ use crate::link::{BootTime, Heard};
 use crate::metrics::Phases;
 use crate::records::{Document, Done, Grant, Writers};
 use crate::traces::Traces;
-use crate::{check, view};
+use crate::{check, resolve, view};
 
 /// Between two tries of what failed and must be.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -396,6 +397,7 @@ impl Driver {
             return self.keep_from_starting(id, attempt, longest);
         }
         self.begin(id, "launch");
+        let fence = self.fence(&job);
         let (ground, inputs, listener) =
             (self.ground.clone(), self.inputs.clone(), self.listener());
         tokio::spawn(async move {
@@ -410,7 +412,7 @@ impl Driver {
                 None => ground.stage(&job).await,
             };
             let result = match ready {
-                Ok(_) => ground.launch(&job, listener).await.map(Box::new),
+                Ok(_) => ground.launch(&job, fence, listener).await.map(Box::new),
                 Err(why) => Err(why.into()),
             };
             let _ = inputs.send(Input::Launched(job, result));
@@ -423,6 +425,12 @@ impl Driver {
         let result = Err(Refusal::from(why.to_string()));
         self.happened(Event::Stop { id: id.clone(), why, grace: None });
         self.happened(Event::Launched { id: id.clone(), attempt, result });
+    }
+
+    /// Where the keeper of a master's task sees when a master has heard us, if it is to stop it for that.
+    fn fence(&self, job: &Job) -> Option<PathBuf> {
+        let is_fenced = self.is_masters(&job.id) && job.spec.stop_after_disconnect.is_some();
+        is_fenced.then(|| self.heard.file().to_owned())
     }
 
     fn launched(&mut self, job: &Job, result: Result<Box<Container>, Refusal>) {
@@ -538,9 +546,12 @@ impl Driver {
 
     fn signal(&mut self, id: &TaskId, attempt: Attempt) {
         let Some(live) = self.live.get(id) else { return };
-        let own = live.spec.kill.as_ref().map(|kill| kill.signal.as_str());
-        let name = own.filter(|s| !s.is_empty()).or(live.signal.as_deref()).unwrap_or("TERM");
-        let signal = hafen_sys::signal::number(name).unwrap_or(nix::libc::SIGTERM);
+        let stop = self.core.record(id).and_then(|record| record.stop.as_ref());
+        // Its keeper does that, in the same moment, and some programs take a second signal for a stronger one.
+        if matches!(stop, Some(Stop::Disconnected { .. })) && live.container.is_some() {
+            return;
+        }
+        let signal = resolve::stop_signal(&live.spec, live.signal.as_deref());
         self.ask_keeper(id, attempt, Request::Signal { signal, all: false }, (signal, false));
     }
 

@@ -63,6 +63,7 @@ pub fn definition(spec: &v1::TaskSpec) -> Result<Definition, Failure> {
         longest: optional("maxRunTime", spec.max_run_time.as_ref(), &mut problems),
         waits_for_checks: spec.checks.iter().any(is_readiness),
     };
+    let _ = optional("stopAfterDisconnect", spec.stop_after_disconnect.as_ref(), &mut problems);
     check(spec, &mut problems);
     problems.into_result(definition).map_err(|e| Failure::new(Kind::Invalid, e.to_string()))
 }
@@ -264,6 +265,10 @@ pub struct Places {
     pub shown: Vec<(PathBuf, String)>,
     /// Where a change of the specification is written to, if there is one.
     pub patch: PathBuf,
+    /// File that says when a master was heard last, where its keeper is to stop it for lack of one.
+    pub heard: Option<PathBuf>,
+    /// What the image says about how to ask it to end.
+    pub signal: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -291,6 +296,7 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     if spec.wait_for_attach {
         list.word("--hold");
     }
+    fence_words(&mut list, spec, places);
     list.option("--id", &places.container);
     list.option("--cgroup", &places.cgroup);
     if let Some(outer) = &places.outer {
@@ -348,6 +354,23 @@ impl List {
         word.push(value);
         self.0.push(word);
     }
+}
+
+fn fence_words(list: &mut List, spec: &v1::TaskSpec, places: &Places) {
+    let after = spec.stop_after_disconnect.as_ref().map(crate::time::duration);
+    let (Some(after), Some(heard)) = (after, &places.heard) else { return };
+    let grace = spec.kill.as_ref().and_then(|kill| kill.grace.as_ref()).map(crate::time::duration);
+    list.option("--fence", after.as_secs_f64().to_string());
+    list.option("--fence-file", heard);
+    list.option("--fence-signal", stop_signal(spec, places.signal.as_deref()).to_string());
+    list.option("--fence-grace", grace.unwrap_or(GRACE).as_secs_f64().to_string());
+}
+
+/// What asks a task to end.
+#[must_use]
+pub fn stop_signal(spec: &v1::TaskSpec, image: Option<&str>) -> i32 {
+    let own = spec.kill.as_ref().map(|kill| kill.signal.as_str()).filter(|name| !name.is_empty());
+    own.or(image).and_then(signal::number).unwrap_or(nix::libc::SIGTERM)
 }
 
 fn log_words(list: &mut List, log: Option<&v1::LogPolicy>, places: &Places) {
@@ -656,7 +679,13 @@ mod tests {
             destination: "/t".to_owned(),
             options: vec!["noexec".to_owned()],
         }];
-        let Words { words, patch } = words(&spec, &Places::default());
+        spec.stop_after_disconnect = Some(duration(Duration::from_millis(30_500)));
+        let places = Places {
+            heard: Some("/run/hafen/heard".into()),
+            signal: Some("SIGINT".to_owned()),
+            ..Places::default()
+        };
+        let Words { words, patch } = words(&spec, &places);
         let words: Vec<_> = words.iter().map(|w| w.to_str().unwrap()).collect();
         for wanted in [
             "--memory=67108864",
@@ -667,6 +696,10 @@ mod tests {
             "--env=A=--b",
             "--tmpfs=/t:size=5,noexec",
             "--rootfs=host",
+            "--fence=30.5",
+            "--fence-file=/run/hafen/heard",
+            "--fence-signal=2",
+            "--fence-grace=10",
         ] {
             assert!(words.contains(&wanted), "{wanted}: {words:?}");
         }

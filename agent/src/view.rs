@@ -195,6 +195,7 @@ pub fn exit(end: &ExitRecord) -> Exit {
         signal: end.signal,
         ran: std::time::Duration::from_micros(end.wall_usec),
         violated,
+        fenced: end.fenced_after_usec.map(std::time::Duration::from_micros),
     }
 }
 
@@ -223,6 +224,7 @@ mod tests {
             usage: Numbers { cgroup, ..Numbers::default() },
             oom: Some(Oom { pid: 7, process: "python3".to_owned(), resident: 58 << 20 }),
             log_lost_bytes: 0,
+            fenced_after_usec: None,
         };
         let told = reason(&Reason::Exited(exit(&end)), Some(&end)).unwrap();
         let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, after 2.0 s";

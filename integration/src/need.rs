@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Program, cgroup, program};
 
+/// A file of Debian's package python3-grpcio.
+const PYTHON_GRPC: &str = "/usr/lib/python3/dist-packages/grpc/__init__.py";
+
 /// Something that a machine may lack. Written through [`needs!`](crate::needs) or [`cases!`](crate::cases).
 #[derive(Debug, Clone, Copy)]
 pub enum Need {
@@ -36,6 +39,8 @@ pub enum Need {
     Program(&'static str),
     /// Debian's CNI plugins, where the agent looks for them.
     Cni,
+    /// Debian's Python has gRPC, and there is a compiler for `.proto` files.
+    PythonGrpc,
     /// The reference engine was built.
     Reference,
     /// `hafen-oci` was built with the feature `weaken`.
@@ -105,6 +110,9 @@ impl Need {
             Self::Busybox => program::busybox().is_some(),
             Self::Program(name) => program::on_path(name).is_some(),
             Self::Cni => has_cni_plugins(),
+            Self::PythonGrpc => {
+                Path::new(PYTHON_GRPC).exists() && program::on_path("protoc").is_some()
+            }
             Self::Reference => Program::Reference.find().is_ok(),
             Self::Weaken => can_be_weakened(),
             Self::File(path) => Path::new(path).exists(),
@@ -137,6 +145,7 @@ impl Need {
                     | Self::Busybox
                     | Self::Program(_)
                     | Self::Cni
+                    | Self::PythonGrpc
                     | Self::Reference
                     | Self::Weaken
                     | Self::FileSystem(_)
@@ -191,6 +200,7 @@ impl fmt::Display for Need {
             Self::Busybox => f.write_str("busybox-static"),
             Self::Program(name) => write!(f, "program {name}"),
             Self::Cni => f.write_str("containernetworking-plugins"),
+            Self::PythonGrpc => f.write_str("python3-grpcio and protobuf-compiler"),
             Self::Reference => f.write_str("program hafen-reference"),
             Self::Weaken => f.write_str("hafen-oci with the feature weaken"),
             Self::File(path) => write!(f, "file {path}"),

@@ -1,6 +1,7 @@
 //! What a person or client may type. Only what was typed: everything else is found out later.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hafen_rootfs::store::{DEFAULT_ROOT, Store};
@@ -230,12 +231,30 @@ pub struct KeepArgs {
     /// Take what it writes only once somebody has attached, or after 10 seconds.
     #[arg(long)]
     pub hold: bool,
+    /// Stop it when whoever directs this machine was not heard for so long.
+    #[arg(long, value_name = "SECONDS", requires = "fence_file", value_parser = seconds)]
+    pub fence: Option<Duration>,
+    /// File that says when that was, with --fence.
+    #[arg(long, value_name = "FILE", requires = "fence")]
+    pub fence_file: Option<PathBuf>,
+    /// What asks it to end, with --fence.
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
+    pub fence_signal: String,
+    /// Until it is killed, with --fence.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub fence_grace: Duration,
     /// Stand by a container whose keeper is gone.
     #[arg(long, conflicts_with = BASE)]
     pub resume: bool,
     /// What the keeper that was there left to this one.
     #[arg(long, hide = true, requires = "resume", value_delimiter = ',', value_parser = handed)]
     pub handed: Vec<(String, i64)>,
+}
+
+/// As `1.5`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.parse().map_err(|e| format!("{e}"))?;
+    Duration::try_from_secs_f64(number).map_err(|e| e.to_string())
 }
 
 pub(crate) fn handed(text: &str) -> Result<(String, i64), String> {

@@ -38,12 +38,6 @@ pub(crate) fn of_namespace(first: i32) -> Result<Vec<i32>, CallError> {
     Ok(found)
 }
 
-/// The time since the boot of the machine, also that in which it slept (CLOCK_BOOTTIME).
-pub(crate) fn since_boot() -> Duration {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    now.map_or(Duration::ZERO, Duration::from)
-}
-
 struct Stat {
     state: u8,
     start_time: u64,

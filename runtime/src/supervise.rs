@@ -182,6 +182,7 @@ impl Life {
             },
             oom: None,
             log_lost_bytes: 0,
+            fenced_after_usec: None,
         }
     }
 }

@@ -399,9 +399,8 @@ impl Task {
     }
 
     fn stop(&mut self, why: Stop, grace: Option<Duration>) -> Vec<Effect> {
-        // Who is stopped for its health may be started again; other reasons are for good.
-        let unhealthy = |stop: &Stop| matches!(stop, Stop::Unhealthy { .. });
-        if self.record.stop.as_ref().is_some_and(|stop| !unhealthy(stop) || unhealthy(&why)) {
+        let is_final = |stop: &Stop| !stop.is_of_health() || why.is_of_health();
+        if self.record.stop.as_ref().is_some_and(is_final) {
             return Vec::new();
         }
         let own = self.record.definition.grace;
@@ -486,6 +485,7 @@ impl Task {
         if !alive || attempt != self.record.attempt {
             return Vec::new();
         }
+        self.note_fence(&reason);
         self.count(&reason);
         let (state, next, reason) = self.judge(reason);
         self.record.phase = Phase::Releasing { next };
@@ -514,10 +514,19 @@ impl Task {
         Effect::Release { id: self.id(), attempt: self.record.attempt }
     }
 
+    /// A keeper does not ask before it stops: that it did is told by the end.
+    fn note_fence(&mut self, reason: &Reason) {
+        if let Reason::Exited(Exit { fenced: Some(longest), .. }) = reason
+            && self.record.stop.as_ref().is_none_or(Stop::is_of_health)
+        {
+            self.record.stop = Some(Stop::Disconnected { longest: *longest });
+        }
+    }
+
     /// Failures in a row.
     fn count(&mut self, reason: &Reason) {
         let long = self.record.definition.back_off.forget_after;
-        let unhealthy = matches!(self.record.stop, Some(Stop::Unhealthy { .. }));
+        let unhealthy = self.record.stop.as_ref().is_some_and(Stop::is_of_health);
         // Who was stopped for its health may well end with code 0, and has failed all the same.
         let recovered = matches!(reason, Reason::Exited(exit)
             if (exit.is_success() && !unhealthy) || exit.ran >= long);
@@ -534,7 +543,7 @@ impl Task {
                     Reason::Exited(exit) => Some(exit),
                     _ => None,
                 };
-                let is_for_good = !matches!(why, Stop::Unhealthy { .. });
+                let is_for_good = !why.is_of_health();
                 let reason = Reason::Stopped { why, exit };
                 if is_for_good {
                     return (State::Killed, Next::End(State::Killed), reason);

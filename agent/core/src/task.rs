@@ -86,6 +86,9 @@ pub struct Exit {
     pub ran: Duration,
     /// Limits that it ran into, with their numbers.
     pub violated: Vec<Violation>,
+    /// Its keeper stopped it: nobody had directed the node for so long.
+    #[serde(default)]
+    pub fenced: Option<Duration>,
 }
 
 impl Exit {
@@ -138,6 +141,14 @@ pub enum Stop {
     Disconnected {
         longest: Duration,
     },
+}
+
+impl Stop {
+    /// Who is stopped for its health may be started again; other reasons are for good.
+    #[must_use]
+    pub const fn is_of_health(&self) -> bool {
+        matches!(self, Self::Unhealthy { .. })
+    }
 }
 
 /// Why there is no container.

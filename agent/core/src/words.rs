@@ -104,12 +104,14 @@ mod tests {
         let memory = Violation::Memory { limit: 64 << 20, peak: 64 << 20, events: 3, largest };
         let pids = Violation::Pids { limit: 32, refused: 7 };
         let ran = Duration::from_millis(1500);
-        let exit = Exit { code: None, signal: Some(9), ran, violated: vec![memory, pids] };
+        let exit =
+            Exit { code: None, signal: Some(9), ran, violated: vec![memory, pids], fenced: None };
         let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, \
                       after 1.5 s; limit of 32 processes reached, 7 forks refused";
         assert_eq!(Reason::Exited(exit).to_string(), wanted);
         let why = Stop::TooLong { limit: Duration::from_secs(5) };
-        let exit = Some(Exit { code: Some(143), signal: None, ran, violated: Vec::new() });
+        let exit =
+            Some(Exit { code: Some(143), signal: None, ran, violated: Vec::new(), fenced: None });
         let stopped = Reason::Stopped { why, exit }.to_string();
         assert_eq!(stopped, "stopped: ran longer than 5.0 s: exited with code 143, after 1.5 s");
     }

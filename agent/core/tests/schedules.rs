@@ -156,16 +156,19 @@ impl World {
     fn end_of_one(&mut self, index: usize, detail: u8) {
         let Some(((id, attempt), _)) = self.containers.iter().nth(index) else { return };
         let code = Some(i32::from(detail % 3));
-        self.ends(id.clone(), *attempt, code, None);
+        let fenced = (detail % 11 == 5).then_some(Duration::from_secs(30));
+        self.ends_with(id.clone(), *attempt, Exit { fenced, ..exit(code, None) });
     }
 
     fn ends(&mut self, id: TaskId, attempt: Attempt, code: Option<i32>, signal: Option<i32>) {
+        self.ends_with(id, attempt, exit(code, signal));
+    }
+
+    fn ends_with(&mut self, id: TaskId, attempt: Attempt, exit: Exit) {
         let Some(container) = self.containers.get_mut(&(id.clone(), attempt)) else { return };
         if matches!(container, Container::Exited(_)) {
             return;
         }
-        let ran = Duration::from_secs(1);
-        let exit = Exit { code, signal, ran, violated: Vec::new() };
         *container = Container::Exited(exit.clone());
         self.ends.push((id.clone(), attempt, exit.clone()));
         self.events.push(Event::Exited { id, attempt, exit });
@@ -287,8 +290,15 @@ impl World {
                 other == id && update.attempt == *attempt && tells(&update.reason, exit)
             });
             assert!(told || self.unclear.contains(id), "{id} {attempt}: its end is forgotten");
+            let goes_on = self.launched.contains(&(id.clone(), attempt + 1));
+            let is_for_good = exit.fenced.is_some() && !self.unclear.contains(id);
+            assert!(!(is_for_good && goes_on), "{id} {attempt}: it was fenced, and goes on");
         }
     }
+}
+
+const fn exit(code: Option<i32>, signal: Option<i32>) -> Exit {
+    Exit { code, signal, ran: Duration::from_secs(1), violated: Vec::new(), fenced: None }
 }
 
 fn tells(reason: &Reason, wanted: &Exit) -> bool {
@@ -343,6 +353,32 @@ proptest! {
         // Who was never written down does not exist after a crash.
         world.check_the_end();
     }
+}
+
+/// What its keeper has stopped is told as if the node had been asked to, and is not started again.
+#[test]
+fn a_fenced_end_is_for_good() {
+    let back_off = BackOff {
+        first: Duration::from_secs(1),
+        most: Duration::from_secs(3),
+        forget_after: Duration::from_secs(600),
+    };
+    let definition = Definition {
+        restart: Restart::Always,
+        longest: None,
+        grace: Duration::ZERO,
+        back_off,
+        waits_for_checks: false,
+    };
+    let mut world = World::with(std::slice::from_ref(&definition));
+    world.settle_but_timers();
+    let longest = Duration::from_secs(30);
+    let end = Exit { fenced: Some(longest), ..exit(Some(143), None) };
+    world.ends_with(task(0), 1, end.clone());
+    world.settle_but_timers();
+    let last = world.heard.values().next_back().map(|update| (update.state, update.reason.clone()));
+    let reason = Reason::Stopped { why: Stop::Disconnected { longest }, exit: Some(end) };
+    assert_eq!(last, Some((State::Killed, reason)));
 }
 
 /// A task that nobody stops ends by itself, or goes on for ever, as its definition says.
@@ -447,8 +483,13 @@ fn who_is_not_heard_is_neither_turned_nor_started_without_end() {
     for ready in [false, true].repeat(2_000) {
         core.step(Event::Turned { id: id.clone(), attempt: 1, ready });
     }
-    let exit =
-        Exit { code: Some(0), signal: None, ran: Duration::from_secs(1), violated: Vec::new() };
+    let exit = Exit {
+        code: Some(0),
+        signal: None,
+        ran: Duration::from_secs(1),
+        violated: Vec::new(),
+        fenced: false,
+    };
     core.step(Event::Exited { id: id.clone(), attempt: 1, exit });
     core.step(Event::Released { id: id.clone(), attempt: 1 });
     let wait = || Event::Elapsed { id: task(0), attempt: 1, timer: Timer::BackOff };

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hafen_spec::keep;
+use hafen_sys::clock::since_boot;
 use hafen_sys::file::replace;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::failure::chain;
 
@@ -19,8 +20,7 @@ pub struct BootTime(pub Duration);
 impl BootTime {
     #[must_use]
     pub fn now() -> Self {
-        // Every kernel since 2.6.39 has it.
-        Self(clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default())
+        Self(since_boot())
     }
 
     #[must_use]
@@ -34,8 +34,8 @@ impl BootTime {
     }
 }
 
-/// When a master last heard us: of what we sent, the last of which it said so. Clones share it, and the next agent of
-/// the same boot finds it in a file.
+/// When a master last heard us: of what we sent, the last of which it said so. Clones share it; in a file the next agent of
+/// the same boot finds it, and the keepers of tasks that must end without a master.
 #[derive(Debug, Clone)]
 pub struct Heard {
     /// Nanoseconds; 0: never.
@@ -49,11 +49,15 @@ impl Heard {
     #[must_use]
     pub fn open(run: &Path, boot_id: &str) -> Self {
         let file = run.join(FILE);
-        let known = std::fs::read_to_string(&file).ok().and_then(|text| {
-            let (boot, at) = text.trim().split_once(' ')?;
-            at.parse().ok().filter(|_| boot == boot_id)
-        });
-        Self { at: Arc::new(AtomicU64::new(known.unwrap_or(0))), file, boot_id: boot_id.into() }
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let known = keep::Heard::parse(&text).filter(|heard| heard.boot_id == boot_id);
+        let at = known.map_or(0, |heard| nanos(heard.at));
+        Self { at: Arc::new(AtomicU64::new(at)), file, boot_id: boot_id.into() }
+    }
+
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     #[must_use]
@@ -63,15 +67,15 @@ impl Heard {
     }
 
     pub fn renew(&self, at: BootTime) {
-        let nanos = u64::try_from(at.0.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = nanos(at.0);
         if self.at.fetch_max(nanos, Ordering::AcqRel) >= nanos {
             return;
         }
-        // Without it the next agent takes it for longer ago than it was: that stops more than it must, and nothing runs
-        // twice.
-        let text = format!("{} {nanos}\n", self.boot_id);
-        if let Err(e) = replace(&self.file, text.as_bytes(), false) {
-            tracing::warn!(error = chain(&e), "the next agent will not know when we were heard");
+        // Without it keepers and the next agent take it for longer ago than it was: that stops more than it must, and
+        // nothing runs twice.
+        let heard = keep::Heard { boot_id: self.boot_id.to_string(), at: at.0 };
+        if let Err(e) = replace(&self.file, heard.to_string().as_bytes(), false) {
+            tracing::warn!(error = chain(&e), "nobody else knows when we were heard");
         }
     }
 
@@ -80,6 +84,10 @@ impl Heard {
     pub fn is_longer_ago(&self, than: Duration, now: BootTime) -> bool {
         self.at().is_none_or(|at| now.since(at) >= than)
     }
+}
+
+fn nanos(at: Duration) -> u64 {
+    u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -13,13 +13,8 @@ use crate::failure::Failure;
 use crate::node::{Node, is_revocable};
 use crate::time;
 
-/// Keepers stop a task by themselves when nobody tells them that a master hears this node. Until they do, at-most-one
-/// tasks are not given to it.
-const FENCE: bool = false;
-
 fn features() -> Vec<String> {
-    let fence = FENCE.then_some("fence");
-    ["pods", "update", "channel"].into_iter().chain(fence).map(str::to_owned).collect()
+    ["pods", "update", "channel", "fence"].map(str::to_owned).to_vec()
 }
 
 /// For constraints: what the machine is, and what its owner says of it.

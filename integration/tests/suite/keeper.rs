@@ -4,6 +4,7 @@ mod attach;
 mod deaths;
 mod ends;
 mod execs;
+mod fence;
 mod logs;
 mod memory;
 
@@ -20,6 +21,7 @@ pub(crate) fn trials() -> Vec<Case> {
         attach::trials(),
         execs::trials(),
         deaths::trials(),
+        fence::trials(),
         memory::trials(),
     ];
     modules.into_iter().flatten().collect()

@@ -17,6 +17,7 @@ mod images;
 mod keeper;
 mod lifecycle;
 mod limits;
+mod masters;
 mod mounts;
 mod namespaces;
 mod netdevices;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         agent::trials(),
         cluster::trials(),
         page::trials(),
+        masters::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

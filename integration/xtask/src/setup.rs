@@ -128,6 +128,13 @@ const CLIENTS: &[Package] = &[
     package("apparmor", Proof::Program("apparmor_parser")),
 ];
 
+/// For the master in Python.
+const MASTERS: &[Package] = &[
+    package("python3-grpcio", Proof::Listed),
+    package("python3-protobuf", Proof::Listed),
+    package("protobuf-compiler", Proof::Program("protoc")),
+];
+
 /// To build the validation suite of the OCI: Go, and the libraries that its programs import.
 const CONFORMANCE: &[Package] = &[
     package("golang-go", Proof::Program("go")),
@@ -145,7 +152,7 @@ impl Group {
             Self::Bench => &[UP, BENCH],
             Self::BenchAgent => &[UP, BENCH, NODES],
             Self::BenchImages => &[UP, BENCH, IMAGES],
-            Self::Test => &[UP, BENCH, IMAGES, CLIENTS, CONFORMANCE, FUZZ],
+            Self::Test => &[UP, BENCH, IMAGES, CLIENTS, MASTERS, CONFORMANCE, FUZZ],
         };
         lists.concat()
     }

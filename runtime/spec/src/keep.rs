@@ -16,8 +16,10 @@
 //! content. The keeper begins with a [`Told::Status`]; whoever has asked for nothing is told of the end all the same.
 //! [`Told::Released`] is the last that is heard of it.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +72,51 @@ pub struct Policy {
     /// What it writes waits until somebody has attached.
     #[serde(default)]
     pub hold: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+}
+
+/// When a container is stopped that nobody directs any more. Moments are microseconds of CLOCK_BOOTTIME, which counts on
+/// while the machine sleeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fence {
+    /// Holds a [`Heard`], and is replaced as a whole with each that is later.
+    pub file: PathBuf,
+    /// So long after the last that was heard, `signal` asks the container to end.
+    pub after_usec: u64,
+    pub signal: i32,
+    /// After that it is killed.
+    pub grace_usec: u64,
+    /// The last that is known. What is earlier is not believed.
+    pub heard_usec: u64,
+    /// The time was up then: who is heard from now on is heard too late.
+    #[serde(default)]
+    pub over_usec: Option<u64>,
+}
+
+/// When whoever directs the machine was heard last: in a file, as a line with the boot's name and the nanoseconds of
+/// CLOCK_BOOTTIME.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    pub boot_id: String,
+    pub at: Duration,
+}
+
+impl Heard {
+    /// `None`: it is no such line.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (boot_id, nanos) = text.trim_end().split_once(' ')?;
+        let at = Duration::from_nanos(nanos.parse().ok()?);
+        Some(Self { boot_id: boot_id.to_owned(), at })
+    }
+}
+
+impl fmt::Display for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.boot_id, self.at.as_nanos())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +168,9 @@ pub struct ExitRecord {
     /// Bytes of the program that could not be written to its log.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub log_lost_bytes: u64,
+    /// Its keeper stopped it, because whoever directs the machine was not heard for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_after_usec: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like that")]
@@ -327,6 +377,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_says_who_was_heard() {
+        let heard = Heard { boot_id: "b-1".to_owned(), at: Duration::new(3, 4) };
+        assert_eq!(heard.to_string(), "b-1 3000000004\n");
+        assert_eq!(Heard::parse(&heard.to_string()), Some(heard));
+        for text in ["", "b-1", "b-1 \n", "b-1 3 4\n", "b-1 -3\n"] {
+            assert_eq!(Heard::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
     fn words_have_a_name_first() {
         let word = serde_json::to_value(Request::Signal { signal: 15, all: false }).unwrap();
         assert_eq!(word, serde_json::json!({ "ask": "signal", "signal": 15, "all": false }));
@@ -346,6 +406,7 @@ mod tests {
             usage: Numbers::default(),
             oom: None,
             log_lost_bytes: 0,
+            fenced_after_usec: None,
         };
         let text = |code| serde_json::to_vec(&record(code)).unwrap();
         let blank = vec![b' '; 64];

@@ -5,17 +5,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use hafen_spec::keep::{self as words, Policy};
-use hafen_sys::{CallError, Context, handed, shield};
+use hafen_sys::clock::since_boot;
+use hafen_sys::{CallError, Context, handed, shield, signal};
 use nix::unistd::execv;
 
 use super::launch::{after_start, announce, kept, prepare_start};
 use crate::cli::{Cli, KeepArgs, OutputFormat, handed as handed_word};
 use crate::keep::stdio::{self, Own, Streams};
-use crate::keep::{Folder, Handed, Keeper, log as logs, policy};
+use crate::keep::{Folder, Handed, Keeper, fence, log as logs, policy};
 use crate::launch::{self, Running};
-use crate::process::since_boot;
 use crate::size::bytes;
-use crate::supervise::Signals;
+use crate::supervise::{Signals, micros};
 use crate::terminal::Console;
 use crate::{Error, fault};
 
@@ -43,6 +43,7 @@ fn begin(cli: &Cli, args: &KeepArgs) -> Result<u8, Error> {
     let policy = Policy {
         stdin: args.interactive,
         hold: args.hold,
+        fence: fence_of(args)?,
         ..policy(&prepared.resolved.id, log(args)?)?
     };
     logs::check(&policy.log)?;
@@ -166,6 +167,32 @@ fn tell_ready(ready: Option<OwnedFd>, pid: i32) {
         Some(fd) => writeln!(std::fs::File::from(fd), "{line}"),
         None => writeln!(std::io::stdout(), "{line}"),
     };
+}
+
+/// Refused where nobody was heard for too long already.
+fn fence_of(args: &KeepArgs) -> Result<Option<words::Fence>, Error> {
+    let (Some(after), Some(file)) = (args.fence, &args.fence_file) else { return Ok(None) };
+    let no_signal =
+        || Error::Refused(format!("--fence-signal: there is no signal {:?}", args.fence_signal));
+    let nobody = || {
+        let words = "nobody was heard since the machine was started";
+        Error::Refused(format!("--fence-file {}: {words}", file.display()))
+    };
+    let file = std::path::absolute(file).call(|| "--fence-file".to_owned())?;
+    let fence = words::Fence {
+        after_usec: micros(after),
+        signal: signal::number(&args.fence_signal).ok_or_else(no_signal)?,
+        grace_usec: micros(args.fence_grace),
+        heard_usec: fence::heard(&file)?.ok_or_else(nobody)?,
+        over_usec: None,
+        file,
+    };
+    let silence = since_boot().saturating_sub(Duration::from_micros(fence.heard_usec));
+    if silence >= after {
+        let words = format!("--fence: nobody was heard for {:.1} s", silence.as_secs_f64());
+        return Err(Error::Refused(words));
+    }
+    Ok(Some(fence))
 }
 
 fn log(args: &KeepArgs) -> Result<words::Log, Error> {

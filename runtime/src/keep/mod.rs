@@ -14,6 +14,7 @@
 
 mod client;
 mod exec;
+pub(crate) mod fence;
 pub(crate) mod log;
 mod oom;
 pub(crate) mod stdio;
@@ -30,6 +31,7 @@ use hafen_isolator::cgroup::{self, OomWatch};
 use hafen_spec::keep::{
     self, ExitRecord, Frame, Oom, POLICY, Policy, Request, SOCKET, Status, Told, VERSION,
 };
+use hafen_sys::clock::since_boot;
 use hafen_sys::file::{boot_id, replace};
 use hafen_sys::pidfd::{self, Ended};
 use hafen_sys::{CallError, Context, rest, socket, terminal};
@@ -41,12 +43,12 @@ use serde_json::Value;
 
 use self::client::{Attached, Client, Received, read_some};
 use self::exec::{Exec, Wanted};
+use self::fence::{Due, Guard};
 use self::log::{Log, Stream};
 use self::stdio::{Glass, Streams};
 use crate::journal::{Entry, Record};
 use crate::patch::merge;
 use crate::process::Identity;
-use crate::process::since_boot;
 use crate::supervise::{Life, Signals, micros, rfc3339, until};
 use crate::{Error, fault, release, supervise};
 
@@ -319,6 +321,7 @@ pub(crate) struct Keeper {
     execs: Vec<Exec>,
     watch: Option<OomWatch>,
     oom: Option<Oom>,
+    guard: Option<Guard>,
     replay: Vec<u8>,
     /// Until then nothing is read, unless somebody attaches.
     held: Option<Instant>,
@@ -354,6 +357,7 @@ impl Keeper {
         listener.set_nonblocking(true).call(|| "fcntl O_NONBLOCK".to_owned())?;
         // Without it ends are still told; it is of an old kernel, or of a folder that is gone.
         let watch = OomWatch::new(&record.claims).unwrap_or_default();
+        let guard = folder.policy.fence.as_ref().map(Guard::new).transpose()?;
         let mut log = Log::open(&folder.policy.log, &folder.path)?;
         if handed.again {
             log.cut_open_line();
@@ -377,6 +381,7 @@ impl Keeper {
             execs: Vec::new(),
             watch,
             oom: None,
+            guard,
             replay: Vec::new(),
             // A keeper that takes over is late for whoever wanted all.
             held: hold.then(|| Instant::now() + HOLD),
@@ -488,7 +493,7 @@ impl Keeper {
 
     /// Wait for what comes next, and do what follows. `true`: the first process has ended.
     fn turn(&mut self) -> Result<bool, Error> {
-        let Ready { ended, signals, listener, oom, mut clients } = self.look()?;
+        let Ready { ended, signals, listener, oom, fence, mut clients } = self.look()?;
         self.pump();
         let was_full = self.input.len() >= INPUT;
         self.give_input();
@@ -501,6 +506,9 @@ impl Keeper {
         }
         if oom {
             self.note_oom();
+        }
+        if fence && !ended {
+            self.look_at_fence();
         }
         for number in clients {
             self.serve(number);
@@ -525,6 +533,9 @@ impl Keeper {
             fds.push(PollFd::new(fd, flags));
         }
         let oom = self.watch.is_some().then_some(2);
+        let guard = self.guard.as_ref().filter(|_| !self.ended);
+        let fence = guard.map(|_| fds.len());
+        fds.extend(guard.map(|guard| PollFd::new(guard.handle(), PollFlags::POLLIN)));
         let mut asked = Vec::new();
         for client in &self.clients {
             if let Some(flags) = client.interest(room) {
@@ -557,6 +568,7 @@ impl Keeper {
             signals: ready(0),
             listener: ready(1),
             oom: oom.is_some_and(ready),
+            fence: fence.is_some_and(ready),
             clients,
         })
     }
@@ -724,6 +736,21 @@ impl Keeper {
             return true;
         }
         false
+    }
+
+    /// The time is up, unless somebody was heard meanwhile.
+    fn look_at_fence(&mut self) {
+        let (Some(guard), Some(fence)) = (&self.guard, &mut self.folder.policy.fence) else {
+            return;
+        };
+        // What does not reach it is made up for by the kill, and the kill is made again.
+        let _ = match guard.look(fence, since_boot()) {
+            Due::Nothing => return,
+            Due::Ask(signal) => self.signal(signal, false),
+            Due::Kill => self.kill(),
+        };
+        // A keeper after us that cannot read it finds the time up as well, unless somebody is heard before.
+        let _ = self.folder.write_policy();
     }
 
     fn note_oom(&mut self) {
@@ -904,7 +931,9 @@ impl Keeper {
         let exit = life.end(&self.entry, &self.record, end);
         let killed = exit.usage.cgroup.oom_kills.is_some_and(|kills| kills > 0);
         let oom = self.oom.clone().or_else(|| if killed { self.find_victim() } else { None });
-        ExitRecord { oom, log_lost_bytes: self.log.lost, ..exit }
+        let fence = self.folder.policy.fence.as_ref().filter(|fence| fence.over_usec.is_some());
+        let fenced_after_usec = fence.map(|fence| fence.after_usec);
+        ExitRecord { oom, log_lost_bytes: self.log.lost, fenced_after_usec, ..exit }
     }
 
     /// Somebody else may have been quicker, and what has its name now is not ours.
@@ -954,6 +983,7 @@ struct Ready {
     signals: bool,
     listener: bool,
     oom: bool,
+    fence: bool,
     /// By their numbers.
     clients: Vec<u64>,
 }
@@ -990,5 +1020,6 @@ pub(crate) fn policy(id: &str, log: keep::Log) -> Result<Policy, CallError> {
         log,
         stdin: false,
         hold: false,
+        fence: None,
     })
 }
