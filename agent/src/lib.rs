@@ -11,6 +11,7 @@ pub mod driver;
 pub mod events;
 pub mod failure;
 pub mod housekeeping;
+pub mod jobfile;
 pub mod keeper;
 pub mod lock;
 pub mod logs;
