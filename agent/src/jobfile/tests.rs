@@ -99,7 +99,7 @@ task:
   comand: [a]
   env: [a]
   resources:
-    limit: {memory: lots, cpus: 1,5}
+    limit: {memory: lots, cpus: half}
   kill: {grace: soon}
   network: {mode: cnni}
   terminal: maybe
@@ -113,7 +113,7 @@ what: 1
         "f:5: task.comand: is no key here; \"command\" is one",
         "f:6: task.env: is no table",
         "f:8: task.resources.limit.memory: \"lots\" is no number, as 1000 or 128M",
-        "f:8: task.resources.limit.cpus: \"1,5\" is no number of CPUs, as 0.5",
+        "f:8: task.resources.limit.cpus: \"half\" is no number of CPUs, as 0.5",
         "f:9: task.kill.grace: \"soon\" is no duration, as 10s or 2m",
         "f:10: task.network.mode: \"cnni\" is none of cni, host, none",
         "f:11: task.terminal: is neither true nor false",

@@ -12,10 +12,12 @@ pub(super) struct Change {
     pub(super) new: Option<Value>,
 }
 
+/// By their paths.
 pub(super) fn between(old: &v1::JobSpec, new: &v1::JobSpec) -> Vec<Change> {
     let value = |spec| serde_json::to_value(spec).unwrap_or_default();
     let mut changes = Vec::new();
     compare("", &value(old), &value(new), &mut changes);
+    changes.sort_by(|one, other| one.path.cmp(&other.path));
     changes
 }
 
