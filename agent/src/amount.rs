@@ -19,10 +19,11 @@ fn digits(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// Thousandths: `1.5` is 1500.
+/// Thousandths: `1.5` is 1500, `.5` is 500.
 #[must_use]
 pub fn cpus(text: &str) -> Option<u64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let whole = if text.starts_with('.') { "0" } else { whole };
     if part.is_empty() || part.len() > 3 {
         return None;
     }
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn cpus_have_three_places() {
-        let cases = [("1", 1000), ("0.5", 500), ("1.25", 1250), ("0.001", 1)];
+        let cases = [("1", 1000), ("0.5", 500), (".5", 500), ("1.25", 1250), ("0.001", 1)];
         for (text, wanted) in cases {
             assert_eq!(cpus(text), Some(wanted), "{text}");
         }

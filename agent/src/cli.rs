@@ -10,10 +10,10 @@ use hafen_rootfs::unpack::Bounds;
 use hafen_rootfs::volumes;
 
 use crate::Error;
-use crate::commands::{HostArgs, NodeCommand};
+use crate::commands::{ClusterCommand, HostArgs, NodeCommand};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrongly asked; 3 not found; 4 there already, or not in this state; 5 denied;
-6 no agent; 7 not in time. run, exec and attach: the program's own, 128 + N for signal N, 125 for a failure of ours,
+6 no agent or coordinator; 7 not in time. run, exec and attach: the program's own, 128 + N for signal N, 125 for a failure of ours,
 126 and 127 for a program that cannot be run or found.";
 
 /// A container node without Docker.
@@ -47,6 +47,8 @@ impl Cli {
 pub(crate) enum Command {
     #[command(flatten)]
     Node(NodeCommand),
+    #[command(flatten)]
+    Cluster(ClusterCommand),
     /// Images: take in, look at, remove.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -60,6 +62,7 @@ impl Command {
     pub(crate) fn failure(&self, error: &Error) -> u8 {
         match self {
             Self::Node(command) => command.failure(error),
+            Self::Cluster(command) => command.failure(error),
             Self::Image(_) | Self::Volume(_) => error.code(),
         }
     }

@@ -10,6 +10,7 @@ pub mod container;
 pub mod driver;
 pub mod events;
 pub mod housekeeping;
+pub mod jobfile;
 pub mod keeper;
 pub mod link;
 pub mod logs;

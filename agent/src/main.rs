@@ -43,6 +43,9 @@ enum Error {
     /// Of the command line.
     #[error("{0}")]
     Options(hafen_spec::Problems),
+    /// Of a file that was named.
+    #[error("{0}")]
+    Document(String),
     #[error("{0}")]
     Refused(String),
     /// Whoever read what we print has gone away: they have what they wanted.
@@ -67,7 +70,7 @@ impl Error {
     /// What a script can tell apart; `cli::EXIT_CODES` says it to people.
     const fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Unconfigured(_) | Self::Options(_) => 2,
+            Self::Config(_) | Self::Unconfigured(_) | Self::Options(_) | Self::Document(_) => 2,
             Self::Connect(ConnectError::Denied(_)) => 5,
             Self::Connect(_) => 6,
             Self::Failure(failure) => match failure.kind {

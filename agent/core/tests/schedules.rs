@@ -488,7 +488,7 @@ fn who_is_not_heard_is_neither_turned_nor_started_without_end() {
         signal: None,
         ran: Duration::from_secs(1),
         violated: Vec::new(),
-        fenced: false,
+        fenced: None,
     };
     core.step(Event::Exited { id: id.clone(), attempt: 1, exit });
     core.step(Event::Released { id: id.clone(), attempt: 1 });

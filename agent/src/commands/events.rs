@@ -6,7 +6,7 @@ use clap::Args;
 use hafen::{amount, time};
 use hafen_protocol::v1::{self, event::What};
 
-use super::{HostArgs, block_on, show};
+use super::{HostArgs, Whose, block_on, cluster, show};
 use crate::Error;
 use crate::cli::Format;
 
@@ -21,11 +21,32 @@ pub(crate) struct EventsArgs {
     /// Of this task only.
     #[arg(long, value_name = "TASK", default_value = "")]
     task: String,
+    #[command(flatten)]
+    whose: Whose,
+    /// Of this job only; of a cluster.
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
+    /// Of this node only; of a cluster.
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
 }
 
 pub(super) fn events(host: &HostArgs, args: &EventsArgs) -> Result<ExitCode, Error> {
+    if args.whose.is_cluster(host) {
+        let request = v1::ClusterEventsRequest {
+            since: args.since,
+            follow: !args.no_follow,
+            job: args.job.clone().unwrap_or_default(),
+            node: args.node.clone().unwrap_or_default(),
+        };
+        return cluster::events(host, request, &args.task, args.format);
+    }
+    if args.job.is_some() || args.node.is_some() {
+        let what = "--job and --node mean something with --cluster only";
+        return Err(Error::Refused(what.to_owned()));
+    }
     let request =
         v1::EventsRequest { since: args.since, follow: !args.no_follow, id: args.task.clone() };
     block_on(async {

@@ -6,7 +6,7 @@ use clap::Args;
 use hafen_protocol::v1;
 
 use super::session::{self, End, Wanted};
-use super::{HostArgs, block_on};
+use super::{HostArgs, Whose, block_on};
 use crate::Error;
 
 #[derive(Debug, Args)]
@@ -26,6 +26,8 @@ pub(crate) struct ExecArgs {
     /// Where it begins.
     #[arg(short, long, value_name = "DIR", default_value = "", hide_default_value = true)]
     workdir: String,
+    #[command(flatten)]
+    whose: Whose,
     task: String,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -61,8 +63,14 @@ pub(super) fn exec(host: &HostArgs, args: &ExecArgs) -> Result<ExitCode, Error> 
         no_stdin: !args.interactive,
     };
     block_on(async {
-        let mut client = host.connect().await?;
-        end(session::exec(&mut client, start).await?)
+        let ended = if args.whose.is_cluster(host) {
+            let mut client = host.cluster().await?;
+            session::exec(start, |input| async move { client.exec(input).await }).await
+        } else {
+            let mut client = host.connect().await?;
+            session::exec(start, |input| async move { client.exec(input).await }).await
+        };
+        end(ended?)
     })
 }
 
@@ -83,7 +91,8 @@ fn end(end: End) -> Result<ExitCode, Error> {
         End::Exit(code) => Ok(ExitCode::from(code)),
         End::Detached => Ok(ExitCode::SUCCESS),
         End::Silence => {
-            let what = "the agent let go before the end: \"hafen ps\" says whether the task runs";
+            let what =
+                "the other side let go before the end: \"hafen ps\" says whether the task runs";
             Err(Error::Refused(what.to_owned()))
         }
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use hafen_protocol::v1;
 
-use super::{HostArgs, block_on, show};
+use super::{HostArgs, Whose, block_on, cluster, show};
 use crate::Error;
 use crate::cli::Format;
 
@@ -20,6 +20,8 @@ pub(crate) struct PsArgs {
     /// Only those that fit all of these: label=NAME[=VALUE], state=STATE.
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
+    #[command(flatten)]
+    whose: Whose,
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
 }
@@ -55,6 +57,13 @@ fn request(args: &PsArgs) -> Result<(v1::ListTasksRequest, Vec<String>), Error> 
 }
 
 pub(super) fn ps(host: &HostArgs, args: &PsArgs) -> Result<ExitCode, Error> {
+    if args.whose.is_cluster(host) {
+        if args.filter.is_empty() {
+            return cluster::ps(host, args.all, args.quiet, args.format);
+        }
+        let what = "--filter is for one node: of a cluster, \"hafen tasks\" has --job and --node";
+        return Err(Error::Refused(what.to_owned()));
+    }
     let (request, states) = request(args)?;
     let mut tasks = block_on(async {
         Ok(host.connect().await?.list_tasks(request).await?.into_inner().tasks)

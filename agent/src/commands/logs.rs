@@ -7,12 +7,14 @@ use clap::Args;
 use hafen::{amount, time};
 use hafen_protocol::v1;
 
-use super::{HostArgs, block_on, show};
+use super::{HostArgs, Whose, block_on, show};
 use crate::Error;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     task: String,
+    #[command(flatten)]
+    whose: Whose,
     /// Go on with what comes.
     #[arg(short, long)]
     follow: bool,
@@ -54,7 +56,12 @@ pub(super) fn logs(host: &HostArgs, args: &LogsArgs) -> Result<ExitCode, Error> 
         since: args.since.map(time::stamp),
     };
     block_on(async {
-        let mut entries = host.connect().await?.logs(request).await?.into_inner();
+        let entries = if args.whose.is_cluster(host) {
+            host.cluster().await?.logs(request).await?
+        } else {
+            host.connect().await?.logs(request).await?
+        };
+        let mut entries = entries.into_inner();
         while let Some(entry) = entries.message().await? {
             print(&entry, args.timestamps)?;
         }

@@ -1,6 +1,7 @@
 //! One module per verb, or for a few that belong together: what was typed in, an exit code or one error out.
 
 mod agent;
+mod cluster;
 mod completion;
 mod control;
 mod coordinator;
@@ -22,20 +23,35 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use hafen::client::{self, Client, ConnectError, Host, Tls};
+use hafen::client::{self, Client, Cluster, ConnectError, Coordinator, Host, Tls};
 use hafen::config::DEFAULT_SOCKET;
+
+pub(crate) use cluster::ClusterCommand;
 
 use crate::cli::{Cli, Command};
 use crate::{Error, image, volume};
 
-/// How the agent is reached.
+/// Where a coordinator listens that was told nothing else.
+const COORDINATOR: &str = "/run/hafen/coordinator.sock";
+
+/// How the agent is reached, or the coordinator.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Agent")]
+#[command(next_help_heading = "Agent and coordinator")]
 pub(crate) struct HostArgs {
     /// Where the agent is: unix:///PATH or https://HOST:PORT [default: unix:///run/hafen/agent.sock].
     #[arg(long, value_name = "ADDRESS", env = "HAFEN_HOST", global = true, hide_env_values = true)]
     host: Option<Host>,
-    /// Who signs the certificates of agents.
+    /// Where the coordinator is: unix:///PATH, http://HOST:PORT or https://HOST:PORT [default:
+    /// unix:///run/hafen/coordinator.sock].
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "HAFEN_COORDINATOR",
+        global = true,
+        hide_env_values = true
+    )]
+    coordinator: Option<Coordinator>,
+    /// Who signs the certificates of agents and coordinators.
     #[arg(long, value_name = "FILE", env = "HAFEN_TLS_CA", global = true, hide_env_values = true)]
     tls_ca: Option<PathBuf>,
     /// Our certificate.
@@ -58,9 +74,32 @@ impl HostArgs {
     }
 
     pub(crate) async fn connect(&self) -> Result<Client, ConnectError> {
+        client::connect(&self.host(), &self.files()).await
+    }
+
+    pub(crate) async fn cluster(&self) -> Result<Cluster, ConnectError> {
+        let default = || Coordinator(Host::Unix(COORDINATOR.into()));
+        let at = self.coordinator.clone().unwrap_or_else(default);
+        client::coordinator(&at, &self.files()).await
+    }
+
+    fn files(&self) -> Tls {
         let Self { tls_ca, tls_cert, tls_key, .. } = self;
-        let files = Tls { ca: tls_ca.clone(), cert: tls_cert.clone(), key: tls_key.clone() };
-        client::connect(&self.host(), &files).await
+        Tls { ca: tls_ca.clone(), cert: tls_cert.clone(), key: tls_key.clone() }
+    }
+}
+
+/// Of commands that know both.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Whose {
+    /// Of the whole cluster, in place of one node; so it is where --coordinator is said and --host is not.
+    #[arg(long)]
+    cluster: bool,
+}
+
+impl Whose {
+    const fn is_cluster(self, host: &HostArgs) -> bool {
+        self.cluster || host.coordinator.is_some() && host.host.is_none()
     }
 }
 
@@ -129,6 +168,7 @@ pub(crate) fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
     let (host, command) = match &cli.command {
         Command::Image(command) => return image::run(&cli.images(), command),
         Command::Volume(command) => return volume::run(&cli.volumes(), command),
+        Command::Cluster(command) => return cluster::run(&cli.host, command),
         Command::Node(command) => (&cli.host, command),
     };
     match command {

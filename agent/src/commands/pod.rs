@@ -14,7 +14,7 @@ use crate::cli::Format;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PodCommand {
-    /// Run the pod of a file, TOML or JSON of a PodSpec; "-" is stdin.
+    /// Run the pod of a file, TOML, YAML or JSON of a PodSpec; "-" is stdin.
     Run { file: PathBuf },
     /// List pods.
     Ls {
@@ -44,7 +44,7 @@ pub(crate) enum PodCommand {
 
 pub(super) fn pod(host: &HostArgs, command: &PodCommand) -> Result<ExitCode, Error> {
     let pod = match command {
-        PodCommand::Run { file } => Some(document::read::<v1::PodSpec>(file)?),
+        PodCommand::Run { file } => Some(document::read::<v1::PodSpec>(file, "PodSpec")?),
         _ => None,
     };
     block_on(async {

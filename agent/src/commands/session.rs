@@ -12,7 +12,7 @@ use nix::sys::termios::{self, SetArg, Termios};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Response, Status, Streaming};
 
 use super::show;
 use crate::Error;
@@ -113,12 +113,19 @@ fn attach_message(input: Input) -> Option<v1::AttachInput> {
     Some(v1::AttachInput { what: Some(what) })
 }
 
-pub(super) async fn exec(client: &mut Client, start: v1::ExecStart) -> Result<End, Error> {
+/// To whoever knows the task: its node, or a coordinator.
+pub(super) async fn exec<F>(
+    start: v1::ExecStart,
+    call: impl FnOnce(Pin<Box<dyn Stream<Item = v1::ExecInput> + Send>>) -> F,
+) -> Result<End, Error>
+where
+    F: Future<Output = Result<Response<Streaming<v1::Output>>, Status>>,
+{
     let wanted = Wanted { terminal: start.terminal, stdin: !start.no_stdin, replay: false };
     let first = v1::ExecInput { what: Some(exec_input::What::Start(start)) };
     let (inputs, queue) = mpsc::channel(WAITING);
     let messages = tokio_stream::once(first).chain(exec_messages(ReceiverStream::new(queue)));
-    let outputs = client.exec(messages).await?.into_inner();
+    let outputs = call(Box::pin(messages)).await?.into_inner();
     relay(outputs, inputs, wanted, None).await
 }
 

@@ -10,7 +10,7 @@ use hafen::client::Client;
 use hafen::{amount, time};
 use hafen_protocol::v1;
 
-use super::{HostArgs, block_on, show};
+use super::{HostArgs, Whose, block_on, cluster, show};
 use crate::Error;
 use crate::cli::Format;
 
@@ -28,6 +28,8 @@ pub(crate) struct StatsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
+    #[command(flatten)]
+    whose: Whose,
     #[arg(short, long, default_value = "cpu")]
     sort: Sort,
     /// Seconds between two looks.
@@ -36,13 +38,13 @@ pub(crate) struct TopArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Sort {
+pub(super) enum Sort {
     Cpu,
     Memory,
 }
 
 /// From the upper left, over an empty screen (ECMA-48: CUP, ED); for a pipe, what comes follows what was.
-fn clear() -> &'static str {
+pub(super) fn clear() -> &'static str {
     if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" }
 }
 
@@ -89,7 +91,7 @@ fn cpu(task: &v1::TaskUsage) -> (Duration, Duration) {
     (taken.map(time::duration).unwrap_or_default(), at.unwrap_or_default())
 }
 
-fn percent(before: (Duration, Duration), now: (Duration, Duration)) -> Option<f64> {
+pub(super) fn percent(before: (Duration, Duration), now: (Duration, Duration)) -> Option<f64> {
     let (taken, passed) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
     (!passed.is_zero()).then(|| 100.0 * taken.as_secs_f64() / passed.as_secs_f64())
 }
@@ -139,6 +141,9 @@ pub(super) fn stats(host: &HostArgs, args: &StatsArgs) -> Result<ExitCode, Error
 }
 
 pub(super) fn top(host: &HostArgs, args: &TopArgs) -> Result<ExitCode, Error> {
+    if args.whose.is_cluster(host) {
+        return cluster::top(host, args.sort, Duration::from_secs(args.delay));
+    }
     block_on(async {
         let mut client = host.connect().await?;
         let mut before = Before::new();

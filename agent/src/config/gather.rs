@@ -48,8 +48,14 @@ pub struct Given {
 }
 
 /// Of the command line, and nothing of the agent.
-const OTHERS: [&str; 5] =
-    ["HAFEN_CONFIG", "HAFEN_HOST", "HAFEN_TLS_CA", "HAFEN_TLS_CERT", "HAFEN_TLS_KEY"];
+const OTHERS: [&str; 6] = [
+    "HAFEN_CONFIG",
+    "HAFEN_COORDINATOR",
+    "HAFEN_HOST",
+    "HAFEN_TLS_CA",
+    "HAFEN_TLS_CERT",
+    "HAFEN_TLS_KEY",
+];
 
 /// `flags` by the path of their key; `file` with its content. A later source never takes the place of an earlier one.
 #[must_use]

@@ -14,7 +14,7 @@ pub(crate) struct RunArgs {
     /// Its name; without one the node makes one up.
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// All of it from a file, TOML or JSON of a TaskSpec; "-" is stdin.
+    /// All of it from a file, TOML, YAML or JSON of a TaskSpec; "-" is stdin.
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     #[command(flatten)]

@@ -44,7 +44,7 @@ fn wanted(args: &RunArgs) -> Result<v1::TaskSpec, Error> {
         return Err(Error::Refused(what.to_owned()));
     }
     let mut spec = match &args.file {
-        Some(path) => document::read(path)?,
+        Some(path) => document::read(path, "TaskSpec")?,
         None => {
             let cwd = std::env::current_dir()
                 .map_err(|e| Error::Refused(format!("the current folder: {e}")))?;
