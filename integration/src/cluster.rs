@@ -262,13 +262,35 @@ impl<'t> Cluster<'t> {
     }
 }
 
+impl Cluster<'_> {
+    /// Stop all jobs, until no machine has anything of them.
+    fn purge(&mut self) {
+        let purge = serde_json::json!({ "purge": true });
+        for job in of(&self.view(), "jobs", |_| true) {
+            let name = job["name"].as_str().expect("a name");
+            let _ = self.http("POST", &format!("/v1/jobs/{name}/stop"), &purge).expect(200);
+        }
+        for machine in &self.machines {
+            let mut last = Value::Null;
+            let empty = wait_until(SOON, || {
+                last = machine.agent.http("GET", "/v1/tasks?all", "").expect(200);
+                of(&last, "tasks", |_| true).is_empty().then_some(())
+            });
+            assert!(empty.is_some(), "{} has {last:#}\n{}", machine.name, machine.agent.said());
+        }
+    }
+}
+
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the coordinator said: {}", self.said());
+            return self.kill9();
         }
-        // First who would give new work to the agents that are ended.
+        let outcome = crate::attempt(|| self.purge());
+        // Before the agents, whom it would give new work.
         self.kill9();
+        outcome.unwrap_or_else(|words| panic!("{words}\n{}", self.said()));
     }
 }
 
