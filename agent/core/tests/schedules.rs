@@ -289,10 +289,8 @@ impl World {
             });
             assert!(told || self.unclear.contains(id), "{id} {attempt}: its end is forgotten");
             let goes_on = self.launched.contains(&(id.clone(), attempt + 1));
-            assert!(
-                exit.fenced.is_none() || !goes_on,
-                "{id} {attempt}: it was fenced, and goes on"
-            );
+            let is_for_good = exit.fenced.is_some() && !self.unclear.contains(id);
+            assert!(!(is_for_good && goes_on), "{id} {attempt}: it was fenced, and goes on");
         }
     }
 }

@@ -16,7 +16,9 @@ AGENT = int(os.environ["HAFEN_TEST_AGENT"])
 PLACE = {"rootfs": os.environ["HAFEN_TEST_ROOTFS"]}
 # Ends when it is asked to.
 OBEDIENT = ["/bin/sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"]
-LEASE = 4
+# Longer than an agent may pause between two dials.
+LEASE = 45
+UNHEARD = 6
 
 
 def runs(pid):
@@ -34,7 +36,7 @@ class Case(unittest.TestCase):
     """One story: the agent knows the epochs of the master before."""
 
     def begin(self):
-        master = Master(self.state, lease=LEASE, listen=f"unix:{SOCKET}")
+        master = Master(self.state, lease=LEASE, listen=f"unix:{SOCKET}", ping_every=1)
         self.addCleanup(lambda: master.process.poll() is not None or master.end(kill=True))
         return master
 
@@ -92,7 +94,7 @@ class Case(unittest.TestCase):
 
         # No master, and no agent: the keepers are left.
         for agent_too in (False, True):
-            tasks = self.place(f"fenced-{agent_too}", stopAfterDisconnect=f"{LEASE + 2}s", restart={"when": "WHEN_ALWAYS"})
+            tasks = self.place(f"fenced-{agent_too}", stopAfterDisconnect=f"{UNHEARD}s", restart={"when": "WHEN_ALWAYS"})
             others = self.place(f"free-{agent_too}")
             (task, pid), = tasks.items()
             (other, other_pid), = others.items()
@@ -102,8 +104,8 @@ class Case(unittest.TestCase):
             self.master.end(kill=True)
             try:
                 silent = time.monotonic()
-                await_end(pid, LEASE + 10)
-                self.assertGreater(time.monotonic() - silent, LEASE / 2)
+                await_end(pid, UNHEARD + 20)
+                self.assertGreater(time.monotonic() - silent, UNHEARD / 2)
                 self.assertTrue(runs(other_pid))
             finally:
                 if agent_too:

@@ -20,14 +20,15 @@ from wire import task as t
 HERE = pathlib.Path(__file__).resolve().parent
 LEASE = 2.0
 # For what should come at once, on a machine with much else to do.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Master:
     """The program, its orders and its events."""
 
-    def __init__(self, state, lease=LEASE, listen="127.0.0.1:0"):
+    def __init__(self, state, lease=LEASE, listen="127.0.0.1:0", ping_every=None):
         words = [sys.executable, "-B", HERE / "master.py", "--state", state, "--lease", str(lease), "--listen", listen]
+        words += ["--ping-every", str(ping_every)] if ping_every else []
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
