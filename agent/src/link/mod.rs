@@ -321,13 +321,14 @@ impl Agent {
             carrying: orders.carry(queue),
             gate,
             reports: None,
+            wished: None,
         })
     }
 
     /// Until the stream is to be closed; `Ok`: all is said.
     async fn converse(&mut self, stream: &mut Stream, address: &Address) -> Result<(), End> {
         let mut said = self.said.clone();
-        self.say(&mut said, &mut stream.session);
+        say(&mut said, stream);
         // Of earlier streams, before a command of this one is taken for one of those.
         while let Ok(finished) = self.results.try_recv() {
             self.finished(stream, finished).await?;
@@ -359,24 +360,13 @@ impl Agent {
                 Some(finished) = self.results.recv() => {
                     self.finished(stream, finished).await?;
                 }
-                Ok(()) = said.changed() => self.say(&mut said, &mut stream.session),
+                Ok(()) = said.changed() => say(&mut said, stream),
                 () = tokio::time::sleep(due) => {}
             }
         }
         // What was sent goes out before the connection is closed.
         let _ = tokio::time::timeout(FAREWELL, stream.drain()).await;
         Ok(())
-    }
-
-    fn say(&self, said: &mut watch::Receiver<Said>, session: &mut Session) {
-        let said = said.borrow_and_update();
-        if let Some(wish) = said.drain {
-            session.say(from_agent::What::Drain(wish));
-        }
-        if said.leaving {
-            let sentence = "the agent ends".to_owned();
-            session.say(from_agent::What::Leaving(v1::Leaving { sentence }));
-        }
     }
 
     async fn came(
@@ -503,6 +493,7 @@ struct Stream {
     carrying: JoinHandle<()>,
     gate: Gate,
     reports: Option<mpsc::UnboundedReceiver<v1::NodeReport>>,
+    wished: Option<v1::DrainWish>,
 }
 
 impl Stream {
@@ -520,6 +511,21 @@ impl Stream {
         // Our direction ends.
         drop(std::mem::replace(&mut self.outgoing, outgoing));
         while let Ok(Some(_)) = self.incoming.message().await {}
+    }
+}
+
+/// What the node wants to say, once on each stream.
+fn say(said: &mut watch::Receiver<Said>, stream: &mut Stream) {
+    let said = said.borrow_and_update();
+    if let Some(wish) = said.drain
+        && stream.wished != Some(wish)
+    {
+        stream.wished = Some(wish);
+        stream.session.say(from_agent::What::Drain(wish));
+    }
+    if said.leaving {
+        let sentence = "the agent ends".to_owned();
+        stream.session.say(from_agent::What::Leaving(v1::Leaving { sentence }));
     }
 }
 
