@@ -158,7 +158,7 @@ impl Identity {
     fn check(&self, master: &Master) -> Result<(), Failure> {
         let needed = master.urls.iter().find(|url| matches!(url, Address::Tls(..)));
         let Some(url) = needed else { return Ok(()) };
-        if self.folder.is_some() && !self.has_joined() {
+        if self.folder.is_some() && !self.files.cert.exists() {
             return match self.joining {
                 Some(_) => Ok(()),
                 None => Err(Failure::of(Kind::Invalid, &dial::DialError::Stranger(url.clone()))),
@@ -168,7 +168,7 @@ impl Identity {
     }
 
     fn has_joined(&self) -> bool {
-        self.files.cert.exists()
+        self.folder.is_some() && self.files.cert.exists()
     }
 }
 
@@ -280,10 +280,16 @@ impl Agent {
         dial(address, Some(tls)).await.map_err(|e| lost(&e))
     }
 
+    /// As in the certificate.
+    fn name(&self) -> String {
+        let given = self.disk.known().node.filter(|_| self.identity.has_joined());
+        given.unwrap_or_else(|| self.node.config().name.clone())
+    }
+
     async fn open(&mut self, mut client: MasterClient<Channel>) -> Result<Stream, End> {
         let lost = |why: &str| End::Lost(why.to_owned());
         self.connection += 1;
-        let hello = report::hello(&self.node, &self.disk, self.connection).await;
+        let hello = report::hello(&self.node, self.name(), &self.disk, self.connection).await;
         let hello = hello.map_err(|failure| End::Lost(failure.message))?;
         let epoch = hello.epoch_seen;
         let (outgoing, messages) = mpsc::channel(WAITING);
@@ -315,16 +321,17 @@ impl Agent {
             carrying: orders.carry(queue),
             gate,
             reports: None,
+            wished: None,
         })
     }
 
     /// Until the stream is to be closed; `Ok`: all is said.
     async fn converse(&mut self, stream: &mut Stream, address: &Address) -> Result<(), End> {
         let mut said = self.said.clone();
-        self.say(&mut said, &mut stream.session);
+        say(&mut said, stream);
         // Of earlier streams, before a command of this one is taken for one of those.
         while let Ok(finished) = self.results.try_recv() {
-            self.finished(stream, finished)?;
+            self.finished(stream, finished).await?;
         }
         while !stream.session.is_over() {
             let now = BootTime::now();
@@ -350,25 +357,16 @@ impl Agent {
                 Some(update) = next(&mut stream.updates) => {
                     stream.session.say(from_agent::What::Update(update));
                 }
-                Some(finished) = self.results.recv() => self.finished(stream, finished)?,
-                Ok(()) = said.changed() => self.say(&mut said, &mut stream.session),
+                Some(finished) = self.results.recv() => {
+                    self.finished(stream, finished).await?;
+                }
+                Ok(()) = said.changed() => say(&mut said, stream),
                 () = tokio::time::sleep(due) => {}
             }
         }
         // What was sent goes out before the connection is closed.
         let _ = tokio::time::timeout(FAREWELL, stream.drain()).await;
         Ok(())
-    }
-
-    fn say(&self, said: &mut watch::Receiver<Said>, session: &mut Session) {
-        let said = said.borrow_and_update();
-        if let Some(wish) = said.drain {
-            session.say(from_agent::What::Drain(wish));
-        }
-        if said.leaving {
-            let sentence = "the agent ends".to_owned();
-            session.say(from_agent::What::Leaving(v1::Leaving { sentence }));
-        }
     }
 
     async fn came(
@@ -427,12 +425,18 @@ impl Agent {
         Ok(())
     }
 
-    fn finished(&mut self, stream: &mut Stream, finished: Finished) -> Result<(), End> {
+    async fn finished(&mut self, stream: &mut Stream, finished: Finished) -> Result<(), End> {
         match finished {
             Finished::Done(result) => {
-                // Of an earlier stream nobody waits for it.
+                let has_failed = result.failure.is_some();
                 if self.ledger.finish(&result) == Some(self.connection) {
                     stream.session.answer(result);
+                } else if has_failed {
+                    // Its stream is no more, and the Hello of this one has told of what is not there now.
+                    let tasks = self.node.ask(|driver| driver.held()).await;
+                    let tasks = tasks.map_err(|failure| End::Lost(failure.message))?;
+                    let tasks = v1::Tasks { tasks, missing: Vec::new() };
+                    stream.session.say(from_agent::What::Tasks(tasks));
                 }
             }
             Finished::Dropped(command) => {
@@ -469,7 +473,7 @@ impl Agent {
             return;
         }
         let (mut client, disk) = (stream.client.clone(), self.disk.clone());
-        let node = disk.known().node.unwrap_or_else(|| self.node.config().name.clone());
+        let node = self.name();
         tokio::spawn(async move {
             if let Err(e) = join::renew(&mut client, &node, &folder, &disk).await {
                 tracing::warn!(error = chain(&e), "the certificate is not renewed");
@@ -489,6 +493,7 @@ struct Stream {
     carrying: JoinHandle<()>,
     gate: Gate,
     reports: Option<mpsc::UnboundedReceiver<v1::NodeReport>>,
+    wished: Option<v1::DrainWish>,
 }
 
 impl Stream {
@@ -506,6 +511,21 @@ impl Stream {
         // Our direction ends.
         drop(std::mem::replace(&mut self.outgoing, outgoing));
         while let Ok(Some(_)) = self.incoming.message().await {}
+    }
+}
+
+/// What the node wants to say, once on each stream.
+fn say(said: &mut watch::Receiver<Said>, stream: &mut Stream) {
+    let said = said.borrow_and_update();
+    if let Some(wish) = said.drain
+        && stream.wished != Some(wish)
+    {
+        stream.wished = Some(wish);
+        stream.session.say(from_agent::What::Drain(wish));
+    }
+    if said.leaving {
+        let sentence = "the agent ends".to_owned();
+        stream.session.say(from_agent::What::Leaving(v1::Leaving { sentence }));
     }
 }
 

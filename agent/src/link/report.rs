@@ -26,14 +26,19 @@ pub fn attributes(config: &Config) -> BTreeMap<String, String> {
     own.chain(config.attributes.iter().cloned()).collect()
 }
 
-pub(super) async fn hello(node: &Node, disk: &Disk, connection: u64) -> Result<v1::Hello, Failure> {
+pub(super) async fn hello(
+    node: &Node,
+    name: String,
+    disk: &Disk,
+    connection: u64,
+) -> Result<v1::Hello, Failure> {
     let (status, config, known) = (node.status().await?, node.config(), disk.known());
     let domain =
         |(level, name): &(String, String)| v1::Domain { level: level.clone(), name: name.clone() };
     Ok(v1::Hello {
         version_least: VERSIONS.0,
         version_most: VERSIONS.1,
-        node: known.node.unwrap_or(status.name),
+        node: name,
         instance: known.instance,
         incarnation: known.incarnation,
         connection,

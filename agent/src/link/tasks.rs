@@ -106,11 +106,12 @@ impl Driver {
         told
     }
 
-    /// All that is held for a master and written down.
+    /// All that is held for a master, also what is not written down yet: a master takes it that what is not listed never
+    /// comes.
     #[must_use]
     pub fn held(&self) -> Vec<v1::HeldTask> {
         let held = self.live.iter().filter_map(|(id, live)| {
-            let grant = live.grant.as_ref().filter(|_| live.sequence > 0)?;
+            let grant = live.grant.as_ref()?;
             let record = self.core.record(id)?;
             Some(v1::HeldTask {
                 id: id.0.clone(),
