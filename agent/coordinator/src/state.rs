@@ -22,6 +22,35 @@ pub enum Error {
     Record { key: String, source: serde_json::Error },
 }
 
+/// Where the cluster's state is. The first save of a coordinator raises the epoch: a store that several share must refuse it
+/// to all but one, and every later save of a lower epoch.
+#[derive(Debug)]
+pub enum State {
+    File(Store),
+}
+
+impl State {
+    /// Everything, for [`crate::cluster::Core::recover`].
+    ///
+    /// # Errors
+    /// If one record cannot be read: to go on without it would run things twice.
+    pub fn load(&self) -> Result<Vec<Record>, Error> {
+        match self {
+            Self::File(store) => store.load(),
+        }
+    }
+
+    /// All of it or nothing, and then for good. It blocks for as long as it takes.
+    ///
+    /// # Errors
+    /// Then whoever depends on it must not go on.
+    pub fn save<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), Error> {
+        match self {
+            Self::File(store) => store.save(changes),
+        }
+    }
+}
+
 /// The only one that has the file open: a second one is refused.
 #[derive(Debug)]
 pub struct Store {

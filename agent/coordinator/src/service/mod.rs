@@ -38,7 +38,7 @@ pub use ca::{Authority, CaError, Person};
 pub use listen::Address;
 
 use crate::cluster::Settings;
-use crate::state::Store;
+use crate::state::{State, Store};
 use desk::Desk;
 use engine::Engine;
 use http::Rooms;
@@ -131,7 +131,7 @@ impl Coordinator {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.state);
         made.map_err(|source| Ended::Folder { path: options.state.clone(), source })?;
         // Its lock says that there is no other coordinator on this state.
-        let store = Store::open(&options.state.join("cluster"))?;
+        let store = State::File(Store::open(&options.state.join("cluster"))?);
         let authority = Arc::new(Authority::open(&options.state.join("ca"))?);
         let names = listen::own_names(&options.names, &options.listen);
         let tls = Arc::new(listen::tls(&authority, &names)?);

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::metrics::Numbers;
 use crate::cluster::Change;
-use crate::state::{Error, Store};
+use crate::state::{Error, State};
 
 /// Steps in one transaction: it must not become so large that all wait for it.
 const TOGETHER: usize = 1024;
@@ -33,7 +33,7 @@ pub(super) struct Saver {
 
 impl Saver {
     pub(super) fn start(
-        store: Store,
+        store: State,
         numbers: Numbers,
     ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<News>)> {
         let (orders, received) = channel();
@@ -72,7 +72,7 @@ impl Drop for Saver {
 }
 
 fn write(
-    store: &Store,
+    store: &State,
     orders: &Receiver<Order>,
     tell: &mpsc::UnboundedSender<News>,
     numbers: &Numbers,
