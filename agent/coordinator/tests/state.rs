@@ -102,3 +102,21 @@ fn what_is_erased_is_gone_and_a_second_one_is_refused() {
     drop(store);
     assert_eq!(values(&Store::open(&path).unwrap()), [2]);
 }
+
+/// As they were written before there were pods, and before a job was kept as it was given.
+#[test]
+fn records_of_before_are_read() {
+    let allocation = r#"{"allocation":{"id":1099511627777,"job":"web","namespace":"default","version":1,"slot":{"index":0},"node":"n1",
+        "request":{"cpu_milli":500,"memory":0,"disk":0,"pids":0},"ports":[80],"priority":0,"revocable":false,"fence":null,
+        "phase":{"stopping":"outdated"},"confirmed":true,"sequence":3,"failures":1}}"#;
+    let Record::Allocation(read) = serde_json::from_str(allocation).unwrap() else { panic!() };
+    assert!(read.members.is_empty());
+    assert_eq!((read.task().as_str(), read.sequence), ("a10000000001", 3));
+    let job = r#"{"job":{"id":"web","version":1,"versions":{"1":{"id":"web","namespace":"default","kind":{"replicas":2},
+        "template":{"payload":[1,2],"is_pod":false,"request":{"cpu_milli":500}},"priority":0,"preempts":false,
+        "update":{"most_parallel":1,"healthy_within":{"secs":300,"nanos":0},"roll_back":true},
+        "reschedule":{"first":{"secs":1,"nanos":0},"most":{"secs":300,"nanos":0}},"grace":{"secs":0,"nanos":0}}},
+        "stable":null,"rollout":"underWay","stopped":false,"purged":false}}"#;
+    let Record::Job(read) = serde_json::from_str(job).unwrap() else { panic!() };
+    assert!(read.job().source.is_empty() && read.job().template.members.is_empty());
+}

@@ -22,9 +22,9 @@ pub struct Door {
 pub enum DoorError {
     #[error(transparent)]
     Call(#[from] CallError),
-    #[error("an agent listens on {0} already: stop it first, or say another --socket and --run")]
+    #[error("{0}: a program of ours listens there already: stop it first, or choose another place")]
     Taken(PathBuf),
-    #[error("{0} is there, and is no socket: remove it, or say another --socket")]
+    #[error("{0} is there, and is no socket: remove it, or choose another place")]
     Other(PathBuf),
 }
 

@@ -16,7 +16,7 @@ use super::channel::{self, Channels, Opened};
 use super::events::Events;
 use super::metrics::Numbers;
 use super::saver::{News, Saver};
-use super::session::{About, Line, Stream};
+use super::session::{About, Last, Line, Stream};
 use super::{Ended, Names};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
 use crate::model::{NodeId, Record};
@@ -46,10 +46,9 @@ pub(super) enum Input {
         /// So that no node has many messages here at a time.
         _turn: OwnedSemaphorePermit,
     },
-    /// With the rule that was broken, if one was.
     Ended {
         session: Session,
-        broken: Option<String>,
+        last: Last,
     },
 }
 
@@ -200,8 +199,7 @@ impl Engine {
                 let _ = session.send(number);
             }
             Input::Said { session, message, .. } => self.said(session, *message),
-            Input::Ended { session, broken: Some(rule) } => self.broken(session, rule),
-            Input::Ended { session, broken: None } => self.lose(session),
+            Input::Ended { session, last } => self.lose(session, last),
         }
     }
 
@@ -380,12 +378,9 @@ impl Engine {
         let Some(failure) = &result.failure else { return };
         match about {
             Some(About::Run(task)) => {
-                let fenced = failure.kind() == v1::failure::Kind::Fenced;
                 tracing::warn!(%node, task, "refused: {}", failure.sentence);
-                if !fenced {
-                    self.board.refused(&self.core, node, &task, &failure.sentence);
-                    self.happened(Event::Refused { node: node.clone(), session, task });
-                }
+                self.board.refused(&self.core, node, &task, &failure.sentence);
+                self.happened(Event::Refused { node: node.clone(), session, task });
             }
             Some(About::Channel) => {
                 self.agenda.cancel(&Due::Channel(result.command.clone()));
@@ -468,22 +463,19 @@ impl Engine {
     /// It does not read what it is told: it is as good as gone.
     fn unread(&mut self, session: Session) {
         tracing::warn!(session, "the node does not read; its stream is closed");
-        self.lose(session);
+        self.lose(session, Last::Void);
     }
 
     fn broken(&mut self, session: Session, rule: String) {
-        let Some(stream) = self.streams.remove(&session) else { return };
-        let node = stream.node.clone();
-        self.board.tell(&self.events, &node, "node broke the protocol", &rule);
-        stream.finish(Some(super::master::protocol(rule)));
-        self.happened(Event::Closed { node, session });
-        self.numbers.streams(self.streams.len());
+        let Some(stream) = self.streams.get(&session) else { return };
+        self.board.tell(&self.events, &stream.node, "node broke the protocol", &rule);
+        self.lose(session, Last::Refused(super::master::protocol(rule)));
     }
 
-    fn lose(&mut self, session: Session) {
+    fn lose(&mut self, session: Session, last: Last) {
         let Some(stream) = self.streams.remove(&session) else { return };
         let node = stream.node.clone();
-        stream.finish(None);
+        stream.finish(last);
         self.happened(Event::Closed { node, session });
         self.numbers.streams(self.streams.len());
     }
@@ -495,11 +487,11 @@ impl Engine {
             tracing::warn!(%node, "refused: {why}");
             // After a gap the core knows the stream still.
             if why == Refusal::Gap {
-                stream.finish(Some(wire::refused(why)));
+                stream.finish(Last::Refused(wire::refused(why)));
                 return self.happened(Event::Closed { node, session });
             }
         }
-        stream.finish(refused.map(wire::refused));
+        stream.finish(refused.map_or(Last::Void, |why| Last::Refused(wire::refused(why))));
         self.numbers.streams(self.streams.len());
     }
 

@@ -16,7 +16,7 @@ use super::channel::{Ends, WAITING};
 use super::desk::Desk;
 use super::engine::Input;
 use super::join::Gate;
-use super::session::{Line, Pulse, UNREAD};
+use super::session::{Last, Line, Pulse, UNREAD};
 use super::who::Who;
 use crate::cluster::Session;
 use crate::wire::{self, Malformed};
@@ -90,7 +90,7 @@ impl Master {
         mut end: oneshot::Receiver<()>,
     ) {
         let turns = Arc::new(Semaphore::new(TURNS));
-        let broken = loop {
+        let last = loop {
             // Nothing is lost where the end comes first: nothing of the stream is taken in any more.
             let message = tokio::select! {
                 message = stream.message() => message,
@@ -98,21 +98,20 @@ impl Master {
             };
             let message = match message {
                 Ok(Some(message)) => Box::new(message),
-                Ok(None) => break None,
                 Err(status) if status.code() == Code::OutOfRange => {
-                    break Some(status.message().to_owned());
+                    break Last::Limit(status.message().to_owned());
                 }
-                Err(_) => break None,
+                Ok(None) | Err(_) => break Last::Void,
             };
             pulse.beat();
             // Never closed.
-            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { break None };
+            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { break Last::Void };
             let said = Input::Said { session, message, _turn: turn };
             if self.desk.inlet.nodes.send(said).is_err() {
                 return;
             }
         };
-        let _ = self.desk.inlet.nodes.send(Input::Ended { session, broken });
+        let _ = self.desk.inlet.nodes.send(Input::Ended { session, last });
     }
 }
 

@@ -16,6 +16,8 @@ use crate::model::NodeId;
 pub(super) const UNREAD: usize = 4_096;
 /// Commands without a result: the others wait here.
 const MOST_COMMANDS: usize = 1_024;
+/// One that makes us say so much is gone as well.
+const MOST_WAITING: usize = 40_000;
 
 pub(super) type Down = mpsc::Sender<Result<v1::FromMaster, Status>>;
 
@@ -75,6 +77,16 @@ pub(super) struct Stream {
     waiting: VecDeque<(v1::Command, About)>,
 }
 
+/// What a stream ends with.
+#[derive(Debug)]
+pub(super) enum Last {
+    Refused(v1::Refused),
+    /// Nothing is wrong with it: another one is to be made.
+    Void,
+    /// It is over one of the limits.
+    Limit(String),
+}
+
 /// The node does not read what it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
@@ -132,7 +144,7 @@ impl Stream {
     pub(super) fn command(&mut self, command: v1::Command, about: About) -> Result<(), Full> {
         if self.commands.len() >= MOST_COMMANDS {
             self.waiting.push_back((command, about));
-            return Ok(());
+            return if self.waiting.len() > MOST_WAITING { Err(Full) } else { Ok(()) };
         }
         self.commands.insert(command.id.clone(), about);
         self.send(v1::from_master::What::Command(command))
@@ -150,12 +162,14 @@ impl Stream {
     }
 
     /// With a last word, if there is room for it.
-    pub(super) fn finish(mut self, refused: Option<v1::Refused>) {
-        let last = match refused {
-            Some(refused) => self.send(v1::from_master::What::Refused(refused)),
-            None => {
-                let words = "the stream is void: dial again";
-                self.line.down.try_send(Err(Status::unavailable(words))).map_err(|_| Full)
+    pub(super) fn finish(mut self, last: Last) {
+        let void = || Status::unavailable("the stream is void: dial again");
+        let last = match last {
+            Last::Refused(refused) => self.send(v1::from_master::What::Refused(refused)),
+            Last::Void => self.line.down.try_send(Err(void())).map_err(|_| Full),
+            Last::Limit(words) => {
+                let status = Status::resource_exhausted(words);
+                self.line.down.try_send(Err(status)).map_err(|_| Full)
             }
         };
         // It does not read: nothing is lost.
