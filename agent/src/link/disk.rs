@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hafen_sys::file::{read_text, replace};
 use hafen_sys::{CallError, Context};
@@ -24,6 +25,9 @@ pub(super) struct Known {
     /// The greatest of a master that was seen.
     pub epoch: u64,
     pub draining: bool,
+    /// That the last master has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Duration>,
     /// The name that came with the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -98,6 +102,7 @@ impl Known {
             incarnation: 0,
             epoch: 0,
             draining: false,
+            lease: None,
             node: None,
             renew_at: None,
         })

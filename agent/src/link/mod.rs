@@ -45,8 +45,6 @@ use report::Meter;
 
 /// Messages that wait for the network; then the agent waits.
 const WAITING: usize = 16;
-/// Until the call is taken.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Addresses in a row that are asked without a pause, whatever masters say.
 const IN_A_ROW: u32 = 8;
 /// Where only a person can help.
@@ -79,6 +77,7 @@ impl Link {
         let Some(master) = node.config().master.clone() else { return Ok(None) };
         let internal = |e: &dyn std::error::Error| Failure::of(Kind::Internal, e);
         let disk = Disk::open(&node.config().state.join("agent")).map_err(|e| internal(&e))?;
+        let lease = disk.known().lease;
         let identity = Identity::of(node.config(), &master);
         identity.check(&master)?;
         let (said, heard) = watch::channel(Said::default());
@@ -88,7 +87,7 @@ impl Link {
             disk,
             masters: Masters::new(master.urls, master.insecure),
             identity,
-            back_off: BackOff::default(),
+            back_off: BackOff::new(lease),
             ledger: Ledger::default(),
             meter: Arc::default(),
             connection: 0,
@@ -247,7 +246,9 @@ impl Agent {
 
     /// One stream, from the dial to its end; were we welcome?
     async fn attend(&mut self, address: &Address) -> (bool, End) {
-        let client = match self.reach(address).await {
+        let reached = tokio::time::timeout(self.back_off.patience(), self.reach(address)).await;
+        let late = || Err(End::Lost("does not answer in time".to_owned()));
+        let client = match reached.unwrap_or_else(|_| late()) {
             Ok(client) => client,
             Err(end) => return (false, end),
         };
@@ -297,7 +298,7 @@ impl Agent {
         // There is room.
         let _ = outgoing.send(first).await;
         let called = client.connect(ReceiverStream::new(messages));
-        let called = tokio::time::timeout(PATIENCE, called).await;
+        let called = tokio::time::timeout(self.back_off.patience(), called).await;
         let called = called.map_err(|_| lost("the master does not take the call"))?;
         let incoming = called.map_err(|status| End::Lost(status_of(&status)))?.into_inner();
         let heard = self.node.ask(|driver| driver.heard.clone()).await;
@@ -413,6 +414,14 @@ impl Agent {
     /// What was not acknowledged goes first.
     async fn welcomed(&mut self, stream: &mut Stream, welcome: v1::Welcome) -> Result<(), End> {
         self.masters.welcomed(&welcome.masters);
+        let lease = stream.session.terms().map(|terms| terms.lease);
+        if let Some(lease) = lease {
+            self.back_off.welcomed(lease);
+        }
+        if self.disk.known().lease != lease {
+            let saved = self.disk.change(|known| known.lease = lease);
+            saved.map_err(|e| End::Lost(chain(&e)))?;
+        }
         let listen = self.node.ask(move |driver| driver.listen(&welcome.acknowledged)).await;
         let mut updates = listen.map_err(|failure| End::Lost(failure.message))?;
         while let Ok(update) = updates.try_recv() {

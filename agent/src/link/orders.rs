@@ -21,6 +21,9 @@ use crate::node::{Node, written_down};
 use crate::records::Grant;
 use crate::time;
 
+/// Between two looks at what ends in a moment.
+const AGAIN: Duration = Duration::from_millis(2);
+
 /// What a command comes to.
 pub(super) type Answer = Result<Option<v1::Tasks>, Unable>;
 /// A command has begun; this is the rest of it.
@@ -206,7 +209,8 @@ impl Orders {
             .node
             .ask(move |driver| {
                 let tasks = named(driver, &id);
-                if let Some(task) = tasks.iter().find(|task| !driver.is_over(task)) {
+                let lives = |task: &&TaskId| !driver.is_over(task) && !driver.is_all_but_over(task);
+                if let Some(task) = tasks.iter().find(lives) {
                     let words = format!("{task} has not ended, or not all of it is acknowledged");
                     return Err(failed(failure::Kind::State, words));
                 }
@@ -218,6 +222,11 @@ impl Orders {
             .await??;
         let node = self.node.clone();
         let rest = async move {
+            for task in &tasks {
+                while node.ask(is_all_but_over(task)).await? {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
             if forget.keep_logs {
                 tasks.iter().for_each(|task| node.keep_logs(task));
             }
@@ -339,6 +348,11 @@ fn is_known_pod(driver: &mut Driver, id: &str, epoch: u64) -> Result<bool, Unabl
 }
 
 /// Tasks of masters by that name, of itself or of their pod.
+fn is_all_but_over(id: &TaskId) -> impl FnOnce(&mut Driver) -> bool + Send + use<> {
+    let id = id.clone();
+    move |driver| driver.is_all_but_over(&id)
+}
+
 fn named(driver: &Driver, id: &str) -> Vec<TaskId> {
     let task = TaskId(id.to_owned());
     let own = driver.live.contains_key(&task).then_some(task);

@@ -7,30 +7,44 @@ use super::address::Address;
 
 const FIRST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(30);
+const SLOWEST: Duration = Duration::from_secs(10);
 /// A stream that lived that long was no failure.
 const WELL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct BackOff(Duration);
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self(FIRST)
-    }
+pub(super) struct BackOff {
+    next: Duration,
+    /// The last that a master has said.
+    lease: Option<Duration>,
 }
 
 impl BackOff {
+    pub(super) const fn new(lease: Option<Duration>) -> Self {
+        Self { next: FIRST, lease }
+    }
+
     /// Before the next round. `random` is between 0 and 1: many agents that lost one master must not come back at once.
     pub(super) fn pause(&mut self, random: f64) -> Duration {
-        let all = self.0;
-        self.0 = (all * 2).min(MOST);
+        // A master that starts again gives nodes two leases to come back.
+        let most = self.lease.map_or(MOST, |lease| (lease / 2).min(MOST));
+        let all = self.next.min(most);
+        self.next = (all * 2).min(most);
         all.mul_f64(f64::midpoint(1.0, random))
+    }
+
+    /// For an address to take our call.
+    pub(super) fn patience(&self) -> Duration {
+        self.lease.map_or(SLOWEST, |lease| lease.clamp(FIRST * 2, SLOWEST))
+    }
+
+    pub(super) fn welcomed(&mut self, lease: Duration) {
+        self.lease = Some(lease);
     }
 
     /// A stream has ended that lived for so long.
     pub(super) fn lived(&mut self, time: Duration) {
         if time >= WELL {
-            *self = Self::default();
+            self.next = FIRST;
         }
     }
 }
@@ -110,7 +124,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_30_s_with_a_random_half() {
-        let mut back_off = BackOff::default();
+        let mut back_off = BackOff::new(None);
         let all: Vec<_> = (0..8).map(|_| back_off.pause(1.0).as_millis()).collect();
         assert_eq!(all, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
         assert_eq!(back_off.pause(0.0), MOST / 2);
@@ -118,6 +132,17 @@ mod tests {
         assert_eq!(back_off.pause(1.0), MOST);
         back_off.lived(Duration::from_secs(10));
         assert_eq!(back_off.pause(0.5).as_millis(), 375);
+    }
+
+    #[test]
+    fn who_knows_the_lease_is_back_before_it_ends() {
+        let mut back_off = BackOff::new(Some(Duration::from_secs(3)));
+        let all: Vec<_> = (0..4).map(|_| back_off.pause(1.0).as_millis()).collect();
+        assert_eq!(all, [500, 1_000, 1_500, 1_500]);
+        assert_eq!(back_off.patience(), Duration::from_secs(3));
+        back_off.welcomed(Duration::from_millis(600));
+        assert_eq!(back_off.pause(1.0).as_millis(), 300);
+        assert_eq!(back_off.patience(), Duration::from_secs(1));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hafen_agent_core::{Event, Phase, Record, Stop, TaskId, Update};
+use hafen_agent_core::{Event, Next, Phase, Record, Stop, TaskId, Update};
 use hafen_protocol::v1;
 use tokio::sync::mpsc;
 
@@ -167,6 +167,15 @@ impl Driver {
     pub fn is_over(&self, id: &TaskId) -> bool {
         self.core.record(id).is_none_or(|record| {
             matches!(record.phase, Phase::Ended(_)) && record.updates.is_empty()
+        })
+    }
+
+    /// The same, but for what its container leaves behind, which goes now: its end is told before that.
+    #[must_use]
+    pub fn is_all_but_over(&self, id: &TaskId) -> bool {
+        self.core.record(id).is_some_and(|record| {
+            let ends = matches!(record.phase, Phase::Releasing { next: Next::End(_) });
+            ends && record.updates.is_empty()
         })
     }
 }

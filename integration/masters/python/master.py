@@ -24,7 +24,6 @@ from wire import task as t
 VERSION = 1
 ENDS = {t.STATE_FINISHED, t.STATE_FAILED, t.STATE_KILLED, t.STATE_ERROR}
 MOST_COMMANDS = 1024
-LONGEST_PAUSE = 30
 # Between two looks at the clocks.
 TICK = 0.05
 
@@ -142,8 +141,8 @@ class Master:
         self.deposed = False
         store.epoch += 1
         store.save()
-        # Each has a whole lease to come back, after the longest pause between two dials.
-        started = now() + LONGEST_PAUSE
+        # Each has two leases to come back.
+        started = now() + lease
         self.nodes = {name: Node(name, started) for name in store.nodes}
         for node in self.nodes.values():
             node.reachable = True

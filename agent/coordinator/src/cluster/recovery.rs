@@ -5,7 +5,7 @@ use crate::model::{Allocation, Key, Node, Phase, Record, Rollout, Template};
 
 impl Core {
     /// Go on from these records, or begin with none. The effects are to be carried out first: the first of them saves the
-    /// new epoch, and all that is sent waits for that. Nodes have a whole lease, from now on, to come.
+    /// new epoch, and all that is sent waits for that. Nodes have two leases, from now on, to come.
     #[must_use]
     pub fn recover(settings: Settings, records: Vec<Record>) -> (Self, Vec<Effect>) {
         let epochs = records.iter().filter_map(|record| match record {
@@ -49,7 +49,8 @@ impl Core {
         }
         let member = Member { node, session: None, watched: 0, silent: false, silences: 0 };
         self.nodes.insert(id.clone(), member);
-        let silence = self.settings.lease;
+        // Agents pause for half a lease between two tries, and a try may take a whole one.
+        let silence = self.settings.lease * 2;
         self.effects.push(Effect::Watch { node: id, session: 0, silence });
     }
 
