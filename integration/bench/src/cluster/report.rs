@@ -35,6 +35,8 @@ pub struct Named {
     pub failover_beyond_detection_s: Option<f64>,
     pub publish_to_running_s: Option<f64>,
     pub placements_per_s_10k: Option<f64>,
+    /// The same for an end and a new task in its place, one at a time on nodes that are nearly full.
+    pub replacements_per_s_10k: Option<f64>,
     pub heartbeat_10k_cores: Option<f64>,
     pub heartbeat_10k_rss_mib: Option<f64>,
     pub packing_vs_bfd: Option<f64>,
@@ -42,11 +44,12 @@ pub struct Named {
 }
 
 impl Named {
-    const fn all(&self) -> [(&'static str, Option<f64>); 7] {
+    const fn all(&self) -> [(&'static str, Option<f64>); 8] {
         [
             ("failover_beyond_detection_s", self.failover_beyond_detection_s),
             ("publish_to_running_s", self.publish_to_running_s),
             ("placements_per_s_10k", self.placements_per_s_10k),
+            ("replacements_per_s_10k", self.replacements_per_s_10k),
             ("heartbeat_10k_cores", self.heartbeat_10k_cores),
             ("heartbeat_10k_rss_mib", self.heartbeat_10k_rss_mib),
             ("packing_vs_bfd", self.packing_vs_bfd),
