@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod assembler;
 pub mod bundle;
+pub mod cluster;
 pub mod device_program;
 pub mod format;
 pub mod host;

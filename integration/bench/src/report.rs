@@ -238,7 +238,7 @@ impl Report {
     }
 }
 
-fn fact_line((name, value): &(&str, Value)) -> String {
+pub(crate) fn fact_line((name, value): &(&str, Value)) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     format!("{}: {text}", name.replace('_', " "))
 }

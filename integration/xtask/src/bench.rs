@@ -37,6 +37,13 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Many nodes under a coordinator: placement, heartbeats, a job's start and its return after a node's death
+    #[command(disable_help_flag = true)]
+    Cluster {
+        /// Options of bench-cluster, such as --only model and --json (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Pull, import and unpacking of images, and starts on them, against skopeo with umoci and Podman
     #[command(disable_help_flag = true)]
     Images {
@@ -47,12 +54,13 @@ enum Bench {
 }
 
 impl Bench {
-    /// The program, its options, and the packages that it measures against.
+    /// The program, its options, and the packages that it needs.
     const fn program(&self) -> (&str, &Vec<String>, Group) {
         match self {
             Self::Agent { words } => ("bench-agent", words, Group::BenchAgent),
             Self::Launch { words } => ("bench-launch", words, Group::Bench),
             Self::Exec { words } => ("bench-exec", words, Group::Bench),
+            Self::Cluster { words } => ("bench-cluster", words, Group::Up),
             Self::Images { words } => ("bench-images", words, Group::BenchImages),
         }
     }
@@ -63,11 +71,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::install(group)?;
     // Built alone, as `up` does: together with others it would get their choice of features.
     workspace::build_release(&["hafen-oci"])?;
-    if matches!(group, Group::BenchAgent | Group::BenchImages) {
+    if group == Group::Bench {
+        workspace::build_release(&["hafen-bench", "hafen-reference"])?;
+    } else {
         workspace::build_release(&["hafen"])?;
         workspace::build_release(&["hafen-bench"])?;
-    } else {
-        workspace::build_release(&["hafen-bench", "hafen-reference"])?;
     }
     let program = workspace::target()?.join("release").join(name);
     let status = Command::new(&program)

@@ -62,4 +62,19 @@ impl Gate {
         }
         Ok(all)
     }
+
+    /// When containers of this name said it, which so many have. What others say is not looked at.
+    pub fn await_times(&self, name: &str, count: usize) -> Result<Vec<Instant>, Error> {
+        let mut all = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while all.len() < count {
+            let heard = self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let few = |_| format!("of {count} containers {name} {} said their name", all.len());
+            let (said, at) = heard.map_err(few)?;
+            if said == name {
+                all.push(at);
+            }
+        }
+        Ok(all)
+    }
 }

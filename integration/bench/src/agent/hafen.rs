@@ -51,12 +51,9 @@ impl Hafen {
             .enable_all()
             .build()
             .map_err(|e| format!("start a tokio runtime: {e}"))?;
-        let images = folder.join("images");
-        let mut import = Command::new(program);
-        import.arg("--images").arg(&images).args(["image", "import"]).arg(&made.layout);
-        call(import.args(["--name", image::NAME]))?;
+        import(program, folder, made)?;
         let instance = format!("bench-{}", std::process::id());
-        let agent = begin(program, folder, run, &instance)?;
+        let agent = begin(program, folder, run, &instance, &[])?;
         let client = connect(&runtime, &run.join("agent.sock"))?;
         Ok(Self {
             program: program.to_owned(),
@@ -71,28 +68,6 @@ impl Hafen {
         })
     }
 
-    fn spec(&self, wanted: &Wanted) -> v1::TaskSpec {
-        let root = v1::Root {
-            kind: Some(v1::root::Kind::Image(image::NAME.to_owned())),
-            ..v1::Root::default()
-        };
-        let gate = v1::Mount {
-            source: Some(v1::mount::Source::Host(self.gate.display().to_string())),
-            destination: gate::FOLDER_INSIDE.to_owned(),
-            options: Vec::new(),
-        };
-        let mut network = v1::Network::default();
-        network.set_mode(v1::network::Mode::None);
-        v1::TaskSpec {
-            id: wanted.name.clone(),
-            root: Some(root),
-            command: wanted.command().into(),
-            mounts: vec![gate],
-            network: Some(network),
-            ..v1::TaskSpec::default()
-        }
-    }
-
     fn list(&self) -> Result<Vec<v1::TaskStatus>, tonic::Status> {
         let mut client = self.client.clone();
         let request = v1::ListTasksRequest { all: true, ..v1::ListTasksRequest::default() };
@@ -101,21 +76,58 @@ impl Hafen {
     }
 }
 
+/// What says its name at the gate.
+pub(crate) fn spec(wanted: &Wanted, gate: &Path) -> v1::TaskSpec {
+    let root = v1::Root {
+        kind: Some(v1::root::Kind::Image(image::NAME.to_owned())),
+        ..v1::Root::default()
+    };
+    let gate = v1::Mount {
+        source: Some(v1::mount::Source::Host(gate.display().to_string())),
+        destination: gate::FOLDER_INSIDE.to_owned(),
+        options: Vec::new(),
+    };
+    let mut network = v1::Network::default();
+    network.set_mode(v1::network::Mode::None);
+    v1::TaskSpec {
+        id: wanted.name.clone(),
+        root: Some(root),
+        command: wanted.command().into(),
+        mounts: vec![gate],
+        network: Some(network),
+        ..v1::TaskSpec::default()
+    }
+}
+
+/// Into the store of the agent that has this folder.
+pub(crate) fn import(program: &Path, folder: &Path, made: &Made) -> Result<(), Error> {
+    let mut import = Command::new(program);
+    import.arg("--images").arg(folder.join("images")).args(["image", "import"]).arg(&made.layout);
+    call(import.args(["--name", image::NAME])).map(drop)
+}
+
 /// An agent that hangs is a failure of its round.
-fn in_time<T>(request: T) -> tonic::Request<T> {
+pub(crate) fn in_time<T>(request: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(request);
     request.set_timeout(PATIENCE);
     request
 }
 
-fn begin(program: &Path, folder: &Path, run: &Path, instance: &str) -> Result<Program, Error> {
+/// An agent, with `more` words behind those that all have.
+pub(crate) fn begin(
+    program: &Path,
+    folder: &Path,
+    run: &Path,
+    instance: &str,
+    more: &[&str],
+) -> Result<Program, Error> {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("agent.log"));
     let log = log.map_err(says("open", &folder.join("agent.log")))?;
     let mut command = Command::new(program);
     command.arg("--images").arg(folder.join("images"));
     command.arg("--volumes").arg(folder.join("volumes"));
     command.arg("agent").arg("--state").arg(folder.join("state")).arg("--run").arg(run);
-    command.args(["--instance", instance]).stdout(Stdio::null()).stderr(log);
+    command.args(["--instance", instance]).args(more).stdout(Stdio::null()).stderr(log);
     Program::begin(&mut command).map_err(says("run", program))
 }
 
@@ -146,7 +158,7 @@ impl Node for Hafen {
 
     fn start(&self, wanted: &Wanted) -> Result<(), Error> {
         let mut client = self.client.clone();
-        let request = v1::RunRequest { task: Some(self.spec(wanted)) };
+        let request = v1::RunRequest { task: Some(spec(wanted, &self.gate)) };
         self.runtime.block_on(client.run(in_time(request)))?;
         Ok(())
     }
@@ -190,7 +202,7 @@ impl Node for Hafen {
     fn recover(&mut self, count: usize) -> Result<Option<Duration>, Error> {
         self.agent.end(Signal::SIGKILL);
         let begun = Instant::now();
-        self.agent = begin(&self.program, &self.folder, &self.run, &self.instance)?;
+        self.agent = begin(&self.program, &self.folder, &self.run, &self.instance, &[])?;
         self.client = connect(&self.runtime, &self.run.join("agent.sock"))?;
         wait_until("the agent knows of all its tasks", || {
             let runs = |task: &v1::TaskStatus| task.state() == v1::State::Running && task.pid != 0;

@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// For one call of a peer.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A container to be started.
 #[derive(Debug, Clone)]
@@ -106,7 +106,7 @@ impl Drop for Program {
 }
 
 /// Run a program to its end; what it printed.
-fn call(command: &mut Command) -> Result<String, Error> {
+pub(crate) fn call(command: &mut Command) -> Result<String, Error> {
     let named = format!("{command:?}");
     let output = command.stdin(Stdio::null()).output().map_err(|e| format!("run {named}: {e}"))?;
     if output.status.success() {
@@ -117,7 +117,7 @@ fn call(command: &mut Command) -> Result<String, Error> {
 }
 
 /// Until it is so; the error says what was awaited.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Error> {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         if Instant::now() > deadline {
@@ -128,6 +128,6 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Error> 
     Ok(())
 }
 
-fn says(verb: &str, path: &Path) -> impl Fn(io::Error) -> Error {
+pub(crate) fn says(verb: &str, path: &Path) -> impl Fn(io::Error) -> Error {
     move |e| format!("{verb} {}: {e}", path.display()).into()
 }

@@ -38,6 +38,13 @@ pub fn pss_kib(pids: &[i32]) -> u64 {
     pids.iter().filter_map(of).sum()
 }
 
+/// A line of /proc/PID/status that is in KiB, as "VmRSS".
+pub fn status_kib(pid: i32, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// User and system time in ticks of 1/100 s, which is what the kernel counts in for programs.
 pub fn ticks(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
