@@ -300,8 +300,11 @@ fn told(output: Output) -> (i32, String, String) {
 
 fn view(job: &str, more: serde_json::Value, instances: serde_json::Value) -> serde_json::Value {
     let mut job = json!({ "name": job, "version": "2", "kind": "replicas", "wanted": 2 });
-    job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    json!({ "jobs": [job], "instances": instances })
+    let serde_json::Value::Object(more) = more else { panic!("{more}") };
+    job.as_object_mut().unwrap().extend(more);
+    let mut view = json!({ "jobs": [job] });
+    view["instances"] = instances;
+    view
 }
 
 const READY: fn() -> serde_json::Value = || {

@@ -569,7 +569,7 @@ async fn apply(
         let key = etcd.key(&format!("records/{key}"));
         operations.push(value.as_ref().map_or_else(|| delete(&key), |value| put(&key, value)));
     }
-    let end = encoded(etcd.key(&format!("log/{:016x}0", number)));
+    let end = encoded(etcd.key(&format!("log/{number:016x}0")));
     let from = encoded(etcd.key("log/"));
     let old = json!({ "requestDeleteRange": { "key": from, "range_end": end } });
     if operations.len() + 2 > MOST_OPERATIONS {

@@ -15,7 +15,8 @@ fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
 
 fn job(more: serde_json::Value) -> v1::Job {
     let mut all = json!({ "name": "web", "version": "2", "kind": "replicas", "wanted": 3 });
-    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let serde_json::Value::Object(more) = more else { panic!("{more}") };
+    all.as_object_mut().unwrap().extend(more);
     read(all)
 }
 
@@ -135,7 +136,8 @@ fn nobody_waits_for_what_never_comes() {
 
 fn spec(more: serde_json::Value) -> JobSpec {
     let mut all = json!({ "name": "web", "replicas": 2 });
-    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let serde_json::Value::Object(more) = more else { panic!("{more}") };
+    all.as_object_mut().unwrap().extend(more);
     read(all)
 }
 
