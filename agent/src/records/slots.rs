@@ -149,7 +149,9 @@ mod tests {
         write(&path, 5, br#"{"n":"another text"}"#).unwrap();
         let after = fs::read(&path).unwrap();
         let changed: Vec<usize> = (0..after.len()).filter(|n| before[*n] != after[*n]).collect();
-        for cut in &changed {
+        // Without the last byte, the end of the last line, it is whole already.
+        let (_, torn) = changed.split_last().unwrap();
+        for cut in torn {
             let torn = [&after[..*cut], &before[*cut..]].concat();
             fs::write(&path, &torn).unwrap();
             assert_eq!(read(&path).unwrap(), br#"{"n":4}"#, "{cut}");
