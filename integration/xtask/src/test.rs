@@ -74,6 +74,7 @@ const NATIVE_ONLY: &[&str] = &[
     "agent::recovery::",
     "agent::roots::",
     "agent::storage::",
+    "cluster::",
     "images::collect::",
     "images::compare::",
     "images::folder::",
@@ -83,6 +84,7 @@ const NATIVE_ONLY: &[&str] = &[
     "keeper::deaths::",
     "keeper::logs::",
     "keeper::memory::",
+    "masters::",
     "page::",
 ];
 
