@@ -16,6 +16,7 @@ mod session;
 mod show;
 mod stats;
 mod system;
+mod up;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -155,6 +156,8 @@ pub(crate) enum NodeCommand {
     Completion(completion::CompletionArgs),
     /// Be the agent of this node.
     Agent(Box<agent::AgentArgs>),
+    /// Be a cluster on this machine: a coordinator with its page, and one agent or more.
+    Up(up::UpArgs),
 }
 
 /// Do what was asked for.
@@ -191,6 +194,7 @@ pub(crate) fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         NodeCommand::Version(args) => system::version(host, args),
         NodeCommand::Completion(args) => completion::print(args),
         NodeCommand::Agent(args) => agent::agent(cli, args),
+        NodeCommand::Up(args) => up::up(cli, args),
     }
 }
 
