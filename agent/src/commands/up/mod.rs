@@ -6,7 +6,7 @@ mod layout;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use hafen::client::{self, Coordinator, Host, Tls};
@@ -56,14 +56,9 @@ pub(super) fn up(cli: &Cli, args: &UpArgs) -> Result<ExitCode, Error> {
         let mut terminate = handler(SignalKind::terminate())?;
         let mut interrupt = handler(SignalKind::interrupt())?;
         let mut village = Village::new(layout)?;
-        let lived = async {
-            village.begin()?;
-            village.greet().await?;
-            Err(village.first_end().await)
-        };
         // Whoever is first: what has begun is ended below.
         let lived = tokio::select! {
-            lived = lived => lived,
+            lived = village.live() => lived,
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         };
@@ -93,6 +88,15 @@ impl Village {
         Ok(Self { layout, coordinator: None, agents: Vec::new(), _lock: lock })
     }
 
+    /// Until something is wrong.
+    async fn live(&mut self) -> Result<(), Error> {
+        self.begin()?;
+        self.greet().await?;
+        loop {
+            self.pause().await?;
+        }
+    }
+
     fn begin(&mut self) -> Result<(), Error> {
         self.coordinator = Some(spawn(&self.layout.coordinator, None)?);
         if self.layout.has_networks() {
@@ -109,48 +113,50 @@ impl Village {
     /// Once all nodes are there.
     async fn greet(&mut self) -> Result<(), Error> {
         let at = Coordinator(Host::Unix(self.layout.socket.clone()));
-        let here = async {
-            loop {
-                if nodes_here(&at).await.is_some_and(|count| count >= self.layout.members.len()) {
-                    return;
-                }
-                sleep(Duration::from_millis(200)).await;
+        let end = Instant::now() + PATIENCE;
+        while nodes_here(&at).await.is_none_or(|count| count < self.layout.members.len()) {
+            if Instant::now() > end {
+                return Err(refused("the nodes have not come; what they say is above"));
             }
-        };
-        if timeout(PATIENCE, here).await.is_err() {
-            return Err(refused("the nodes have not come; what they say is above"));
+            self.pause().await?;
         }
         show::line(&self.layout.greeting())
     }
 
     /// Nobody is to end before we do.
-    async fn first_end(&mut self) -> Error {
-        const PAUSE: Duration = Duration::from_millis(500);
-        loop {
-            let coordinator = self.coordinator.iter_mut().map(|child| ("the coordinator", child));
-            let agents = self.agents.iter_mut().map(|(member, child)| (member.called(), child));
-            for (name, child) in coordinator.chain(agents) {
-                match child.try_wait() {
-                    Ok(None) => {}
-                    Ok(Some(status)) => return refused(format!("{name} has ended: {status}")),
-                    Err(e) => return refused(format!("wait for {name}: {e}")),
-                }
+    async fn pause(&mut self) -> Result<(), Error> {
+        sleep(Duration::from_millis(300)).await;
+        let coordinator = self.coordinator.iter_mut().map(|child| ("the coordinator", child));
+        let agents = self.agents.iter_mut().map(|(member, child)| (member.called(), child));
+        for (name, child) in coordinator.chain(agents) {
+            match child.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => return Err(refused(format!("{name} has ended: {status}"))),
+                Err(e) => return Err(refused(format!("wait for {name}: {e}"))),
             }
-            sleep(PAUSE).await;
         }
+        Ok(())
     }
 
-    /// First who would replace what ends; then what runs, if it is to go; then the agents.
+    /// What runs first, if it is to go; then the agents, who say so to the coordinator; then that one.
     async fn end(mut self) -> Result<(), Error> {
-        if let Some(child) = self.coordinator.as_mut() {
-            finish(child).await;
-        }
         let mut left = Vec::new();
+        let mut note = |who: &str, error: Option<Error>| {
+            left.extend(error.map(|e| format!("{who}: {}", crate::chain(&e))));
+        };
+        if self.layout.is_passing {
+            note(
+                "the coordinator",
+                purge(&Coordinator(Host::Unix(self.layout.socket.clone()))).await.err(),
+            );
+        }
         for (member, child) in &mut self.agents {
             if self.layout.is_passing {
-                let failed = empty(&member.socket).await.err();
-                left.extend(failed.map(|e| format!("{}: {}", member.called(), crate::chain(&e))));
+                note(member.called(), empty(&member.socket).await.err());
             }
+            finish(child).await;
+        }
+        if let Some(child) = self.coordinator.as_mut() {
             finish(child).await;
         }
         if self.layout.has_networks() {
@@ -179,7 +185,8 @@ async fn nodes_here(at: &Coordinator) -> Option<usize> {
 
 /// Ourselves, with other words. Its own process group: Ctrl-C is ours, and they end in order.
 fn spawn(words: &[String], namespace: Option<&Path>) -> Result<Child, Error> {
-    let mut command = Command::new("/proc/self/exe");
+    let program = std::env::current_exe().map_err(|e| refused(format!("find ourselves: {e}")))?;
+    let mut command = Command::new(program);
     command.args(words).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
     // What we were told about other agents and coordinators is not theirs.
     for name in ["HAFEN_HOST", "HAFEN_COORDINATOR", "NOTIFY_SOCKET"] {
@@ -209,18 +216,45 @@ async fn finish(child: &mut Child) {
     }
 }
 
-/// Stop and forget all that an agent has.
+/// No job is to be there any more, and nothing of one.
+async fn purge(at: &Coordinator) -> Result<(), Error> {
+    let purged = async {
+        let mut client = client::coordinator(at, &Tls::default()).await?;
+        let view = client.get_cluster(v1::GetClusterRequest::default()).await?.into_inner();
+        for job in view.jobs {
+            client.stop_job(v1::StopJobRequest { name: job.name, purge: true }).await?;
+        }
+        loop {
+            let view = client.get_cluster(v1::GetClusterRequest::default()).await?.into_inner();
+            if view.jobs.is_empty() && view.instances.is_empty() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    timeout(FAREWELL, purged).await.unwrap_or_else(|_| Err(refused("its jobs do not end")))
+}
+
+/// Stop and forget all that an agent has of its own.
 async fn empty(socket: &Path) -> Result<(), Error> {
     let emptied = async {
         let mut client = client::connect(&Host::Unix(socket.to_owned()), &Tls::default()).await?;
         for pod in client.list_pods(v1::ListPodsRequest {}).await?.into_inner().pods {
-            client.remove_pod(v1::RemovePodRequest { id: pod.id, force: true }).await?;
+            gone(client.remove_pod(v1::RemovePodRequest { id: pod.id, force: true }).await)?;
         }
         let all = v1::ListTasksRequest { all: true, ..Default::default() };
         for task in client.list_tasks(all).await?.into_inner().tasks {
-            client.remove_task(v1::RemoveTaskRequest { id: task.id, force: true }).await?;
+            gone(client.remove_task(v1::RemoveTaskRequest { id: task.id, force: true }).await)?;
         }
         Ok(())
     };
     timeout(FAREWELL, emptied).await.unwrap_or_else(|_| Err(refused("what it runs does not end")))
+}
+
+/// It may have gone by itself meanwhile.
+fn gone<T>(removed: Result<T, tonic::Status>) -> Result<(), Error> {
+    match removed {
+        Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
+        _ => Ok(()),
+    }
 }
