@@ -94,13 +94,21 @@ pub(super) fn agent(cli: &Cli, args: &AgentArgs) -> Result<ExitCode, Error> {
 
 /// With the variables that have our prefix and mean nothing.
 fn configuration(cli: &Cli, args: &AgentArgs) -> Result<(Config, Vec<String>), Error> {
-    let mut flags = args.flags.0.clone();
+    configured(cli, args.flags.0.clone(), args.config.as_deref())
+}
+
+/// The same, where some keys are said by somebody else than a person.
+pub(super) fn configured(
+    cli: &Cli,
+    mut flags: BTreeMap<&'static str, String>,
+    file: Option<&Path>,
+) -> Result<(Config, Vec<String>), Error> {
     for (key, said) in [("images", &cli.images), ("volumes", &cli.volumes)] {
         if let Some(path) = said {
             flags.insert(key, path.display().to_string());
         }
     }
-    let file = read(args.config.as_deref())?;
+    let file = read(file)?;
     let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
     let variables = std::env::vars_os()
         .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
@@ -145,7 +153,8 @@ pub(super) fn start_log(log: &Log) -> Result<(), Error> {
     started.map_err(|e| Error::Refused(format!("start the log: {e}")))
 }
 
-async fn serve(config: &Config) -> Result<(), Error> {
+/// Until somebody asks us to end.
+pub(super) async fn serve(config: &Config) -> Result<(), Error> {
     // Before anyone can talk to us: who asks us to end is heard.
     let handler = |kind| signal(kind).map_err(|e| Error::Refused(format!("sigaction: {e}")));
     let mut terminate = handler(SignalKind::terminate())?;

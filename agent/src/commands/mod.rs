@@ -17,6 +17,7 @@ mod session;
 mod show;
 mod stats;
 mod system;
+mod up;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -158,6 +159,8 @@ pub(crate) enum NodeCommand {
     Agent(Box<agent::AgentArgs>),
     /// Be the coordinator of many nodes.
     Coordinator(Box<coordinator::CoordinatorArgs>),
+    /// Be a cluster on this machine: a coordinator with its page, and one agent or more.
+    Up(up::UpArgs),
 }
 
 /// Do what was asked for.
@@ -195,6 +198,7 @@ pub(crate) fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         NodeCommand::Completion(args) => completion::print(args),
         NodeCommand::Agent(args) => agent::agent(cli, args),
         NodeCommand::Coordinator(args) => coordinator::coordinator(args),
+        NodeCommand::Up(args) => up::up(cli, args),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask up`: builds Hafen, starts an agent, and runs four tasks whose limits must hold.
+//! `cargo xtask up`: builds Hafen, starts a node with its coordinator, and runs four tasks whose limits must hold.
 
 mod case;
 mod image;
@@ -37,6 +37,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     image::make(&node.hafen, scratch.path(), &node.images)?;
     let runner = Runner::new(node.hafen.clone(), node.host(), scratch.path());
     let all_held = run_cases(&runner)?;
+    println!("\nThe page of the cluster: {}", node.page().unwrap_or_default());
     if !options.once {
         tell_of(&node);
         node.wait()?;
@@ -46,11 +47,10 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 }
 
 fn tell_of(node: &Node) {
-    println!("\nThe agent goes on until it is interrupted. In another terminal:");
-    println!("    export HAFEN_HOST={}", node.host());
-    println!("    {} run -d {} sleep 1000", node.hafen.display(), image::NAME);
+    println!("\nThe node goes on until it is interrupted. In another terminal:");
+    println!("    export HAFEN_HOST={} HAFEN_COORDINATOR={}", node.host(), node.coordinator());
+    println!("    {} publish {} --name web -- sleep 1000", node.hafen.display(), image::NAME);
     println!("    {} ps", node.hafen.display());
-    println!("There is no dashboard yet; its numbers are at /metrics on the same socket.");
 }
 
 /// Runs the four containers one after another and prints what became of them.
@@ -91,7 +91,7 @@ fn table(results: &[(Case, Verdict, String)]) -> Table {
 fn check_nothing_left(node: Node) -> Result<bool> {
     let left = node.stop()?;
     if left.is_empty() {
-        println!("The agent has ended; nothing of the four is left.");
+        println!("The node has ended; nothing of the four is left.");
     } else {
         println!("FAILED: left behind: {}", left.join(", "));
     }

@@ -1,4 +1,4 @@
-//! A node of this run's own: an agent in a folder that goes with it.
+//! A node of this run's own: an agent and a coordinator in one process, in a folder that goes with it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -33,13 +33,13 @@ impl Node {
             .mode(0o711)
             .create(&run)
             .with_context(|| format!("mkdir {}", run.display()))?;
-        let log = scratch.join("agent.log");
+        let log = scratch.join("node.log");
         let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         let images = scratch.join("images");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "TERM"])
             .arg(programs.join("hafen"))
-            .arg("agent")
+            .args(["up", "--listen", "http://127.0.0.1:0"])
             .env("HAFEN_STATE", scratch.join("state"))
             .env("HAFEN_RUN", &run)
             .env("HAFEN_SOCKET", run.join("agent.sock"))
@@ -51,7 +51,7 @@ impl Node {
             .stdout(file.try_clone().context("dup")?)
             .stderr(file)
             .spawn()
-            .context("run hafen agent")?;
+            .context("run hafen up")?;
         let mut node = Self { child, hafen: programs.join("hafen"), run, images, log };
         node.await_answer()?;
         Ok(node)
@@ -60,6 +60,18 @@ impl Node {
     /// For `hafen --host`.
     pub(crate) fn host(&self) -> String {
         format!("unix://{}", self.run.join("agent.sock").display())
+    }
+
+    /// For `hafen --coordinator`.
+    pub(crate) fn coordinator(&self) -> String {
+        format!("unix://{}", self.run.join("coordinator.sock").display())
+    }
+
+    /// Where its page is, once it has said so.
+    pub(crate) fn page(&self) -> Option<String> {
+        let text = fs::read_to_string(&self.log).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("page"))?;
+        Some(line.trim().to_owned())
     }
 
     fn await_answer(&mut self) -> Result<()> {
@@ -71,14 +83,14 @@ impl Node {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .status();
-            if asked.context("run hafen ps")?.success() {
+            if asked.context("run hafen ps")?.success() && self.page().is_some() {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait().context("wait")? {
-                bail!("hafen agent: {status}: {}", self.words());
+                bail!("hafen up: {status}: {}", self.words());
             }
             if Instant::now() > deadline {
-                bail!("hafen agent does not answer after {} s: {}", BEGIN.as_secs(), self.words());
+                bail!("hafen up does not answer after {} s: {}", BEGIN.as_secs(), self.words());
             }
             std::thread::sleep(PAUSE);
         }
