@@ -33,6 +33,8 @@ pub(super) struct Member {
     pub(super) address: Ipv4Addr,
     /// Our end of its cable.
     pub(super) cable: String,
+    /// It has not ended by itself.
+    pub(super) is_here: bool,
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -107,6 +109,7 @@ impl Member {
             namespace: None,
             address: Ipv4Addr::LOCALHOST,
             cable: String::new(),
+            is_here: true,
         }
     }
 
@@ -122,6 +125,7 @@ impl Member {
             namespace: Some(run.join(format!("{name}.net"))),
             address: Ipv4Addr::new(a, b, c, number + 1),
             cable: format!("hafen-up{number}"),
+            is_here: true,
             name,
             words: all,
             keys: Vec::new(),

@@ -127,16 +127,30 @@ impl Village {
         show::line(&self.layout.greeting())
     }
 
-    /// Nobody is to end before we do.
+    /// The coordinator is not to end before we do. An agent may: to see that is what several are for.
     async fn pause(&mut self) -> Result<(), Error> {
         sleep(Duration::from_millis(300)).await;
-        let coordinator = self.coordinator.iter_mut().map(|child| ("the coordinator", child));
-        let agents = self.agents.iter_mut().map(|(member, child)| (member.called(), child));
-        for (name, child) in coordinator.chain(agents) {
-            match child.try_wait() {
-                Ok(None) => {}
-                Ok(Some(status)) => return Err(refused(format!("{name} has ended: {status}"))),
-                Err(e) => return Err(refused(format!("wait for {name}: {e}"))),
+        if let Some(child) = self.coordinator.as_mut()
+            && let Some(words) = end_of(child)
+        {
+            return Err(refused(format!("the coordinator has ended: {words}")));
+        }
+        for (member, child) in &mut self.agents {
+            if member.is_here
+                && let Some(words) = end_of(child)
+            {
+                member.is_here = false;
+                eprintln!("hafen: {} has ended: {words}", member.called());
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has ended before us comes back, for what runs there to be ended.
+    fn call_back(&mut self) -> Result<(), Error> {
+        for (member, child) in &mut self.agents {
+            if end_of(child).is_some() {
+                *child = spawn(&member.words, member.namespace.as_deref())?;
             }
         }
         Ok(())
@@ -149,6 +163,7 @@ impl Village {
             left.extend(error.map(|e| format!("{who}: {}", crate::chain(&e))));
         };
         if self.layout.is_passing {
+            note("an agent", self.call_back().err());
             note(
                 "the coordinator",
                 purge(&Coordinator(Host::Unix(self.layout.socket.clone()))).await.err(),
@@ -207,6 +222,14 @@ fn spawn(words: &[String], namespace: Option<&Path>) -> Result<Child, Error> {
             });
             spawned?.map_err(told)
         }
+    }
+}
+
+fn end_of(child: &mut Child) -> Option<String> {
+    match child.try_wait() {
+        Ok(None) => None,
+        Ok(Some(status)) => Some(status.to_string()),
+        Err(e) => Some(format!("wait: {e}")),
     }
 }
 
