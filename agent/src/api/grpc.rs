@@ -1,25 +1,15 @@
 //! The service of gRPC: each call is one method of the node.
 
-use std::pin::Pin;
-use std::time::Duration;
-
 use axum::Router;
 use axum::body::Body;
 use axum::http::Response;
-use futures_util::{Stream, StreamExt};
+use hafen_door::grpc::{Answer, Told, first, input, many, missing, one};
 use hafen_protocol::v1::node_server::{Node as Service, NodeServer};
 use hafen_protocol::v1::{self, attach_input, exec_input};
 use tonic::{Request, Status, Streaming};
 
 use super::MOST_BYTES;
-use crate::failure::{Failure, Kind};
-use crate::node::{Flow, Node};
-
-/// A stream that says nothing by then has forgotten what it wanted.
-const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-
-type Answer<T> = Result<tonic::Response<T>, Status>;
-type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+use crate::node::Node;
 
 pub(super) fn router(node: Node) -> Router {
     let server = NodeServer::new(Adapter { node })
@@ -34,27 +24,6 @@ pub(super) fn denied() -> Response<Body> {
 
 struct Adapter {
     node: Node,
-}
-
-fn one<T>(result: Result<T, Failure>) -> Answer<T> {
-    Ok(tonic::Response::new(result?))
-}
-
-fn many<T: Send + 'static>(result: Result<Flow<T>, Failure>) -> Answer<Told<T>> {
-    Ok(tonic::Response::new(Box::pin(result?.map(|item| item.map_err(Status::from)))))
-}
-
-fn missing(what: &str) -> Failure {
-    Failure::new(Kind::Invalid, format!("{what} is missing"))
-}
-
-fn input<T: Send + 'static>(stream: Streaming<T>) -> Flow<T> {
-    Box::pin(stream.map(|item| item.map_err(Failure::from)))
-}
-
-async fn first<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    let message = tokio::time::timeout(FIRST_MESSAGE, stream.message()).await;
-    message.map_err(|_| Status::deadline_exceeded("the first message did not come"))?
 }
 
 #[tonic::async_trait]

@@ -1,14 +1,12 @@
 //! The service of gRPC that nodes call.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
+use hafen_door::grpc::{Told, first};
 use hafen_protocol::v1;
 use hafen_protocol::v1::master_server::Master as Service;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -21,12 +19,8 @@ use super::who::Who;
 use crate::cluster::Session;
 use crate::wire::{self, Malformed};
 
-/// A stream that says nothing by then has forgotten what it wanted.
-const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Messages of one node that wait to be taken in: more of them do not keep others from their turn.
 const TURNS: usize = 32;
-
-type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Debug, Clone)]
 pub(super) struct Master {
@@ -42,11 +36,6 @@ pub(super) fn protocol(rule: String) -> v1::Refused {
 fn refused(kind: v1::refused::Kind, sentence: String) -> v1::Refused {
     let (version_least, version_most) = wire::VERSIONS;
     v1::Refused { kind: kind.into(), sentence, version_least, version_most, retry_after: None }
-}
-
-async fn first<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    let message = timeout(FIRST_MESSAGE, stream.message()).await;
-    message.map_err(|_| Status::deadline_exceeded("the first message did not come"))?
 }
 
 /// tonic says of a message that is too large that it is out of range.
