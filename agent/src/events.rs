@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use futures_util::{StreamExt, stream};
+use hafen_door::news;
 use hafen_protocol::v1;
 use hafen_sys::{CallError, Context};
 use tokio::sync::broadcast;
@@ -95,16 +95,9 @@ impl Events {
         let live = self.live.subscribe();
         drop(shared);
         let id = request.id.clone();
-        let past = stream::iter(past.into_iter().map(Ok));
-        let all = match request.follow {
-            true => past.chain(follow(live)).boxed(),
-            false => past.boxed(),
-        };
-        let of = move |event: &Result<Arc<v1::Event>, Failure>| {
-            event.as_ref().map_or(true, |event| id.is_empty() || event.task == id)
-        };
-        let owned = |event: Result<Arc<v1::Event>, Failure>| event.map(|e| (*e).clone());
-        Ok(all.filter(move |event| std::future::ready(of(event))).map(owned).boxed())
+        let live = request.follow.then_some(live);
+        let wanted = move |event: &v1::Event| id.is_empty() || event.task == id;
+        Ok(news::flow(past, live, "ask again with --since", wanted))
     }
 
     /// What is to come, for the node itself.
@@ -112,23 +105,6 @@ impl Events {
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<v1::Event>> {
         self.live.subscribe()
     }
-}
-
-fn follow(
-    live: broadcast::Receiver<Arc<v1::Event>>,
-) -> impl stream::Stream<Item = Result<Arc<v1::Event>, Failure>> + Send {
-    stream::unfold(Some(live), |live| async {
-        let mut live = live?;
-        match live.recv().await {
-            Ok(event) => Some((Ok(event), Some(live))),
-            Err(broadcast::error::RecvError::Closed) => None,
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                let words =
-                    format!("{missed} events were not taken in time: ask again with --since");
-                Some((Err(Failure::new(Kind::OutOfRange, words)), None))
-            }
-        }
-    })
 }
 
 impl Shared {
@@ -177,6 +153,7 @@ fn read(path: &Path, kept: &mut VecDeque<Arc<v1::Event>>) -> Result<(), CallErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::StreamExt;
 
     fn say(events: &Events, text: &str) -> u64 {
         events.tell("t", v1::event::What::Message(text.to_owned()))

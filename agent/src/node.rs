@@ -25,7 +25,7 @@ use crate::link::Heard;
 use crate::logs::Wanted;
 use crate::metrics::Metrics;
 use crate::records::{Document, Folders, Grant};
-use crate::resolve::{self, duration};
+use crate::resolve;
 use crate::sandbox::Sandboxes;
 use crate::traces::Traces;
 use crate::{stats, streams, time, view};
@@ -769,7 +769,7 @@ impl Node {
                     task: id.0.clone(),
                     phase: (*phase).to_owned(),
                     since: Some(time::stamp(operation.since)),
-                    deadline: Some(duration(Operation::deadline())),
+                    deadline: Some(time::span(Operation::deadline())),
                     late: operation.is_late(),
                     last_error: operation.last_error.clone().unwrap_or_default(),
                 })
@@ -1052,20 +1052,10 @@ pub(crate) fn is_revocable(spec: &v1::TaskSpec) -> bool {
 fn allocated(driver: &Driver, counts: impl Fn(&TaskId, &v1::TaskSpec) -> bool) -> v1::Amounts {
     let mut sum = v1::Amounts::default();
     for (id, live) in &driver.live {
-        let ended = driver.core.record(id).is_none_or(|r| matches!(r.phase, Phase::Ended(_)));
         let request = live.spec.resources.as_ref().and_then(|r| r.request.as_ref());
-        let counts = !ended && counts(id, &live.spec);
+        let counts = !driver.has_ended(id) && counts(id, &live.spec);
         let Some(request) = request.filter(|_| counts) else { continue };
-        let add = |sum: &mut Option<u64>, more: Option<u64>| {
-            if let Some(more) = more {
-                *sum = Some(sum.unwrap_or_default().saturating_add(more));
-            }
-        };
-        add(&mut sum.cpu_milli, request.cpu_milli);
-        add(&mut sum.memory, request.memory);
-        add(&mut sum.swap, request.swap);
-        add(&mut sum.pids, request.pids);
-        add(&mut sum.disk, request.disk);
+        sum.add(request);
     }
     sum
 }

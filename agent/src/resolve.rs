@@ -109,15 +109,6 @@ fn optional(field: &str, wire: Option<&Wire>, problems: &mut Problems) -> Option
     }
 }
 
-/// To the wire.
-#[must_use]
-pub fn duration(duration: Duration) -> Wire {
-    Wire {
-        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: duration.subsec_nanos().cast_signed(),
-    }
-}
-
 fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
     if !spec.id.is_empty()
         && let Err(why) = name(&spec.id)
@@ -679,7 +670,7 @@ mod tests {
             destination: "/t".to_owned(),
             options: vec!["noexec".to_owned()],
         }];
-        spec.stop_after_disconnect = Some(duration(Duration::from_millis(30_500)));
+        spec.stop_after_disconnect = Some(crate::time::span(Duration::from_millis(30_500)));
         let places = Places {
             heard: Some("/run/hafen/heard".into()),
             signal: Some("SIGINT".to_owned()),

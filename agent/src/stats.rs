@@ -7,7 +7,7 @@ use hafen_isolator::interface;
 use hafen_protocol::v1;
 use hafen_spec::keep::Status;
 
-use crate::resolve::duration;
+use crate::time::span;
 
 /// Read the numbers of a container. What cannot be had is left at zero.
 #[must_use]
@@ -15,7 +15,7 @@ pub fn usage(status: &Status) -> v1::Usage {
     let taken = cgroup::taken(&status.claims);
     let totals = &taken.totals;
     let interfaces = interface::of(status.pid).unwrap_or_default();
-    let micros = |usec: u64| Some(duration(Duration::from_micros(usec)));
+    let micros = |usec: u64| Some(span(Duration::from_micros(usec)));
     let some = |psi: Option<Pressure>| psi.and_then(|psi| Some(psi.some?.avg10));
     v1::Usage {
         cpu: micros(totals.cpu_usec.unwrap_or_default()),

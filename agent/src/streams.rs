@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::failure::{Failure, Kind, chain};
 use crate::keeper::{Connection, Content, Words};
 use crate::node::Flow;
-use crate::resolve::duration;
+use crate::time::span;
 
 /// Messages that wait for a slow client; then the program waits.
 const WAITING: usize = 16;
@@ -69,7 +69,7 @@ pub async fn attach(
 }
 
 fn ended(code: Option<i32>, signal: Option<i32>, usec: u64) -> v1::output::What {
-    let ran = Some(duration(Duration::from_micros(usec)));
+    let ran = Some(span(Duration::from_micros(usec)));
     v1::output::What::Exit(v1::Exit { code, signal, ran, ..v1::Exit::default() })
 }
 

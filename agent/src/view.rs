@@ -4,7 +4,7 @@ use hafen_agent_core::{Exit, Phase, Reason, Record, State, Stop, Violation};
 use hafen_protocol::v1;
 use hafen_spec::keep::{ExitRecord, Usage};
 
-use crate::resolve::duration;
+use crate::time::span;
 
 /// The state that a task is in.
 #[must_use]
@@ -125,7 +125,7 @@ fn wire_exit(exit: &Exit, end: Option<&ExitRecord>) -> v1::Exit {
     v1::Exit {
         code: exit.code,
         signal: exit.signal,
-        ran: Some(duration(exit.ran)),
+        ran: Some(span(exit.ran)),
         violations: exit.violated.iter().map(violation).collect(),
         usage: end.map(|end| usage(&end.usage.cgroup)),
     }
@@ -155,7 +155,7 @@ pub fn violation(violation: &Violation) -> v1::Violation {
 }
 
 fn usage(usage: &Usage) -> v1::Usage {
-    let micros = |n: Option<u64>| n.map(|n| duration(std::time::Duration::from_micros(n)));
+    let micros = |n: Option<u64>| n.map(|n| span(std::time::Duration::from_micros(n)));
     v1::Usage {
         cpu: micros(usage.cpu_usec),
         cpu_periods: usage.cpu_periods.unwrap_or_default(),

@@ -9,7 +9,7 @@ use hafen_protocol::v1;
 use hafen_spec::plan::Claim;
 
 use crate::node::Node;
-use crate::resolve::duration;
+use crate::time::span;
 
 /// Between two looks: one or two small files of each task.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -71,7 +71,7 @@ impl Known {
         ];
         let pressure = |(of, percent, over): (&str, f64, Option<bool>)| {
             let ended = over?;
-            let over = Some(duration(INTERVAL * LASTS));
+            let over = Some(span(INTERVAL * LASTS));
             Some(v1::Pressure { of: of.to_owned(), percent, over, ended })
         };
         told.into_iter().filter_map(pressure).collect()

@@ -389,6 +389,13 @@ impl Allocation {
     }
 }
 
+/// Of a node, a job or a namespace.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=63).contains(&text.len()) && text.chars().all(is_good)
+}
+
 /// Names are never used twice.
 #[must_use]
 pub fn task_name(id: AllocId) -> String {

@@ -5,11 +5,11 @@ pub mod job;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hafen_protocol::v1;
+use hafen_protocol::{time, v1};
 use prost::Message;
 
 use crate::cluster::{self, Held, Hello, Order, Settings};
-use crate::model::{Amounts, Fence, Machine, NodeId, Rules, Seen, Template, task_name};
+use crate::model::{Amounts, Fence, Machine, NodeId, Rules, Seen, Template, is_name, task_name};
 
 /// `KillPolicy.grace` where nothing is said.
 const KILL_GRACE: Duration = Duration::from_secs(10);
@@ -72,13 +72,6 @@ pub fn hello(hello: &v1::Hello) -> Result<Hello, Malformed> {
         machine: machine(hello),
         held: hello.tasks.iter().map(held).collect(),
     })
-}
-
-/// Whether a node may have it.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    (1..=63).contains(&name.len()) && name.chars().all(good)
 }
 
 /// Failure domains are attributes like others.
@@ -162,18 +155,22 @@ pub fn template(
     at_most_one: bool,
 ) -> Result<Template, Malformed> {
     let resources = task.resources.clone().unwrap_or_default();
-    let ports = task.network.iter().flat_map(|network| &network.ports);
-    let ports = ports.filter_map(|port| u16::try_from(port.host).ok()).filter(|port| *port != 0);
     Ok(Template {
         payload: task.encode_to_vec(),
         is_pod: false,
         members: BTreeSet::new(),
         request: resources.request.as_ref().map(asked).unwrap_or_default(),
-        ports: ports.collect::<BTreeSet<_>>(),
+        ports: ports(task.network.as_ref()).collect::<BTreeSet<_>>(),
         rules: Rules { revocable: resources.revocable, ..rules },
         most_per_node: None,
         fence: if at_most_one { Some(fence(task)?) } else { None },
     })
+}
+
+/// Of the node, that are asked for by their numbers.
+fn ports(network: Option<&v1::Network>) -> impl Iterator<Item = u16> {
+    let ports = network.into_iter().flat_map(|network| &network.ports);
+    ports.filter_map(|port| u16::try_from(port.host).ok()).filter(|port| *port != 0)
 }
 
 fn fence(task: &v1::TaskSpec) -> Result<Fence, Malformed> {
@@ -189,12 +186,6 @@ fn duration(of: &pbjson_types::Duration, name: &'static str) -> Result<Duration,
     let seconds = u64::try_from(of.seconds).map_err(|_| Malformed::Duration(name))?;
     let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
     Ok(Duration::new(seconds, nanos.ok_or(Malformed::Duration(name))?))
-}
-
-#[must_use]
-pub fn to_duration(of: Duration) -> pbjson_types::Duration {
-    let seconds = i64::try_from(of.as_secs()).unwrap_or(i64::MAX);
-    pbjson_types::Duration { seconds, nanos: of.subsec_nanos().cast_signed() }
 }
 
 /// What a node is told; `command` is the id if it is a command.
@@ -230,7 +221,7 @@ fn welcome(acknowledged: &[(String, u64)], settings: &Settings) -> v1::from_mast
     let known = acknowledged.iter().map(|(task, sequence)| acknowledge(task, *sequence));
     v1::from_master::What::Welcome(v1::Welcome {
         version: VERSIONS.1,
-        lease: Some(to_duration(settings.lease)),
+        lease: Some(time::span(settings.lease)),
         acknowledged: known.collect(),
         ..v1::Welcome::default()
     })
@@ -313,7 +304,7 @@ mod tests {
     fn what_must_not_run_twice_says_when_it_stops() {
         let none = super::template(&task(), Rules::default(), true);
         assert_eq!(none.unwrap_err(), Malformed::NoFence);
-        let stop = Some(to_duration(Duration::from_secs(4)));
+        let stop = Some(time::span(Duration::from_secs(4)));
         let task = v1::TaskSpec { stop_after_disconnect: stop, ..task() };
         let fence = super::template(&task, Rules::default(), true).unwrap().fence.unwrap();
         assert_eq!(fence.stop_after_disconnect, Duration::from_secs(4));

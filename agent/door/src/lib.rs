@@ -7,6 +7,7 @@ mod door;
 pub mod failure;
 pub mod grpc;
 pub mod lock;
+pub mod news;
 pub mod words;
 
 use std::pin::Pin;

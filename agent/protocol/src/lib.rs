@@ -9,6 +9,22 @@ pub mod v1 {
     tonic::include_proto!("hafen.v1");
     include!(concat!(env!("OUT_DIR"), "/hafen.v1.serde.rs"));
 
+    impl Amounts {
+        /// What more does not say stays as it is.
+        pub fn add(&mut self, more: &Self) {
+            let add = |sum: &mut Option<u64>, more: Option<u64>| {
+                if let Some(more) = more {
+                    *sum = Some(sum.unwrap_or_default().saturating_add(more));
+                }
+            };
+            add(&mut self.cpu_milli, more.cpu_milli);
+            add(&mut self.memory, more.memory);
+            add(&mut self.swap, more.swap);
+            add(&mut self.pids, more.pids);
+            add(&mut self.disk, more.disk);
+        }
+    }
+
     /// Without the content.
     impl std::fmt::Debug for Secret {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -22,6 +38,19 @@ pub mod v1 {
                 .finish()
         }
     }
+}
+
+/// Bytes of a sentence (docs/protocol.md, "Limits").
+const SENTENCE: usize = 4 << 10;
+
+/// As much of a sentence as may be sent.
+#[must_use]
+pub fn sentence(text: &str) -> &str {
+    let mut end = text.len().min(SENTENCE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// All messages and services, for reflection and for clients without the `.proto` files (a `FileDescriptorSet`).

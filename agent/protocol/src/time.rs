@@ -20,6 +20,13 @@ pub fn system(stamp: &pbjson_types::Timestamp) -> SystemTime {
     UNIX_EPOCH.checked_add(seconds + nanos).unwrap_or(UNIX_EPOCH)
 }
 
+/// As long as can be said.
+#[must_use]
+pub fn span(of: Duration) -> pbjson_types::Duration {
+    let seconds = i64::try_from(of.as_secs()).unwrap_or(i64::MAX);
+    pbjson_types::Duration { seconds, nanos: of.subsec_nanos().cast_signed() }
+}
+
 /// Less than nothing is nothing.
 #[must_use]
 pub fn duration(given: &pbjson_types::Duration) -> Duration {

@@ -206,7 +206,7 @@ async fn serve(options: Options, join_file: Option<&Path>) -> Result<(), Error> 
 
 /// For scripts: as JSON, whole or not at all, and for our own user only.
 async fn write_join(coordinator: &Coordinator, file: &Path) -> Result<(), Error> {
-    let valid = Some(hafen::resolve::duration(JOIN_VALID));
+    let valid = Some(hafen::time::span(JOIN_VALID));
     let token = coordinator.token(v1::CreateTokenRequest { valid, uses: JOIN_USES }).await?;
     let text = serde_json::to_string(&token).map_err(|e| Error::Refused(format!("output: {e}")))?;
     let draft = file.with_extension("draft");

@@ -347,12 +347,12 @@ fn is_known_pod(driver: &mut Driver, id: &str, epoch: u64) -> Result<bool, Unabl
     Ok(true)
 }
 
-/// Tasks of masters by that name, of itself or of their pod.
 fn is_all_but_over(id: &TaskId) -> impl FnOnce(&mut Driver) -> bool + Send + use<> {
     let id = id.clone();
     move |driver| driver.is_all_but_over(&id)
 }
 
+/// Tasks of masters by that name, of itself or of their pod.
 fn named(driver: &Driver, id: &str) -> Vec<TaskId> {
     let task = TaskId(id.to_owned());
     let own = driver.live.contains_key(&task).then_some(task);

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn usage(id: &str, cpu_millis: u64, at_millis: u64) -> v1::TaskUsage {
-        let cpu = Some(crate::resolve::duration(Duration::from_millis(cpu_millis)));
+        let cpu = Some(time::span(Duration::from_millis(cpu_millis)));
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_millis);
         let usage = v1::Usage { cpu, memory: 10, pids: 1, ..v1::Usage::default() };
         v1::TaskUsage { id: id.to_owned(), time: Some(time::stamp(at)), usage: Some(usage) }

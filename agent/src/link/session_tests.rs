@@ -2,7 +2,7 @@ use hafen_protocol::v1::command;
 use proptest::prelude::*;
 
 use super::*;
-use crate::resolve::duration;
+use crate::time::span;
 
 const EPOCH: u64 = 7;
 
@@ -19,7 +19,7 @@ fn ping() -> from_master::What {
 }
 
 fn welcome() -> v1::Welcome {
-    let lease = Some(duration(Duration::from_secs(5)));
+    let lease = Some(span(Duration::from_secs(5)));
     v1::Welcome { version: 1, lease, ..v1::Welcome::default() }
 }
 
@@ -73,7 +73,7 @@ fn faults() {
         (v1::FromMaster { heard: 2, ..with(|_| {}) }, "message 2 is said to be heard, and 1 were"),
         (with(|welcome| welcome.version = 2), "version 2 was not offered"),
         (with(|welcome| welcome.lease = None), "a lease of 0.0 s"),
-        (with(|w| w.lease = Some(duration(Duration::from_secs(601)))), "a lease of 601.0 s"),
+        (with(|w| w.lease = Some(span(Duration::from_secs(601)))), "a lease of 601.0 s"),
         (from_master(1, 1, What::Refused(refused)), "refused: KIND_IDENTITY"),
         (from_master(1, 1, What::Redirect(v1::Redirect::default())), "another master"),
         (old, "the master is of epoch 4, and 5 was seen"),

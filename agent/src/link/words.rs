@@ -5,16 +5,9 @@ use prost::Message;
 
 use crate::failure::{Failure, Kind};
 
-/// Bytes of a sentence.
-const SENTENCE: usize = 4 << 10;
-
 /// A sentence that fits.
 pub(super) fn sentence(text: &str) -> String {
-    let mut end = text.len().min(SENTENCE);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    hafen_protocol::sentence(text).to_owned()
 }
 
 pub(super) fn failed(

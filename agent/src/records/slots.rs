@@ -13,10 +13,11 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use hafen_spec::image::Digest;
 use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 const BLOCK: usize = 4096;
 /// How much longer a document may become before its file is made anew: it is told how its task ended.
@@ -78,11 +79,7 @@ fn sealed(revision: u64, text: &[u8], slot: usize) -> Option<Vec<u8>> {
 }
 
 fn sum(text: &[u8]) -> String {
-    use std::fmt::Write;
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    Digest::sha256(Sha256::digest(text).into()).hex().to_owned()
 }
 
 /// The slot that counts.

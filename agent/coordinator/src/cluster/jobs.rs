@@ -6,7 +6,7 @@ use super::{Core, Dirty, Effect, Presence};
 use crate::assign::NODE;
 use crate::model::{
     AllocId, Allocation, Amounts, Constraint, Job, JobId, JobRecord, Key, Kind, Namespace, Outcome,
-    Phase, Rollout, Slot, Version, Why,
+    Phase, Rollout, Slot, Version, Why, is_name,
 };
 
 /// Versions that are kept for whoever wants to go back.
@@ -62,10 +62,8 @@ impl Core {
     }
 
     fn examine(&self, job: &Job) -> Result<(), Rejected> {
-        let is_good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-        let name = &job.id.0;
-        if name.is_empty() || name.len() > 63 || !name.chars().all(is_good) {
-            return Err(Rejected::Name(name.clone()));
+        if !is_name(&job.id.0) {
+            return Err(Rejected::Name(job.id.0.clone()));
         }
         if job.update.most_parallel == 0 {
             return Err(Rejected::Parallel(job.id.clone()));

@@ -10,15 +10,14 @@ use super::events::Events;
 use super::metrics::Numbers;
 use crate::cluster::{Change, Core, Event, Presence};
 use crate::model::{
-    AllocId, Allocation, JobId, Key, Node, NodeId, Outcome, Phase, Record, Rollout, Version, Why,
-    part_of,
+    AllocId, Allocation, JobId, JobRecord, Key, Node, NodeId, Outcome, Phase, Record, Rollout,
+    Version, Why, part_of,
 };
 
 /// Of what a task says of itself.
 const MOST_ADDRESSES: usize = 16;
 const MOST_PORTS: usize = 128;
 const MOST_CHECKS: usize = 64;
-const SENTENCE: usize = 4 << 10;
 /// Of allocations that are not known any more, whose last words are kept for people.
 const MOST_GONE: usize = 1_000;
 
@@ -49,6 +48,12 @@ struct JobSeen {
     stopped: bool,
 }
 
+impl JobSeen {
+    const fn of(job: &JobRecord) -> Self {
+        Self { version: job.version, rollout: job.rollout, stopped: job.stopped }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Board {
     nodes: BTreeMap<NodeId, Said>,
@@ -62,22 +67,14 @@ pub(super) struct Board {
 
 /// Not more than a sentence.
 fn cut(text: &mut String) {
-    if text.len() > SENTENCE {
-        let end = (0..=SENTENCE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-        text.truncate(end);
-    }
+    text.truncate(hafen_protocol::sentence(text).len());
 }
 
 impl Board {
     pub(super) fn new(core: &Core) -> Self {
-        let seen = |job: &crate::model::JobRecord| JobSeen {
-            version: job.version,
-            rollout: job.rollout,
-            stopped: job.stopped,
-        };
         Self {
             phases: core.allocations().map(|one| (one.id, one.phase)).collect(),
-            jobs: core.jobs().map(|job| (job.id.clone(), seen(job))).collect(),
+            jobs: core.jobs().map(|job| (job.id.clone(), JobSeen::of(job))).collect(),
             draining: core.nodes().map(|(node, _)| (node.id.clone(), node.draining)).collect(),
             ..Self::default()
         }
@@ -91,6 +88,13 @@ impl Board {
         self.told.get(&id)
     }
 
+    /// Of the allocation that has this task there; a node says nothing of those of others.
+    fn told_on(&mut self, core: &Core, node: &NodeId, task: &str) -> Option<&mut Told> {
+        let (id, _) = part_of(task)?;
+        core.allocation(id).filter(|one| one.node == *node)?;
+        Some(self.told.entry(id).or_default())
+    }
+
     pub(super) fn hello(&mut self, core: &Core, node: &NodeId, hello: &v1::Hello) {
         let said = self.nodes.entry(node.clone()).or_default();
         *said = Said {
@@ -101,9 +105,7 @@ impl Board {
             pressed: false,
         };
         for held in &hello.tasks {
-            let known = part_of(&held.id).and_then(|(id, _)| core.allocation(id));
-            let Some(known) = known.filter(|one| one.node == *node) else { continue };
-            let told = self.told.entry(known.id).or_default();
+            let Some(told) = self.told_on(core, node, &held.id) else { continue };
             told.tasks.entry(held.id.clone()).or_insert_with(|| v1::TaskStatus {
                 id: held.id.clone(),
                 pod: held.pod.clone(),
@@ -124,10 +126,9 @@ impl Board {
     /// Whether tasks that took only what was idle have to leave.
     pub(super) fn report(&mut self, core: &Core, node: &NodeId, report: &v1::NodeReport) -> bool {
         for v1::TaskUsage { id, usage, .. } in &report.tasks {
-            let known = part_of(id).and_then(|(alloc, _)| core.allocation(alloc));
-            let Some(known) = known.filter(|one| one.node == *node) else { continue };
-            if let Some(usage) = usage {
-                self.told.entry(known.id).or_default().usage.insert(id.clone(), *usage);
+            let Some(usage) = usage else { continue };
+            if let Some(told) = self.told_on(core, node, id) {
+                told.usage.insert(id.clone(), *usage);
             }
         }
         let said = self.nodes.entry(node.clone()).or_default();
@@ -148,9 +149,7 @@ impl Board {
         sequence: u64,
         mut status: v1::TaskStatus,
     ) {
-        let known = part_of(task).and_then(|(id, _)| core.allocation(id));
-        let Some(known) = known.filter(|one| one.node == *node) else { return };
-        let told = self.told.entry(known.id).or_default();
+        let Some(told) = self.told_on(core, node, task) else { return };
         if told.tasks.get(task).is_some_and(|before| before.sequence > sequence) {
             return;
         }
@@ -167,11 +166,8 @@ impl Board {
     }
 
     pub(super) fn refused(&mut self, core: &Core, node: &NodeId, task: &str, sentence: &str) {
-        let known = part_of(task).and_then(|(id, _)| core.allocation(id));
-        let Some(known) = known.filter(|one| one.node == *node) else { return };
-        let mut sentence = sentence.to_owned();
-        cut(&mut sentence);
-        self.told.entry(known.id).or_default().refused = sentence;
+        let Some(told) = self.told_on(core, node, task) else { return };
+        hafen_protocol::sentence(sentence).clone_into(&mut told.refused);
     }
 
     /// What an allocation came to, in words.
@@ -194,12 +190,10 @@ impl Board {
     }
 
     pub(super) fn tell(&self, events: &Events, node: &NodeId, what: &str, sentence: &str) {
-        let mut sentence = sentence.to_owned();
-        cut(&mut sentence);
         events.tell(v1::ClusterEvent {
             node: node.0.clone(),
             what: what.to_owned(),
-            sentence,
+            sentence: hafen_protocol::sentence(sentence).to_owned(),
             ..v1::ClusterEvent::default()
         });
     }
@@ -300,10 +294,9 @@ impl Board {
         });
     }
 
-    fn note_job(&mut self, job: &crate::model::JobRecord, events: &Events) {
-        let now = JobSeen { version: job.version, rollout: job.rollout, stopped: job.stopped };
+    fn note_job(&mut self, job: &JobRecord, events: &Events) {
         let version = format!("version {}", job.version);
-        let before = self.jobs.insert(job.id.clone(), now);
+        let before = self.jobs.insert(job.id.clone(), JobSeen::of(job));
         let changed = before.as_ref().is_none_or(|before| before.version != job.version);
         let rollout = before.as_ref().is_none_or(|before| before.rollout != job.rollout);
         let stopped = before.as_ref().is_some_and(|before| before.stopped);

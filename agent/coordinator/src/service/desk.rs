@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use hafen_door::Flow;
 use hafen_door::failure::{Failure, Kind};
+use hafen_door::grpc::missing;
 use hafen_protocol::v1;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -41,10 +42,6 @@ fn no_job(name: &str) -> Failure {
 
 fn no_node(name: &str) -> Failure {
     Failure::new(Kind::NotFound, format!("no node, or more than one, is {name}"))
-}
-
-fn missing(what: &str) -> Failure {
-    Failure::new(Kind::Invalid, format!("{what} is missing"))
 }
 
 fn read(spec: Option<v1::JobSpec>) -> Result<model::Job, Failure> {
@@ -309,7 +306,7 @@ impl Desk {
         request: v1::SetQuotaRequest,
     ) -> Result<v1::Quota, Failure> {
         let v1::SetQuotaRequest { namespace, most } = request;
-        if !wire::is_name(&namespace) {
+        if !model::is_name(&namespace) {
             return Err(Failure::new(
                 Kind::Invalid,
                 format!("namespace: {namespace:?} is no name"),

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hafen_door::failure::{Failure, Kind};
-use hafen_protocol::v1;
+use hafen_protocol::{time, v1};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::Ended;
 use super::agenda::{Agenda, Due};
 use super::board::Board;
 use super::channel::{self, Channels, Opened};
@@ -17,7 +18,6 @@ use super::events::Events;
 use super::metrics::Numbers;
 use super::saver::{News, Saver};
 use super::session::{About, Last, Line, Stream};
-use super::{Ended, Names};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
 use crate::model::{NodeId, Record};
 use crate::state::{Mandate, Save};
@@ -69,7 +69,8 @@ pub(super) struct Inlet {
 
 pub(super) struct Engine {
     pub(super) core: Core,
-    pub(super) names: Arc<Names>,
+    /// Of this coordinator, for people.
+    pub(super) name: Arc<str>,
     pub(super) board: Board,
     pub(super) events: Events,
     pub(super) numbers: Numbers,
@@ -113,7 +114,7 @@ impl Engine {
         records: Vec<Record>,
         (save, mandate): (Save, Mandate),
         settings: Settings,
-        names: Arc<Names>,
+        name: Arc<str>,
     ) -> Result<(Self, Queues, Inlet, Vec<Effect>, super::tokens::Tokens), Ended> {
         let tokens = super::tokens::Tokens::new(&records);
         let (core, effects) = Core::recover(settings, records);
@@ -137,7 +138,7 @@ impl Engine {
         let engine = Self {
             board: Board::new(&core),
             core,
-            names,
+            name,
             events,
             numbers,
             saver,
@@ -430,10 +431,9 @@ impl Engine {
         let Some(stream) = self.streams.get_mut(&session) else { return };
         (stream.welcomed, stream.undrain) = (true, false);
         let welcome = v1::Welcome {
-            ping_every: Some(wire::to_duration(self.settings.lease / 5)),
-            report_every: Some(wire::to_duration(REPORT.min(self.settings.lease))),
-            master: self.names.name.clone(),
-            masters: self.names.masters.clone(),
+            ping_every: Some(time::span(self.settings.lease / 5)),
+            report_every: Some(time::span(REPORT.min(self.settings.lease))),
+            master: self.name.to_string(),
             ..welcome
         };
         self.say(session, v1::from_master::What::Welcome(welcome));

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use futures_util::{StreamExt, stream};
-use hafen_door::Flow;
 use hafen_door::failure::{Failure, Kind};
+use hafen_door::{Flow, news};
 use hafen_protocol::{time, v1};
 use tokio::sync::broadcast;
 
@@ -72,31 +71,11 @@ impl Events {
         let past: Vec<_> = shared.kept.iter().filter(wanted).cloned().collect();
         let live = self.live.subscribe();
         drop(shared);
-        let past = stream::iter(past.into_iter().map(Ok));
-        let all = if request.follow { past.chain(follow(live)).boxed() } else { past.boxed() };
-        let of = move |event: &Result<Arc<v1::ClusterEvent>, Failure>| {
+        let live = request.follow.then_some(live);
+        let wanted = move |event: &v1::ClusterEvent| {
             let fits = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
-            event.as_ref().map_or(true, |event| {
-                fits(&request.job, &event.job) && fits(&request.node, &event.node)
-            })
+            fits(&request.job, &event.job) && fits(&request.node, &event.node)
         };
-        let owned = |event: Result<Arc<v1::ClusterEvent>, Failure>| event.map(|e| (*e).clone());
-        Ok(all.filter(move |event| std::future::ready(of(event))).map(owned).boxed())
+        Ok(news::flow(past, live, "ask again", wanted))
     }
-}
-
-fn follow(
-    live: broadcast::Receiver<Arc<v1::ClusterEvent>>,
-) -> impl stream::Stream<Item = Result<Arc<v1::ClusterEvent>, Failure>> + Send {
-    stream::unfold(Some(live), |live| async {
-        let mut live = live?;
-        match live.recv().await {
-            Ok(event) => Some((Ok(event), Some(live))),
-            Err(broadcast::error::RecvError::Closed) => None,
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                let words = format!("{missed} events were not taken in time: ask again");
-                Some((Err(Failure::new(Kind::OutOfRange, words)), None))
-            }
-        }
-    })
 }

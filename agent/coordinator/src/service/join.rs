@@ -13,7 +13,7 @@ use super::desk::Desk;
 use super::tokens::{Tokens, hash};
 use super::who::Who;
 use crate::cluster::Change;
-use crate::wire;
+use crate::model::is_name;
 
 const MOST_TOKEN: usize = 256;
 const MOST_CSR: usize = 16 << 10;
@@ -70,7 +70,7 @@ impl Gate {
         request: v1::JoinRequest,
     ) -> Result<v1::JoinResponse, Status> {
         let v1::JoinRequest { token, node, csr } = request;
-        if token.len() > MOST_TOKEN || csr.len() > MOST_CSR || !wire::is_name(&node) {
+        if token.len() > MOST_TOKEN || csr.len() > MOST_CSR || !is_name(&node) {
             return Err(Status::invalid_argument("token, name or request is not of its form"));
         }
         if token.is_empty() {
@@ -126,7 +126,7 @@ impl Gate {
             certificate: certificate.to_vec(),
             authorities: vec![self.authority.certificate().to_vec()],
             node: node.to_owned(),
-            renew_after: Some(wire::to_duration(RENEW_AFTER)),
+            renew_after: Some(time::span(RENEW_AFTER)),
         })
     }
 }

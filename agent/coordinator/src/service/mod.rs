@@ -76,13 +76,6 @@ pub struct Options {
     pub url: Option<String>,
 }
 
-/// What is told to nodes and people of ourselves.
-#[derive(Debug)]
-struct Names {
-    name: String,
-    masters: Vec<String>,
-}
-
 /// Why there is no coordinator, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
@@ -120,13 +113,7 @@ impl From<etcd::EtcdError> for Ended {
     }
 }
 
-/// Where everybody is received while this coordinator directs.
-#[derive(Debug, Clone)]
-struct Office {
-    rooms: Rooms,
-}
-
-/// The loop behind it, which has not begun.
+/// The loop behind the rooms, which has not begun.
 #[derive(Debug)]
 struct Work {
     engine: Engine,
@@ -134,24 +121,28 @@ struct Work {
     begin: Vec<Effect>,
 }
 
-impl Office {
-    fn open(
-        records: Vec<Record>,
-        keep: (Save, Mandate),
-        settings: Settings,
-        names: &Arc<Names>,
-        authority: &Arc<Authority>,
-    ) -> Result<(Self, Work), Ended> {
-        let opened = Engine::open(records, keep, settings, Arc::clone(names))?;
-        let (engine, queues, inlet, begin, tokens) = opened;
-        let gate = Arc::new(Gate::new(Arc::clone(authority), tokens));
-        let rooms = Rooms { desk: Desk { inlet }, gate };
-        Ok((Self { rooms }, Work { engine, queues, begin }))
-    }
+/// Where everybody is received while this coordinator directs.
+fn open(
+    records: Vec<Record>,
+    keep: (Save, Mandate),
+    settings: Settings,
+    name: &Arc<str>,
+    authority: &Arc<Authority>,
+) -> Result<(Rooms, Work), Ended> {
+    let opened = Engine::open(records, keep, settings, Arc::clone(name))?;
+    let (engine, queues, inlet, begin, tokens) = opened;
+    let gate = Arc::new(Gate::new(Arc::clone(authority), tokens));
+    Ok((Rooms { desk: Desk { inlet }, gate }, Work { engine, queues, begin }))
+}
 
-    fn router(&self) -> Router {
-        http::router(self.rooms.clone()).merge(grpc::router(self.rooms.clone()))
-    }
+fn router(rooms: &Rooms) -> Router {
+    http::router(rooms.clone()).merge(grpc::router(rooms.clone()))
+}
+
+/// Where the state is.
+enum Source {
+    File(Store),
+    Shared(Etcd),
 }
 
 impl Work {
@@ -167,7 +158,8 @@ pub struct Coordinator {
     pub addresses: Vec<Address>,
     /// SHA-256 of the authority's certificate, in hexadecimal.
     pub authority: String,
-    office: watch::Receiver<Option<Office>>,
+    /// None while another one directs.
+    rooms: watch::Receiver<Option<Rooms>>,
     engine: JoinHandle<Result<(), Ended>>,
     stop: Option<oneshot::Sender<()>>,
     end: watch::Sender<()>,
@@ -187,9 +179,9 @@ impl Coordinator {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.state);
         made.map_err(|source| Ended::Folder { path: options.state.clone(), source })?;
         // Its lock says that there is no other coordinator on this state.
-        let store = match &options.etcd {
-            None => Some(Store::open(&options.state.join("cluster"))?),
-            Some(_) => None,
+        let source = match &options.etcd {
+            None => Source::File(Store::open(&options.state.join("cluster"))?),
+            Some(etcd) => Source::Shared(Etcd::new(etcd)?),
         };
         let authority = Arc::new(Authority::open(&options.state.join("ca"))?);
         let names = listen::own_names(&options.names, &options.listen);
@@ -201,34 +193,36 @@ impl Coordinator {
         }
         let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
         let settings = Settings { lease, ..Settings::default() };
-        let names = Arc::new(Names { name: options.name, masters: Vec::new() });
+        let name = options.name.into();
         let (leader, who) = watch::channel(None);
         let (router, routed) = watch::channel(reign::waiting(who));
-        let (open, office) = watch::channel(None);
+        let (opened, rooms) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
-        let engine = if let Some(store) = store {
-            let records = store.load()?;
-            let save: Save = Box::new(move |changes| store.save(changes.iter().copied()));
-            let keep = (save, Mandate::default());
-            let (first, work) = Office::open(records, keep, settings, &names, &authority)?;
-            drop(router.send_replace(first.router()));
-            open.send_replace(Some(first));
-            tokio::spawn(work.run(stopped))
-        } else {
-            let etcd = Etcd::new(&options.etcd.unwrap_or_default())?;
-            let url = options.url.or_else(|| public(&addresses)).ok_or(Ended::Nowhere)?;
-            let authority = Arc::clone(&authority);
-            let candidate = reign::Candidate {
-                etcd,
-                url,
-                settings,
-                names,
-                authority,
-                office: open,
-                router,
-                leader,
-            };
-            tokio::spawn(candidate.run(stopped))
+        let engine = match source {
+            Source::File(store) => {
+                let records = store.load()?;
+                let save: Save = Box::new(move |changes| store.save(changes.iter().copied()));
+                let keep = (save, Mandate::default());
+                let (first, work) = open(records, keep, settings, &name, &authority)?;
+                drop(router.send_replace(self::router(&first)));
+                opened.send_replace(Some(first));
+                tokio::spawn(work.run(stopped))
+            }
+            Source::Shared(etcd) => {
+                let url = options.url.or_else(|| public(&addresses)).ok_or(Ended::Nowhere)?;
+                let authority = Arc::clone(&authority);
+                let candidate = reign::Candidate {
+                    etcd,
+                    url,
+                    settings,
+                    name,
+                    authority,
+                    rooms: opened,
+                    router,
+                    leader,
+                };
+                tokio::spawn(candidate.run(stopped))
+            }
         };
         let (end, ending) = watch::channel(());
         let reception = Reception::new(routed, options.group, ending);
@@ -237,7 +231,7 @@ impl Coordinator {
             serving.spawn(reception.clone().serve(listener));
         }
         let authority = authority.fingerprint();
-        Ok(Self { addresses, authority, office, engine, stop: Some(stop), end, serving })
+        Ok(Self { addresses, authority, rooms, engine, stop: Some(stop), end, serving })
     }
 
     /// Something with which nodes may join.
@@ -245,9 +239,9 @@ impl Coordinator {
     /// # Errors
     /// It cannot be written down.
     pub async fn token(&self, request: v1::CreateTokenRequest) -> Result<v1::JoinToken, Failure> {
-        let office = self.office.borrow().clone();
+        let rooms = self.rooms.borrow().clone();
         let waits = || Failure::new(Kind::Unavailable, "another coordinator directs: ask that one");
-        let rooms = office.ok_or_else(waits)?.rooms;
+        let rooms = rooms.ok_or_else(waits)?;
         rooms.gate.token(&rooms.desk, request).await
     }
 

@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use super::ca::Authority;
-use super::{Ended, Names, Office, listen};
+use super::http::Rooms;
+use super::{Ended, listen};
 use crate::cluster::Settings;
 use crate::state::etcd::Etcd;
 
@@ -28,9 +29,9 @@ pub(super) struct Candidate {
     /// Where the others and people find us.
     pub(super) url: String,
     pub(super) settings: Settings,
-    pub(super) names: Arc<Names>,
+    pub(super) name: Arc<str>,
     pub(super) authority: Arc<Authority>,
-    pub(super) office: watch::Sender<Option<Office>>,
+    pub(super) rooms: watch::Sender<Option<Rooms>>,
     pub(super) router: watch::Sender<Router>,
     pub(super) leader: watch::Sender<Option<String>>,
 }
@@ -72,7 +73,7 @@ impl Candidate {
                 _ = &mut stop => return Ok(()),
                 ended = self.direct() => ended,
             };
-            self.office.send_replace(None);
+            self.rooms.send_replace(None);
             drop(self.router.send_replace(waiting(self.leader.subscribe())));
             match ended {
                 Ok(()) => tracing::warn!("another coordinator may direct: this one waits"),
@@ -92,10 +93,9 @@ impl Candidate {
         let records = term.load().await?;
         let save = term.into_save(Handle::current());
         let keep = (save, mandate);
-        let (office, work) =
-            Office::open(records, keep, self.settings, &self.names, &self.authority)?;
-        drop(self.router.send_replace(office.router()));
-        self.office.send_replace(Some(office));
+        let (rooms, work) = super::open(records, keep, self.settings, &self.name, &self.authority)?;
+        drop(self.router.send_replace(super::router(&rooms)));
+        self.rooms.send_replace(Some(rooms));
         tracing::info!(url = self.url, "directs");
         let (_never, stop) = oneshot::channel();
         tokio::select! {

@@ -39,20 +39,6 @@ pub(super) fn amounts(of: Amounts) -> v1::Amounts {
     }
 }
 
-/// Their sum; what one of them does not say is not counted.
-fn plus(sum: &mut v1::Amounts, more: &v1::Amounts) {
-    let add = |sum: &mut Option<u64>, more: Option<u64>| {
-        if let Some(more) = more {
-            *sum = Some(sum.unwrap_or_default().saturating_add(more));
-        }
-    };
-    add(&mut sum.cpu_milli, more.cpu_milli);
-    add(&mut sum.memory, more.memory);
-    add(&mut sum.swap, more.swap);
-    add(&mut sum.pids, more.pids);
-    add(&mut sum.disk, more.disk);
-}
-
 fn plus_all(sum: &mut v1::Capacity, more: &v1::Capacity) {
     let pairs = [
         (&mut sum.total, &more.total),
@@ -63,7 +49,7 @@ fn plus_all(sum: &mut v1::Capacity, more: &v1::Capacity) {
     ];
     for (sum, more) in pairs {
         if let Some(more) = more {
-            plus(sum.get_or_insert_default(), more);
+            sum.get_or_insert_default().add(more);
         }
     }
 }
@@ -87,7 +73,7 @@ impl Engine {
         let without = self.core.jobs().flat_map(|job| unplaced(job, waiting.get(&job.id)));
         v1::ClusterView {
             revision: self.changed(),
-            coordinator: self.names.name.clone(),
+            coordinator: self.name.to_string(),
             epoch: self.core.epoch(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             capacity: Some(capacity),

@@ -11,8 +11,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -45,7 +45,7 @@ const MOST_BYTES: usize = 512 << 10;
 const MOST_SAVES: u64 = 256;
 const PAGE: usize = 2000;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Of the members, as `http://10.0.0.1:2379`.
     pub urls: Vec<String>,
@@ -89,7 +89,7 @@ pub struct Term {
     number: u64,
     /// What saves of the log have changed.
     unapplied: BTreeMap<String, Option<Vec<u8>>>,
-    applied: Arc<Mutex<u64>>,
+    applied: Arc<AtomicU64>,
     applying: Arc<AtomicBool>,
 }
 
@@ -307,22 +307,31 @@ impl Etcd {
         others: &watch::Sender<Option<String>>,
     ) -> Result<Term, EtcdError> {
         loop {
-            match self.leader().await {
-                Ok(None) => match self.try_to_lead(who).await {
-                    Ok(Some(term)) => {
-                        others.send_replace(None);
-                        return Ok(term);
-                    }
-                    Ok(None) => {}
-                    Err(EtcdError::Silent(words)) => tracing::warn!("etcd: {words}"),
-                    Err(e) => return Err(e),
-                },
-                Ok(leader) => drop(others.send_replace(leader)),
+            match self.look_or_lead(who, others).await {
+                Ok(Some(term)) => return Ok(term),
+                Ok(None) => {}
                 Err(EtcdError::Silent(words)) => tracing::warn!("etcd: {words}"),
                 Err(e) => return Err(e),
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    async fn look_or_lead(
+        &self,
+        who: &str,
+        others: &watch::Sender<Option<String>>,
+    ) -> Result<Option<Term>, EtcdError> {
+        let leader = self.leader().await?;
+        if leader.is_some() {
+            others.send_replace(leader);
+            return Ok(None);
+        }
+        let term = self.try_to_lead(who).await?;
+        if term.is_some() {
+            others.send_replace(None);
+        }
+        Ok(term)
     }
 
     async fn try_to_lead(&self, who: &str) -> Result<Option<Term>, EtcdError> {
@@ -350,7 +359,7 @@ impl Etcd {
             mandate,
             number: applied,
             unapplied: BTreeMap::new(),
-            applied: Arc::new(Mutex::new(applied)),
+            applied: Arc::new(AtomicU64::new(applied)),
             applying: Arc::default(),
         }))
     }
@@ -490,7 +499,7 @@ impl Term {
 
     /// Put what the log has among the records, beside what goes on.
     fn apply_some_day(&mut self) {
-        let applied = *self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let applied = self.applied.load(Ordering::Acquire);
         if self.number - applied < MOST_SAVES || self.applying.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -500,7 +509,7 @@ impl Term {
         tokio::spawn(async move {
             match apply(&etcd, created, number, &changes).await {
                 Ok(()) => {
-                    *applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = number;
+                    applied.store(number, Ordering::Release);
                     applying.store(false, Ordering::Release);
                 }
                 // The log has it still, and so has whoever leads next.

@@ -7,10 +7,10 @@ use hafen_protocol::v1;
 use prost::Message;
 use serde_json::Value;
 
-use super::{Malformed, duration, fence, template};
+use super::{Malformed, duration, fence, ports, template};
 use crate::model::{
     Affinity, Amounts, BackOff, Constraint, Fence, Job, JobId, Kind, Namespace, Rules, Spread,
-    Strategy, Template, Test,
+    Strategy, Template, Test, is_name,
 };
 
 /// Where nothing is said.
@@ -50,9 +50,8 @@ impl Finding {
     }
 
     fn name(&mut self, field: &str, name: &str) {
-        let good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if !starts || name.len() > 63 || !name.chars().all(good) {
+        if !starts || !is_name(name) {
             self.add(field, "a name has 1 to 63 letters, digits, \"_\", \"-\" and \".\"");
         }
     }
@@ -169,9 +168,8 @@ pub fn of_pod(
         .iter()
         .map(|task| template(task, Rules::default(), false))
         .collect::<Result<_, _>>()?;
-    let own = pod.network.iter().flat_map(|network| &network.ports);
-    let own = own.filter_map(|port| u16::try_from(port.host).ok()).filter(|port| *port != 0);
-    let ports = own.chain(each.iter().flat_map(|one| one.ports.iter().copied())).collect();
+    let of_tasks = each.iter().flat_map(|one| one.ports.iter().copied());
+    let ports = ports(pod.network.as_ref()).chain(of_tasks).collect();
     rules.revocable = !each.is_empty() && each.iter().all(|one| one.rules.revocable);
     rules.features.insert(PODS.to_owned());
     let fences: Vec<Fence> = match at_most_one {

@@ -293,7 +293,8 @@ fn report(n: usize) -> v1::NodeReport {
 
 #[cfg(test)]
 mod tests {
-    use hafen_coordinator::wire::{self, to_duration};
+    use hafen_coordinator::wire;
+    use hafen_protocol::time::span;
 
     use super::*;
 
@@ -308,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_welcome_says_how_often_to_speak() {
-        let seconds = |n| Some(to_duration(Duration::from_secs(n)));
+        let seconds = |n| Some(span(Duration::from_secs(n)));
         let mut welcome = v1::Welcome { lease: seconds(5), ..v1::Welcome::default() };
         let terms = Terms::of(&welcome).unwrap();
         assert_eq!(terms.ping_every, Duration::from_secs(1));

@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use hafen_coordinator::wire::to_duration;
+use hafen_protocol::time::span;
 use hafen_protocol::v1;
 use hafen_protocol::v1::cluster_node::Presence;
 use hafen_protocol::v1::instance::Phase;
@@ -143,8 +143,7 @@ impl Scene<'_> {
         let request =
             v1::Amounts { cpu_milli: Some(10), memory: Some(16 << 20), ..v1::Amounts::default() };
         // The first process of a container does not hear a signal for which it has no handler.
-        let kill =
-            v1::KillPolicy { signal: "SIGKILL".into(), grace: Some(to_duration(Duration::ZERO)) };
+        let kill = v1::KillPolicy { signal: "SIGKILL".into(), grace: Some(span(Duration::ZERO)) };
         let task = v1::TaskSpec {
             id: String::new(),
             resources: Some(v1::Resources { request: Some(request), ..v1::Resources::default() }),
