@@ -1,11 +1,13 @@
 //! The agent of a node, and what a person types to it.
 
+pub mod address;
 pub mod amount;
 pub mod api;
 pub mod artifact;
 pub mod check;
 pub mod client;
 pub mod config;
+mod connection;
 pub mod container;
 pub mod driver;
 pub mod events;

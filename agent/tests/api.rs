@@ -51,7 +51,7 @@ impl Server {
     }
 
     async fn client(&self) -> client::Client {
-        client::connect(&Host::Unix(self.socket()), &Tls::default()).await.unwrap()
+        client::connect(&Host::unix(self.socket()), &Tls::default()).await.unwrap()
     }
 
     /// Status and body.
@@ -174,7 +174,7 @@ async fn an_agent_that_ends_lets_go_of_its_socket() {
     server.stop.take().unwrap().send(()).unwrap();
     timeout(Duration::from_secs(10), &mut server.served).await.unwrap().unwrap();
     assert!(!server.socket().exists());
-    let gone = client::connect(&Host::Unix(server.socket()), &Tls::default()).await.unwrap_err();
+    let gone = client::connect(&Host::unix(server.socket()), &Tls::default()).await.unwrap_err();
     assert!(gone.to_string().contains("hafen agent"), "{gone}");
 }
 
@@ -222,7 +222,8 @@ impl Secure {
         let address = "127.0.0.1:0".parse().unwrap();
         let tcp = Tcp { address, cert, key, client_ca: ca.clone() };
         let server = Server::start(folder, Some(tcp)).await;
-        let host = Host::Tls("localhost".to_owned(), server.address.unwrap().port());
+        let port = server.address.unwrap().port();
+        let host: Host = format!("https://localhost:{port}").parse().unwrap();
         Self { server, host, ca, own }
     }
 

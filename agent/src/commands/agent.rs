@@ -83,13 +83,7 @@ pub(super) fn agent(cli: &Cli, args: &AgentArgs) -> Result<ExitCode, Error> {
     }
     start_log(&config.log)?;
     told.for_each(|words| tracing::warn!("{words}"));
-    let threads =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
-    let served = threads.block_on(serve(&config));
-    // A call that blocks must not keep us: what it was about is written down.
-    threads.shutdown_background();
-    served.map(|()| ExitCode::SUCCESS)
+    super::serve(serve(&config)).map(|()| ExitCode::SUCCESS)
 }
 
 /// With the variables that have our prefix and mean nothing.

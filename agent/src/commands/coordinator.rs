@@ -120,12 +120,7 @@ pub(super) fn coordinator(args: &CoordinatorArgs) -> Result<ExitCode, Error> {
     let args = &args.serve;
     start_log(&Log { level: args.log_level.clone(), format: args.log_format.into() })?;
     let options = options(args)?;
-    let threads =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
-    let served = threads.block_on(serve(options, args.join_file.as_deref()));
-    threads.shutdown_background();
-    served.map(|()| ExitCode::SUCCESS)
+    super::serve(serve(options, args.join_file.as_deref())).map(|()| ExitCode::SUCCESS)
 }
 
 fn certificate(name: &str, state: &Path) -> Result<ExitCode, Error> {

@@ -24,7 +24,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use hafen::client::{self, Client, Cluster, ConnectError, Coordinator, Host, Tls};
+use hafen::address::Address;
+use hafen::client::{self, Client, Cluster, ConnectError, Host, Tls};
 use hafen::config::DEFAULT_SOCKET;
 
 pub(crate) use cluster::ClusterCommand;
@@ -51,7 +52,7 @@ pub(crate) struct HostArgs {
         global = true,
         hide_env_values = true
     )]
-    coordinator: Option<Coordinator>,
+    coordinator: Option<Address>,
     /// Who signs the certificates of agents and coordinators.
     #[arg(long, value_name = "FILE", env = "HAFEN_TLS_CA", global = true, hide_env_values = true)]
     tls_ca: Option<PathBuf>,
@@ -71,7 +72,7 @@ pub(crate) struct HostArgs {
 
 impl HostArgs {
     pub(crate) fn host(&self) -> Host {
-        self.host.clone().unwrap_or_else(|| Host::Unix(DEFAULT_SOCKET.into()))
+        self.host.clone().unwrap_or_else(|| Host::unix(DEFAULT_SOCKET.into()))
     }
 
     pub(crate) async fn connect(&self) -> Result<Client, ConnectError> {
@@ -79,7 +80,7 @@ impl HostArgs {
     }
 
     pub(crate) async fn cluster(&self) -> Result<Cluster, ConnectError> {
-        let default = || Coordinator(Host::Unix(COORDINATOR.into()));
+        let default = || Address::Unix(COORDINATOR.into());
         let at = self.coordinator.clone().unwrap_or_else(default);
         client::coordinator(&at, &self.files()).await
     }
@@ -217,6 +218,17 @@ impl NodeCommand {
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| Error::Refused(format!("start a runtime: {e}")))?.block_on(work)
+}
+
+/// On threads of its own, for as long as it takes.
+fn serve<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let threads =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let threads = threads.map_err(|e| Error::Refused(format!("start threads: {e}")))?;
+    let served = threads.block_on(work);
+    // A call that blocks must not keep us: what it was about is written down.
+    threads.shutdown_background();
+    served
 }
 
 /// One after the other; the first failure decides the exit code, and does not keep the others from their turn.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::link::Address;
+use crate::address::Address;
 
 pub use gather::{Given, Raw, Source, gather};
 pub use keys::{KEYS, Key};

@@ -10,8 +10,8 @@ use super::{
     Cni, Config, Gc, Given, Group, Joining, Log, LogFormat, Master, MasterFiles, Problem, Problems,
     Reserved, Source, TaskLog, TaskLogFormat, Tcp, Token,
 };
+use crate::address::Address;
 use crate::amount;
-use crate::link::Address;
 
 /// Reads keys, and remembers what was wrong.
 struct Reader<'a> {

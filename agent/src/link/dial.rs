@@ -2,23 +2,17 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hafen_protocol::v1::master_client::MasterClient;
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tokio::net::UnixStream;
+use tonic::transport::Channel;
 
-use super::address::Address;
 use super::session::MOST_MESSAGE;
+use crate::address::Address;
 use crate::api::tls::{self, TlsError};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::connection;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
@@ -61,49 +55,22 @@ pub(super) async fn dial(
     let channel = match address {
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(failed)?;
-            channel(address, stream).await?
+            connection::channel(address, stream).await
         }
         Address::Plain(host, port) => {
-            channel(address, in_time(tcp(host, *port)).await.map_err(failed)?).await?
+            let stream = connection::plain(host, *port).await.map_err(failed)?;
+            connection::channel(address, stream).await
         }
         Address::Tls(host, port) => {
             let config = tls.ok_or_else(|| DialError::Stranger(address.clone()))?;
             let name = ServerName::try_from(host.clone());
             let name = name.map_err(|_| DialError::Name(host.clone()))?;
-            let meet = async {
-                let stream = tcp(host, *port).await?;
-                TlsConnector::from(Arc::new(config)).connect(name, stream).await
-            };
-            channel(address, in_time(meet).await.map_err(failed)?).await?
+            let stream = connection::secure(config, name, host, *port).await.map_err(failed)?;
+            connection::channel(address, stream).await
         }
     };
+    let channel =
+        channel.map_err(|source| DialError::Channel { address: address.clone(), source })?;
     let client = MasterClient::new(channel);
     Ok(client.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(usize::MAX))
-}
-
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let connected = tokio::time::timeout(PATIENCE, connecting).await;
-    connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
-}
-
-async fn channel<S>(address: &Address, stream: S) -> Result<Channel, DialError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // Only a name for the header; TLS is ours.
-    let endpoint = Endpoint::from_static("http://hafen");
-    let stream = Mutex::new(Some(stream));
-    let connector = tower::service_fn(move |_: Uri| {
-        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let lost = || io::Error::new(io::ErrorKind::NotConnected, "the master has gone away");
-        std::future::ready(stream.map(TokioIo::new).ok_or_else(lost))
-    });
-    let channel = endpoint.connect_with_connector(connector).await;
-    channel.map_err(|source| DialError::Channel { address: address.clone(), source })
 }

@@ -22,9 +22,9 @@ use rustls::{
 use sha2::{Digest, Sha256};
 use tonic::transport::Channel;
 
-use super::address::Address;
 use super::dial::{DialError, Files, dial};
 use super::disk::Disk;
+use crate::address::Address;
 use crate::api::tls;
 use crate::config::{Joining, Token};
 

@@ -1,7 +1,6 @@
 //! The agent's side of docs/protocol.md: it dials a master, keeps one stream, tells what becomes of the master's tasks and does
 //! what the master orders. What is counted and when it ends is decided by [`session`], which has neither clock nor socket.
 
-mod address;
 mod channel;
 mod clock;
 mod dial;
@@ -27,11 +26,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-pub use address::Address;
 pub use clock::{BootTime, Heard};
 pub use report::attributes;
 pub use session::{Act, End, Session, Terms};
 
+use crate::address::Address;
 use crate::config::{Config, Master};
 use crate::failure::{Failure, Kind, chain};
 use crate::node::Node;

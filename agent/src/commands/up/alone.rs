@@ -1,59 +1,58 @@
 //! Coordinator, agent and page in one process: this machine as a cluster of one.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hafen::client::{Coordinator as At, Host};
+use hafen::address::Address as At;
 use hafen::config::Config;
 use hafen_coordinator::service::{Address, Coordinator, Options};
 use tokio::time::sleep;
 
-use super::layout::Layout;
+use super::layout::greeting;
 use super::{nodes_here, refused, show};
 use crate::Error;
 use crate::cli::Cli;
-use crate::commands::agent;
+use crate::commands::{self, agent};
 
 /// Of the node, which is where we are: it is only silent when we are.
 const LEASE: Duration = Duration::from_secs(5);
 /// Between two looks whether the node is there.
 const LOOK: Duration = Duration::from_millis(20);
 
-pub(super) fn up(cli: &Cli, mut layout: Layout) -> Result<ExitCode, Error> {
-    let config = configure(cli, &mut layout)?;
+pub(super) fn up(cli: &Cli, listen: &str, dir: Option<&Path>) -> Result<ExitCode, Error> {
+    let (config, socket) = configure(cli, dir)?;
     agent::start_log(&config.log)?;
-    let options = options(&layout, &config)?;
-    let threads =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let threads = threads.map_err(|e| refused(format!("start threads: {e}")))?;
-    let lived = threads.block_on(live(layout, &config, options));
-    // A call that blocks must not keep us: what it was about is written down.
-    threads.shutdown_background();
-    lived.map(|()| ExitCode::SUCCESS)
+    let options = options(&config, &socket, listen)?;
+    commands::serve(live(&config, socket, options)).map(|()| ExitCode::SUCCESS)
 }
 
-/// As the agent would be, with our coordinator as its master, which is where the agent's own configuration says.
-fn configure(cli: &Cli, layout: &mut Layout) -> Result<Config, Error> {
-    let said = layout.members.iter().flat_map(|member| member.keys.iter().cloned());
-    let mut flags: BTreeMap<&'static str, String> = said.collect();
+/// As the agent would be, with our coordinator as its master, whose socket is beside the agent's own.
+fn configure(cli: &Cli, dir: Option<&Path>) -> Result<(Config, PathBuf), Error> {
+    let mut flags = folders(dir);
     let (config, _) = agent::configured(cli, flags.clone(), None)?;
-    layout.socket = config.run.join("coordinator.sock");
-    layout.state.clone_from(&config.state);
-    flags.insert("master.urls", format!("unix://{}", layout.socket.display()));
+    let socket = config.run.join("coordinator.sock");
+    flags.insert("master.urls", format!("unix://{}", socket.display()));
     let (config, strangers) = agent::configured(cli, flags, None)?;
     strangers.iter().for_each(|name| eprintln!("hafen: {name} is no variable of the agent"));
-    layout.members.iter_mut().for_each(|member| member.socket.clone_from(&config.socket));
-    Ok(config)
+    Ok((config, socket))
 }
 
-fn options(layout: &Layout, config: &Config) -> Result<Options, Error> {
-    let url = format!("unix://{}", layout.socket.display());
+/// Of the agent's configuration, if it is not to be where an agent usually is.
+fn folders(dir: Option<&Path>) -> BTreeMap<&'static str, String> {
+    let Some(dir) = dir else { return BTreeMap::new() };
+    let of = |name| dir.join(name).display().to_string();
+    [("state", of("state")), ("run", of("run")), ("instance", "up".to_owned())].into()
+}
+
+fn options(config: &Config, socket: &Path, listen: &str) -> Result<Options, Error> {
+    let url = format!("unix://{}", socket.display());
     let listen: Result<Vec<Address>, String> =
-        [&url, &layout.listen].into_iter().map(|address| address.parse()).collect();
+        [url.as_str(), listen].into_iter().map(str::parse).collect();
     Ok(Options {
         listen: listen.map_err(refused)?,
-        state: layout.state.join("coordinator"),
+        state: config.state.join("coordinator"),
         name: config.name.clone(),
         lease: LEASE,
         group: config.group.as_ref().map(|group| group.gid),
@@ -65,14 +64,15 @@ fn options(layout: &Layout, config: &Config) -> Result<Options, Error> {
 }
 
 /// Until somebody asks us to end, or one of the two cannot go on. What runs goes on.
-async fn live(mut layout: Layout, config: &Config, options: Options) -> Result<(), Error> {
-    // Its socket is in there, and the agent comes later.
+async fn live(config: &Config, socket: PathBuf, options: Options) -> Result<(), Error> {
+    // The socket is in there, and the agent comes later.
     std::fs::create_dir_all(&config.run)
         .map_err(|e| refused(format!("mkdir {}: {e}", config.run.display())))?;
     let mut coordinator = Coordinator::start(options).await?;
     // With the port that it was given.
-    layout.listen = coordinator.addresses.last().map(ToString::to_string).unwrap_or_default();
-    let greeting = tokio::spawn(greet(layout));
+    let page = coordinator.addresses.last().map(ToString::to_string).unwrap_or_default();
+    let node = format!("node  --host unix://{}", config.socket.display());
+    let greeting = tokio::spawn(greet(page, node, socket));
     let lived = tokio::select! {
         served = agent::serve(config) => served,
         failed = coordinator.failed() => failed.map_err(Error::from),
@@ -82,11 +82,11 @@ async fn live(mut layout: Layout, config: &Config, options: Options) -> Result<(
     lived
 }
 
-async fn greet(layout: Layout) {
-    let at = At(Host::Unix(layout.socket.clone()));
+async fn greet(page: String, node: String, socket: PathBuf) {
+    let at = At::Unix(socket.clone());
     while nodes_here(&at).await.is_none_or(|count| count == 0) {
         sleep(LOOK).await;
     }
     // Whoever does not read it has lost nothing else.
-    let _ = show::line(&layout.greeting());
+    let _ = show::line(&greeting(&page, [node], &socket));
 }

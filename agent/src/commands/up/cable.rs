@@ -23,7 +23,7 @@ pub(super) fn lay(layout: &Layout) -> Result<(), String> {
     ip(&format!("address add {}/24 dev {BRIDGE}", own_address()))?;
     ip(&format!("link set {BRIDGE} up"))?;
     for member in &layout.members {
-        let Some(namespace) = &member.namespace else { continue };
+        let namespace = &member.namespace;
         netns::create(Kind::Network, namespace).map_err(|e| e.to_string())?;
         let (cable, at) = (&member.cable, namespace.display());
         ip(&format!("link add {cable} type veth peer name eth0 netns {at}"))?;
@@ -43,9 +43,7 @@ pub(super) fn remove(layout: &Layout) {
     for member in &layout.members {
         // The cable goes with either end, and nothing may be there.
         let _ = ip(&format!("link delete {}", member.cable));
-        if let Some(namespace) = &member.namespace {
-            let _ = netns::remove(namespace);
-        }
+        let _ = netns::remove(&member.namespace);
     }
     let _ = ip(&format!("link delete {BRIDGE}"));
 }

@@ -10,7 +10,8 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hafen::client::{self, Coordinator, Host, Tls};
+use hafen::address::Address;
+use hafen::client::{self, Host, Tls};
 use hafen::lock;
 use hafen::network::netns;
 use hafen_protocol::v1::{self, cluster_node::Presence};
@@ -50,10 +51,11 @@ fn refused(what: impl Into<String>) -> Error {
 }
 
 pub(super) fn up(cli: &Cli, args: &UpArgs) -> Result<ExitCode, Error> {
-    let layout = Layout::new(args.nodes, &args.listen, args.dir.as_deref(), cli.images.as_deref());
+    let dir = args.dir.as_deref();
     if args.nodes == 1 {
-        return alone::up(cli, layout);
+        return alone::up(cli, &args.listen, dir);
     }
+    let layout = Layout::new(args.nodes, &args.listen, dir, cli.images.as_deref());
     block_on(async {
         // Before anything is there: who asks us to end is heard.
         let handler = |kind| signal(kind).map_err(|e| refused(format!("sigaction: {e}")));
@@ -103,12 +105,10 @@ impl Village {
 
     fn begin(&mut self) -> Result<(), Error> {
         self.coordinator = Some(spawn(&self.layout.coordinator, None)?);
-        if self.layout.has_networks() {
-            cable::remove(&self.layout);
-            cable::lay(&self.layout).map_err(refused)?;
-        }
+        cable::remove(&self.layout);
+        cable::lay(&self.layout).map_err(refused)?;
         for member in self.layout.members.clone() {
-            let child = spawn(&member.words, member.namespace.as_deref())?;
+            let child = spawn(&member.words, Some(&member.namespace))?;
             self.agents.push((member, child));
         }
         Ok(())
@@ -116,7 +116,7 @@ impl Village {
 
     /// Once all nodes are there.
     async fn greet(&mut self) -> Result<(), Error> {
-        let at = Coordinator(Host::Unix(self.layout.socket.clone()));
+        let at = Address::Unix(self.layout.socket.clone());
         let end = Instant::now() + PATIENCE;
         while nodes_here(&at).await.is_none_or(|count| count < self.layout.members.len()) {
             if Instant::now() > end {
@@ -140,7 +140,7 @@ impl Village {
                 && let Some(words) = end_of(child)
             {
                 member.is_here = false;
-                eprintln!("hafen: {} has ended: {words}", member.called());
+                eprintln!("hafen: {} has ended: {words}", member.name);
             }
         }
         Ok(())
@@ -150,53 +150,43 @@ impl Village {
     fn call_back(&mut self) -> Result<(), Error> {
         for (member, child) in &mut self.agents {
             if end_of(child).is_some() {
-                *child = spawn(&member.words, member.namespace.as_deref())?;
+                *child = spawn(&member.words, Some(&member.namespace))?;
             }
         }
         Ok(())
     }
 
-    /// What runs first, if it is to go; then the agents, who say so to the coordinator; then that one.
+    /// What runs first; then the agents, who say so to the coordinator; then that one.
     async fn end(mut self) -> Result<(), Error> {
         let mut left = Vec::new();
         let mut note = |who: &str, error: Option<Error>| {
             left.extend(error.map(|e| format!("{who}: {}", crate::chain(&e))));
         };
-        if self.layout.is_passing {
-            note("an agent", self.call_back().err());
-            note(
-                "the coordinator",
-                purge(&Coordinator(Host::Unix(self.layout.socket.clone()))).await.err(),
-            );
-        }
+        note("an agent", self.call_back().err());
+        let at = Address::Unix(self.layout.socket.clone());
+        note("the coordinator", purge(&at).await.err());
         for (member, child) in &mut self.agents {
-            if self.layout.is_passing {
-                note(member.called(), empty(&member.socket).await.err());
-            }
+            note(&member.name, empty(&member.socket).await.err());
             finish(child).await;
         }
         if let Some(child) = self.coordinator.as_mut() {
             finish(child).await;
         }
-        if self.layout.has_networks() {
-            cable::remove(&self.layout);
-        }
+        cable::remove(&self.layout);
         if !left.is_empty() {
             let at = self.layout.state.display();
             return Err(refused(format!("not all is gone, and {at} is kept: {}", left.join("; "))));
         }
-        if self.layout.is_passing {
-            for folder in [&self.layout.state, &self.layout.run] {
-                std::fs::remove_dir_all(folder)
-                    .map_err(|e| refused(format!("remove {}: {e}", folder.display())))?;
-            }
+        for folder in [&self.layout.state, &self.layout.run] {
+            std::fs::remove_dir_all(folder)
+                .map_err(|e| refused(format!("remove {}: {e}", folder.display())))?;
         }
         Ok(())
     }
 }
 
 /// `None`: nobody answers yet.
-async fn nodes_here(at: &Coordinator) -> Option<usize> {
+async fn nodes_here(at: &Address) -> Option<usize> {
     let mut client = client::coordinator(at, &Tls::default()).await.ok()?;
     let view = client.get_cluster(v1::GetClusterRequest::default()).await.ok()?.into_inner();
     Some(view.nodes.iter().filter(|node| node.presence() == Presence::Here).count())
@@ -244,7 +234,7 @@ async fn finish(child: &mut Child) {
 }
 
 /// No job is to be there any more, and nothing of one.
-async fn purge(at: &Coordinator) -> Result<(), Error> {
+async fn purge(at: &Address) -> Result<(), Error> {
     let purged = async {
         let mut client = client::coordinator(at, &Tls::default()).await?;
         let view = client.get_cluster(v1::GetClusterRequest::default()).await?.into_inner();
@@ -265,7 +255,7 @@ async fn purge(at: &Coordinator) -> Result<(), Error> {
 /// Stop and forget all that an agent has of its own.
 async fn empty(socket: &Path) -> Result<(), Error> {
     let emptied = async {
-        let mut client = client::connect(&Host::Unix(socket.to_owned()), &Tls::default()).await?;
+        let mut client = client::connect(&Host::unix(socket.to_owned()), &Tls::default()).await?;
         for pod in client.list_pods(v1::ListPodsRequest {}).await?.into_inner().pods {
             gone(client.remove_pod(v1::RemovePodRequest { id: pod.id, force: true }).await)?;
         }

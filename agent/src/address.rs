@@ -1,4 +1,4 @@
-//! Where a master is.
+//! Where an agent, a coordinator or another master is.
 
 use std::fmt;
 use std::net::IpAddr;
