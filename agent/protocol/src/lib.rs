@@ -1,6 +1,7 @@
 //! What is said to a node, and what it answers: messages and services of the `.proto` files beside this crate, which
 //! are the reference. Every message has the JSON of proto3 as well.
 
+pub mod change;
 pub mod time;
 
 /// Version 1.

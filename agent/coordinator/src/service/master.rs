@@ -146,7 +146,8 @@ impl Service for Master {
         self.desk.inlet.nodes.send(hello).map_err(|_| gone())?;
         let session = numbered.await.map_err(|_| gone())?;
         tokio::spawn(self.clone().listen(session, stream, pulse, ended));
-        Ok(Response::new(ReceiverStream::new(told).boxed()))
+        let told = ReceiverStream::new(told).map(|told| told.map(|message| *message));
+        Ok(Response::new(told.boxed()))
     }
 
     type ChannelStream = Told<v1::ChannelDown>;

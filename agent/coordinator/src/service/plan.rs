@@ -1,7 +1,7 @@
 //! What would become of a job.
 
 use hafen_door::failure::{Failure, Kind};
-use hafen_protocol::v1;
+use hafen_protocol::{change, v1};
 
 use crate::cluster::{Core, Rehearsed};
 use crate::model::{Job, task_name};
@@ -11,7 +11,7 @@ use crate::wire;
 pub(super) fn plan(core: Core, job: Job) -> Result<v1::JobPlan, Failure> {
     let spec = wire::job::spec(&job);
     let before = core.job(&job.id).map(|record| (record.version, wire::job::spec(record.job())));
-    let changes = before.as_ref().map(|(_, old)| wire::job::differences(old, &spec));
+    let changes = before.as_ref().map(|(_, old)| change::between(old, &spec)).unwrap_or_default();
     let invalid = |why: crate::cluster::Rejected| Failure::new(Kind::Invalid, why.to_string());
     let Rehearsed { version, places, stops, pushed } = core.rehearse(job).map_err(invalid)?;
     let names = |all: Vec<_>| all.into_iter().map(task_name).collect::<Vec<_>>();
@@ -30,7 +30,7 @@ pub(super) fn plan(core: Core, job: Job) -> Result<v1::JobPlan, Failure> {
         first.preempts = names(pushed);
     }
     Ok(v1::JobPlan {
-        changes: changes.unwrap_or_default(),
+        changes: changes.into_iter().map(|change| change.path).collect(),
         version,
         is_new: before.is_none(),
         placements,

@@ -19,7 +19,8 @@ const MOST_COMMANDS: usize = 1_024;
 /// One that makes us say so much is gone as well.
 const MOST_WAITING: usize = 40_000;
 
-pub(super) type Down = mpsc::Sender<Result<v1::FromMaster, Status>>;
+/// A queue has room for 32 from the beginning on, and most nodes are told little: so the messages lie elsewhere.
+pub(super) type Down = mpsc::Sender<Result<Box<v1::FromMaster>, Status>>;
 
 /// When something was last received on a stream: set where it is received, so that what waits to be taken in counts.
 #[derive(Debug, Clone)]
@@ -133,7 +134,7 @@ impl Stream {
 
     pub(super) fn send(&mut self, what: v1::from_master::What) -> Result<(), Full> {
         let (number, heard, epoch) = (self.sent + 1, self.heard, self.epoch);
-        let message = v1::FromMaster { number, heard, epoch, what: Some(what) };
+        let message = Box::new(v1::FromMaster { number, heard, epoch, what: Some(what) });
         self.line.down.try_send(Ok(message)).map_err(|_| Full)?;
         self.sent = number;
         self.answered = true;

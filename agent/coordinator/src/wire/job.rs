@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hafen_protocol::v1;
 use prost::Message;
-use serde_json::Value;
 
 use super::{Malformed, duration, fence, ports, template};
 use crate::model::{
@@ -268,35 +267,6 @@ pub fn spec(job: &Job) -> v1::JobSpec {
     spec
 }
 
-/// Fields in which two differ, by their paths in JSON.
-#[must_use]
-pub fn differences(old: &v1::JobSpec, new: &v1::JobSpec) -> Vec<String> {
-    let value = |spec| serde_json::to_value(spec).unwrap_or_default();
-    let mut found = Vec::new();
-    compare(String::new(), &value(old), &value(new), &mut found);
-    found
-}
-
-fn compare(path: String, old: &Value, new: &Value, found: &mut Vec<String>) {
-    let (Value::Object(before), Value::Object(after)) = (old, new) else {
-        if old != new {
-            found.push(path);
-        }
-        return;
-    };
-    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    for name in names {
-        let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let value = |of: &serde_json::Map<String, Value>| of.get(name).cloned();
-        compare(
-            inner,
-            &value(before).unwrap_or_default(),
-            &value(after).unwrap_or_default(),
-            found,
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +323,7 @@ mod tests {
         let wanted = Some(v1::job_spec::Kind::Replicas(4));
         let back = spec(&job);
         assert_eq!(back, v1::JobSpec { kind: wanted, ..given.clone() });
-        assert_eq!(differences(&given, &back), ["replicas"]);
+        let changed = hafen_protocol::change::between(&given, &back);
+        assert_eq!(changed.iter().map(|change| &change.path).collect::<Vec<_>>(), ["replicas"]);
     }
 }

@@ -1,8 +1,8 @@
 //! `hafen job history`.
 
-use hafen_protocol::v1;
+use hafen_protocol::{change, v1};
 
-use super::{HostArgs, block_on, changes, job, show};
+use super::{HostArgs, block_on, job, show};
 use crate::Error;
 use crate::cli::Format;
 
@@ -38,6 +38,6 @@ fn changed(before: Option<&v1::JobVersion>, version: &v1::JobVersion) -> String 
     else {
         return String::new();
     };
-    let changes = changes::between(old, new);
+    let changes = change::between(old, new);
     changes.iter().map(|change| change.path.as_str()).collect::<Vec<_>>().join(", ")
 }

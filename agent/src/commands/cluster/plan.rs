@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use hafen::client::Cluster;
 use hafen::failure::{Failure, Kind};
-use hafen_protocol::v1;
+use hafen_protocol::{change, v1};
 
 use super::{HostArgs, block_on, changes, job, show};
 use crate::Error;
@@ -54,14 +54,14 @@ const fn changes(plan: &v1::JobPlan) -> bool {
 
 pub(super) fn told(plan: &v1::JobPlan, old: Option<&v1::JobSpec>, new: &v1::JobSpec) -> String {
     let mut lines = vec![headline(plan, &new.name)];
-    let values = old.map(|old| changes::between(old, new)).unwrap_or_default();
+    let values = old.map(|old| change::between(old, new)).unwrap_or_default();
     for path in &plan.changes {
-        let mut at: Vec<_> = values.iter().filter(|value| value.is_at(path)).collect();
+        let mut at: Vec<_> = values.iter().filter(|value| changes::is_at(value, path)).collect();
         at.dedup_by_key(|change| &change.path);
         if at.is_empty() {
             lines.push(format!("  {}", show::plain(path)));
         }
-        lines.extend(at.into_iter().map(|change| format!("  {}", change.sentence())));
+        lines.extend(at.into_iter().map(|change| format!("  {}", changes::sentence(change))));
     }
     lines.dedup();
     if !plan.placements.is_empty() {
