@@ -455,7 +455,10 @@ fn the_rest_is_short() {
     assert!(stage.run("jobs --format json").1.starts_with("[]"));
     let cases = [
         ("drain n1 --wait", 0, "n1"),
+        ("drain n1 --within 10m", 0, "n1"),
+        ("drain n1 --within soon", 2, "is no duration"),
         ("drain n1 --off", 0, "n1"),
+        ("drain n1 --off --within 1s", 2, "cannot be used with"),
         ("node rm n2", 0, "n2"),
         ("node rm n1", 4, "n1 is heard"),
         ("node inspect n", 0, "PRESENCE_AWAY"),

@@ -89,6 +89,12 @@ impl Machine<'_> {
         kill(Pid::from_raw(self.agent.pid()), Signal::SIGSTOP).expect("stopped");
     }
 
+    /// Somebody at the machine wants it to be empty, or not any more.
+    pub fn empty(&self, on: bool) {
+        let wish = if on { Signal::SIGUSR1 } else { Signal::SIGUSR2 };
+        kill(Pid::from_raw(self.agent.pid()), wish).expect("wished");
+    }
+
     pub fn go_on(&self) {
         kill(Pid::from_raw(self.agent.pid()), Signal::SIGCONT).expect("goes on");
     }
@@ -146,6 +152,7 @@ impl<'t> Cluster<'t> {
             .variable("HAFEN_INSTANCE", format!("{}-{number}", test.id()))
             .variable("HAFEN_MASTER_URLS", format!("http://10.88.0.1:{PORT}"))
             .variable("HAFEN_MASTER_INSECURE", "true")
+            .variable("HAFEN_MASTER_DRAIN_WITHIN", "2s")
             .variable("HAFEN_ATTRIBUTES", format!("rack=r{number}"));
         Machine { name, agent, space, number }
     }

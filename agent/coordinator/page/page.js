@@ -205,7 +205,8 @@ const attributeList = ({ attributes = {} }) =>
   Object.entries(attributes).map(([name, value]) => `${name}=${value}`).sort(byName);
 
 const namespaceOf = (item) => item.namespace || "default";
-const nodeBadges = (node) => [badge(presence(node)), ...when(node.draining, badge(["busy", "Draining"]))];
+const draining = (node) => (node.drainOverdue ? "Draining, overdue" : "Draining");
+const nodeBadges = (node) => [badge(presence(node)), ...when(node.draining, badge(["busy", draining(node)]))];
 const isReady = (task) => task.phase === "PHASE_READY";
 const onNode = (task) => (task.state ? `on its node: ${named(task.state, "STATE_")}` : "");
 const isStable = (job) => number(job.stable) === number(job.version);
@@ -604,7 +605,7 @@ class JobView extends DetailView {
 class NodeView extends DetailView {
   constructor(route) {
     super(route);
-    this.drain = this.action("", () => confirmed(draining(this.node)));
+    this.drain = this.action("", () => confirmed(toDrain(this.node)));
     this.tasks = this.add(new Table("tasks", `Tasks on ${plain(this.name)}`, { without: "Node" }));
   }
 
@@ -618,6 +619,7 @@ class NodeView extends DetailView {
       ["Pressure", [pressure(node.capacity)]],
       ["Tasks", [figures.format(number(node.instances))]],
       ["Heard", when(node.heard, time(node.heard))],
+      ["Is to be empty within", [node.drainWithin ?? ""]],
       ["Attributes", chips(attributeList(node))],
       ["Features", chips(node.features ?? [])],
       ["Software", [node.software ?? ""]],
@@ -818,7 +820,7 @@ async function ask(method, path, body) {
   }
 }
 
-function draining(node) {
+function toDrain(node) {
   const path = `/v1/nodes/${encodeURIComponent(node.name)}/drain`;
   const [name, on] = [plain(node.name), !node.draining];
   const run = () => ask("POST", path, { on });

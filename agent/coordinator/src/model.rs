@@ -453,6 +453,8 @@ pub enum Why {
     Surplus,
     Outdated,
     Drained,
+    /// It had not moved away from a node that is to be empty.
+    Overdue,
     Preempted,
     /// It did not become ready.
     Unhealthy,
@@ -499,8 +501,21 @@ pub struct Node {
     pub incarnation: u64,
     pub connection: u64,
     pub machine: Machine,
-    /// Somebody wants it to be empty.
-    pub draining: bool,
+    #[serde(flatten)]
+    pub drain: Drain,
+}
+
+/// Whether somebody wants a node to be empty.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    #[serde(rename = "draining")]
+    pub on: bool,
+    /// After that what has not moved away is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<Duration>,
+    /// That time is over, and something was stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overdue: bool,
 }
 
 /// A job, and how far its update is.

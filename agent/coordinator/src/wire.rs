@@ -182,8 +182,13 @@ fn fence(task: &v1::TaskSpec) -> Result<Fence, Malformed> {
     })
 }
 
-fn duration(of: &pbjson_types::Duration, name: &'static str) -> Result<Duration, Malformed> {
-    let seconds = u64::try_from(of.seconds).map_err(|_| Malformed::Duration(name))?;
+/// # Errors
+/// What is less than nothing, or beyond what a Duration may say: sums of such are no danger.
+pub fn duration(of: &pbjson_types::Duration, name: &'static str) -> Result<Duration, Malformed> {
+    /// google/protobuf/duration.proto.
+    const MOST: u64 = 315_576_000_000;
+    let seconds = u64::try_from(of.seconds).ok().filter(|seconds| *seconds <= MOST);
+    let seconds = seconds.ok_or(Malformed::Duration(name))?;
     let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
     Ok(Duration::new(seconds, nanos.ok_or(Malformed::Duration(name))?))
 }

@@ -160,14 +160,78 @@ async fn a_node_is_drained() {
     people.submit_job(submit(job("web", 2))).await.unwrap();
     hall.until("ready", |view| ready(view) == 2).await;
     tokio::spawn(hall.node("n2").await.obey());
-    let drained = people.drain_node(v1::DrainNodeRequest { node: "n1".into(), on: true }).await;
-    assert!(drained.unwrap().into_inner().draining);
+    let drained = people.drain_node(drain(Some(60))).await.unwrap().into_inner();
+    assert!(drained.draining && drained.drain_within.is_some());
     hall.until("moved", |view| {
         ready(view) == 2 && view.instances.iter().all(|one| one.node == "n2")
     })
     .await;
+    assert!(!hall.view().await.nodes[0].drain_overdue, "all moved in time");
     let gone = people.remove_node(v1::RemoveNodeRequest { node: "n1".into() }).await;
     assert_eq!(gone.unwrap_err().code(), Code::FailedPrecondition);
+}
+
+fn drain(within: Option<i64>) -> v1::DrainNodeRequest {
+    let within = within.map(|seconds| pbjson_types::Duration { seconds, nanos: 0 });
+    v1::DrainNodeRequest { node: "n1".into(), on: true, within }
+}
+
+#[tokio::test]
+async fn what_has_not_moved_away_in_time_is_stopped() {
+    let hall = Hall::open().await;
+    tokio::spawn(hall.node("n1").await.obey());
+    let mut people = hall.people().await;
+    people.submit_job(submit(job("web", 3))).await.unwrap();
+    hall.until("ready", |view| ready(view) == 3).await;
+    let wrong = people.drain_node(drain(Some(-1))).await.unwrap_err();
+    assert_eq!((wrong.code(), wrong.message()), (Code::InvalidArgument, "within is no duration"));
+    // There is no room elsewhere: one is stopped, and the others stay for as long as it has none.
+    people.drain_node(drain(None)).await.unwrap();
+    hall.until("one waits", |view| view.jobs[0].waiting == 1 && ready(view) == 2).await;
+    people.drain_node(drain(Some(1))).await.unwrap();
+    hall.until("all wait", |view| view.jobs[0].waiting == 3 && view.nodes[0].instances == 0).await;
+    let view = hall.view().await;
+    let node = &view.nodes[0];
+    assert!(node.draining && node.drain_overdue, "{node:?}");
+    let hall = hall.again().await;
+    assert!(hall.view().await.nodes[0].drain_overdue, "it is written down");
+    tokio::spawn(hall.node_again("n1", 2, Vec::new()).await.obey());
+    tokio::spawn(hall.node("n2").await.obey());
+    hall.until("moved", |view| {
+        ready(view) == 3 && view.instances.iter().all(|one| one.node == "n2")
+    })
+    .await;
+    let mut people = hall.people().await;
+    let off = v1::DrainNodeRequest { on: false, ..drain(None) };
+    let node = people.drain_node(off).await.unwrap().into_inner();
+    assert!(!node.draining && !node.drain_overdue && node.drain_within.is_none(), "{node:?}");
+}
+
+#[tokio::test]
+async fn a_node_wishes_to_be_empty_in_time() {
+    let hall = Hall::open().await;
+    let mut node = hall.node("n1").await;
+    hall.people().await.submit_job(submit(job("web", 2))).await.unwrap();
+    let _ = (node.run_ready().await, node.run_ready().await);
+    hall.until("ready", |view| ready(view) == 2).await;
+    let wish = |seconds| {
+        let within = Some(pbjson_types::Duration { seconds, nanos: 0 });
+        Up::Drain(v1::DrainWish { on: true, within })
+    };
+    // The shorter one holds, in whichever order.
+    for seconds in [1, 3_600] {
+        node.say(wish(seconds)).await;
+    }
+    let _ = (node.stop().await, node.stop().await);
+    let view = hall.view().await;
+    assert_eq!(view.nodes[0].drain_within.unwrap().seconds, 1);
+    assert!(view.nodes[0].drain_overdue);
+    node.say(wish(i64::MAX)).await;
+    let last = node.until(|what| match what {
+        Down::Refused(refused) => Some((refused.kind(), refused.sentence.clone())),
+        _ => None,
+    });
+    assert_eq!(last.await, (Kind::Protocol, "within is no duration".to_owned()));
 }
 
 #[tokio::test]

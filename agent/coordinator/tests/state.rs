@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use hafen_coordinator::cluster::Change;
-use hafen_coordinator::model::{Amounts, Key, Namespace, Record};
+use hafen_coordinator::model::{Amounts, Drain, Key, Namespace, Record};
 use hafen_coordinator::state::Store;
 
 const FOLDER: &str = "HAFEN_STATE_WRITER";
@@ -119,4 +119,8 @@ fn records_of_before_are_read() {
         "stable":null,"rollout":"underWay","stopped":false,"purged":false}}"#;
     let Record::Job(read) = serde_json::from_str(job).unwrap() else { panic!() };
     assert!(read.job().source.is_empty() && read.job().template.members.is_empty());
+    let node = r#"{"node":{"id":"n1","instance":"i","incarnation":2,"connection":1,"machine":{"attributes":{},"features":[],
+        "allocatable":{"cpu_milli":0,"memory":0,"disk":0,"pids":0}},"draining":true}}"#;
+    let Record::Node(read) = serde_json::from_str(node).unwrap() else { panic!() };
+    assert_eq!(read.drain, Drain { on: true, ..Drain::default() });
 }

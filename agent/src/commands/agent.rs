@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use hafen::api::{Api, Options};
@@ -158,7 +159,8 @@ pub(super) async fn serve(config: &Config) -> Result<(), Error> {
     let api = Api::bind(&Options::from(config)).await?;
     let node = Node::open(config).await?;
     let link = Link::start(&node)?.map(Arc::new);
-    let wishing = tokio::spawn(wish(link.clone(), wishes));
+    let within = config.master.as_ref().and_then(|master| master.drain_within);
+    let wishing = tokio::spawn(wish(link.clone(), wishes, within));
     tracing::info!(socket = %config.socket.display(), tcp = ?api.tcp_address(), "ready");
     notify("READY=1");
     let stop = async {
@@ -179,7 +181,11 @@ pub(super) async fn serve(config: &Config) -> Result<(), Error> {
 }
 
 /// Whoever works at the machine wants it to be empty, or not any more.
-async fn wish(link: Option<Arc<Link>>, [mut empty, mut again]: [Signal; 2]) {
+async fn wish(
+    link: Option<Arc<Link>>,
+    [mut empty, mut again]: [Signal; 2],
+    within: Option<Duration>,
+) {
     loop {
         // Both keep that a signal has come (tokio, "Cancel safety").
         let on = tokio::select! {
@@ -187,7 +193,10 @@ async fn wish(link: Option<Arc<Link>>, [mut empty, mut again]: [Signal; 2]) {
             _ = again.recv() => false,
         };
         match &link {
-            Some(link) => link.wish_drain(v1::DrainWish { on, within: None }),
+            Some(link) => {
+                let within = within.filter(|_| on).map(hafen_protocol::time::span);
+                link.wish_drain(v1::DrainWish { on, within });
+            }
             None => tracing::warn!("there is no master that could empty this node"),
         }
     }

@@ -55,6 +55,7 @@ pub const KEYS: &[Key] = &[
     key("master.token-file", "FILE", "", "The same, in a file"),
     key("master.authority", "SHA256", "", "Of the certificate of the authority that signs masters and nodes; goes with a token"),
     key("master.insecure", "BOOL", "false", "Speak with masters of other machines without TLS: for a trial"),
+    key("master.drain-within", "DURATION", "", "What has not moved away so long after SIGUSR1 is stopped [default: it waits]"),
     key("otlp", "URL", "", "Send traces to this OpenTelemetry collector (OTLP over gRPC), as http://127.0.0.1:4317"),
     key("tcp.address", "IP:PORT", "", "Serve there, too, with mutual TLS"),
     key("tcp.cert", "FILE", "", "Certificate of the node, in PEM, with those between it and its authority"),

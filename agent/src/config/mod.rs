@@ -152,6 +152,9 @@ pub struct Master {
     pub joining: Option<Joining>,
     /// Without TLS also with other machines.
     pub insecure: bool,
+    /// Of a drain that is wished for at the node.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_some_duration")]
+    pub drain_within: Option<Duration>,
 }
 
 /// In PEM.
@@ -193,6 +196,16 @@ impl fmt::Debug for Token {
 
 fn as_texts<S: serde::Serializer>(addresses: &[Address], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(addresses.iter().map(ToString::to_string))
+}
+
+fn as_some_duration<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => as_duration(duration, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn as_pairs<S: serde::Serializer>(

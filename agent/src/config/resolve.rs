@@ -63,7 +63,7 @@ impl Reader<'_> {
     }
 
     fn duration(&mut self, key: &str) -> Duration {
-        self.read(key, "duration, as 90s or 12h", amount::duration).unwrap_or_default()
+        self.read(key, DURATION, amount::duration).unwrap_or_default()
     }
 
     fn percent(&mut self, key: &str) -> u8 {
@@ -71,6 +71,8 @@ impl Reader<'_> {
             .unwrap_or_default()
     }
 }
+
+const DURATION: &str = "duration, as 90s or 12h";
 
 pub(super) fn resolve(given: &Given) -> Result<Config, Problems> {
     let mut reader = Reader { given, problems: given.problems.clone() };
@@ -271,13 +273,14 @@ fn pairs(r: &mut Reader<'_>, key: &str, most: usize) -> Vec<(String, String)> {
 }
 
 fn master(r: &mut Reader<'_>) -> Option<Master> {
-    const OTHERS: [&str; 6] = [
+    const OTHERS: [&str; 7] = [
         "master.cert",
         "master.key",
         "master.ca",
         "master.token",
         "master.token-file",
         "master.authority",
+        "master.drain-within",
     ];
     const WANTED: &str = "list of https://HOST:PORT, http://HOST:PORT and unix:///PATH";
     if r.text("master.urls").is_none() {
@@ -297,6 +300,7 @@ fn master(r: &mut Reader<'_>) -> Option<Master> {
         files: master_files(r),
         joining: joining(r),
         insecure: insecure.unwrap_or_default(),
+        drain_within: r.read("master.drain-within", DURATION, amount::duration),
     };
     let open = master.urls.iter().find(|url| !master.insecure && url.is_open());
     if let Some(url) = open {

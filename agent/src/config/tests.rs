@@ -77,7 +77,7 @@ fn what_is_printed_is_a_file_that_says_the_same() {
                 client-ca = \"/ca\"\n[reserved]\ncpu = 0.25\nmemory = \"64M\"\n[master]\nurls = [\"https://m:1\", \
                 \"unix:///m\"]\ntoken = \"t\"\n";
     let file = format!(
-        "attributes = [\"a=1\", \"b=\"]\ndomains = \"zone=z\"\n{file}authority = \"{}\"\n",
+        "attributes = [\"a=1\", \"b=\"]\ndomains = \"zone=z\"\n{file}authority = \"{}\"\ndrain-within = \"10m\"\n",
         "0a".repeat(32)
     );
     let file = file.as_str();
@@ -102,12 +102,16 @@ fn without_tls_is_for_this_machine_only() {
 fn what_is_said_of_masters_goes_together() {
     let urls = ("master.urls", "https://m:1");
     let digits = "0".repeat(63);
-    let cases: [(&[(&'static str, &str)], &str); 7] = [
+    let cases: [(&[(&'static str, &str)], &str); 8] = [
         (&[("master.token", "t")], "master.token (--master-token): means nothing without"),
         (&[("master.urls", "m:1")], "master.urls (--master-urls): \"m:1\" is no list of https"),
         (&[urls, ("master.ca", "/ca")], "master.cert (default): is missing"),
         (&[urls, ("master.token", "t")], "master.authority (default): is missing"),
         (&[urls, ("master.authority", &digits)], "master.authority (--master-authority): \"000"),
+        (
+            &[("master.drain-within", "1m")],
+            "master.drain-within (--master-drain-within): means nothing",
+        ),
         (&[("attributes", "a")], "attributes (--attributes): \"a\" is no list of NAME=VALUE"),
         (&[("domains", "zone=a,zone=b")], "domains (--domains): has \"zone\" twice"),
     ];

@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Case> {
         the_coordinator_dies(Root, Busybox, Program("ip")),
         at_most_one_is_never_two(Root, Busybox, Program("ip")),
         a_drained_machine_is_left(Root, Busybox, Program("ip")),
+        a_drain_has_an_end(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
     ]
@@ -293,6 +294,40 @@ fn a_drained_machine_is_left(t: &Test) {
     let everywhere = json!({ "name": "all", "onePerNode": true, "task": lab.task(FOREVER) });
     lab.cluster.submit(&everywhere);
     assert_eq!(nodes(&lab.cluster.ready("all", 3)).len(), 3);
+}
+
+fn a_drain_has_an_end(t: &Test) {
+    let lab = Lab::new(t, 2);
+    // Two of them find no room elsewhere: the drain alone would wait for it.
+    let mut job = lab.job("web", 4);
+    job["mostPerNode"] = json!(2);
+    lab.cluster.submit(&job);
+    let name = lab.cluster.ready("web", 4)[0]["node"].clone();
+    let drain = |body: &Value| {
+        let path = format!("/v1/nodes/{}/drain", name.as_str().expect("a name"));
+        lab.cluster.http("POST", &path, body).expect(200)
+    };
+    let _ = drain(&json!({ "on": true }));
+    let view = lab.cluster.wait("one waits", |view| view["jobs"][0]["waiting"] == 1);
+    assert_eq!(ready(&view, "web").len(), 3, "{view:#}");
+    let left = || {
+        let view = lab.cluster.wait("nothing is left", |view| {
+            let node = of(view, "nodes", |node| node["name"] == name)[0];
+            node["drainOverdue"] == true && node.get("instances").is_none_or(|n| *n == 0)
+        });
+        let ready = ready(&view, "web");
+        assert!(ready.len() == 2 && nodes(&ready).len() == 1, "{view:#}");
+        lab.all_is_told();
+    };
+    assert_eq!(drain(&json!({ "on": true, "within": "1s" }))["drainWithin"], "1s");
+    left();
+    let _ = drain(&json!({ "on": false }));
+    lab.cluster.ready("web", 4);
+    // By the machine itself, which is told how long in its configuration.
+    lab.machine(&name).empty(true);
+    left();
+    lab.machine(&name).empty(false);
+    lab.cluster.ready("web", 4);
 }
 
 fn an_update_goes_on_or_back(t: &Test) {

@@ -165,7 +165,7 @@ impl Core {
                 let mut attributes = machine.attributes.clone();
                 attributes.insert(NODE.to_owned(), node.0.clone());
                 let rules = &job.template.rules;
-                !member.node.draining
+                !member.node.drain.on
                     && rules.features.is_subset(&machine.features)
                     && rules.constraints.iter().all(|rule: &Constraint| rule.holds(&attributes))
             }),
@@ -202,7 +202,7 @@ impl Core {
 
     fn why_surplus(&self, id: AllocId) -> Why {
         let node = self.allocations.get(&id).and_then(|one| self.nodes.get(&one.node));
-        if node.is_some_and(|member| member.node.draining) { Why::Drained } else { Why::Surplus }
+        if node.is_some_and(|member| member.node.drain.on) { Why::Drained } else { Why::Surplus }
     }
 
     /// Its place is empty. What has ended is not known any more; what is given up is, until its node returns.
@@ -267,7 +267,7 @@ impl Core {
             self.places(&record.id).map(|(_, one)| one).filter(|one| one.phase.is_wanted());
         let why = |one: &Allocation| {
             let node = self.nodes.get(&one.node);
-            let moves = node.is_some_and(|member| member.node.draining);
+            let moves = node.is_some_and(|member| member.node.drain.on);
             let is_old = goes_on && !current.contains(&one.version);
             moves.then_some(Why::Drained).or(is_old.then_some(Why::Outdated))
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Core, Effect, Held, Hello, Member, Order, Refusal, Session, Timer};
 use crate::model::{
-    AllocId, Allocation, Amounts, Key, Node, NodeId, Outcome, Part, Phase, Seen, Slot, Why,
+    AllocId, Allocation, Amounts, Drain, Key, Node, NodeId, Outcome, Part, Phase, Seen, Slot, Why,
     allocation_of, part_of, task_name,
 };
 
@@ -57,7 +57,7 @@ impl Core {
 
     fn enter(&mut self, session: Session, hello: &Hello) {
         let before = self.nodes.get(&hello.node);
-        let draining = before.is_some_and(|member| member.node.draining);
+        let drain = before.map_or_else(Drain::default, |member| member.node.drain);
         let silences = before.map_or(0, |member| member.silences);
         let old = before.and_then(|member| member.session);
         let node = Node {
@@ -66,9 +66,9 @@ impl Core {
             incarnation: hello.incarnation,
             connection: hello.connection,
             machine: hello.machine.clone(),
-            draining,
+            drain,
         };
-        self.pool.set_node(&node.id, &node.machine, !draining);
+        self.pool.set_node(&node.id, &node.machine, !drain.on);
         let id = node.id.clone();
         let session_of = Some(session);
         let member =
@@ -90,7 +90,7 @@ impl Core {
         });
         let acknowledged = known.collect();
         self.send(node, Order::Welcome { acknowledged });
-        if self.nodes[node].node.draining {
+        if self.nodes[node].node.drain.on {
             self.send(node, Order::Drain(true));
         }
     }
@@ -215,23 +215,59 @@ impl Core {
         }
     }
 
-    pub(super) fn drain(&mut self, node: &NodeId, on: bool) {
+    pub(super) fn drain(&mut self, node: &NodeId, on: bool, within: Option<Duration>) {
         let Some(member) = self.nodes.get_mut(node) else { return };
-        if member.node.draining == on {
+        let before = member.node.drain;
+        let within = within.filter(|_| on);
+        if (before.on, before.within) == (on, within) {
             return;
         }
-        member.node.draining = on;
+        member.node.drain = Drain { on, within, overdue: false };
+        self.touched.insert(Key::Node(node.clone()));
+        self.bound_drain(node);
+        if before.on != on {
+            self.turn_drain(node, on);
+        }
+    }
+
+    /// From now on, also where it had begun before: there is no clock. A timer of before is replaced, or finds no bound.
+    pub(super) fn bound_drain(&mut self, node: &NodeId) {
+        let drain = self.nodes.get(node).map_or_else(Drain::default, |member| member.node.drain);
+        if let Some(after) = drain.within.filter(|_| !drain.overdue) {
+            self.arm(Timer::Drain { node: node.clone() }, after);
+        }
+    }
+
+    fn turn_drain(&mut self, node: &NodeId, on: bool) {
+        let Some(member) = self.nodes.get(node) else { return };
         let is_here = member.session.is_some();
         if on {
             self.draining.insert(node.clone())
         } else {
             self.draining.remove(node)
         };
-        self.touched.insert(Key::Node(node.clone()));
         self.pool.open(node, is_here && !on);
         self.send(node, Order::Drain(on));
         self.stirred = true;
         self.mark_jobs_on(node);
+    }
+
+    /// Whatever of jobs has to stay in place is not looked at any more: what is still wanted there is stopped.
+    pub(super) fn drain_is_over(&mut self, node: &NodeId) {
+        let on = self.on.get(node).into_iter().flatten();
+        let here = on.filter_map(|id| self.allocations.get(id));
+        let left: Vec<AllocId> =
+            here.filter(|one| one.phase.is_wanted()).map(|one| one.id).collect();
+        let Some(member) = self.nodes.get_mut(node) else { return };
+        let drain = &mut member.node.drain;
+        if drain.within.is_none() || drain.overdue || left.is_empty() {
+            return;
+        }
+        drain.overdue = true;
+        self.touched.insert(Key::Node(node.clone()));
+        for id in left {
+            self.stop(id, Why::Overdue);
+        }
     }
 
     fn mark_jobs_on(&mut self, node: &NodeId) {

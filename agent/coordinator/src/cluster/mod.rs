@@ -81,6 +81,8 @@ pub enum Event {
     Drain {
         node: NodeId,
         on: bool,
+        /// What has not moved away after that is stopped.
+        within: Option<Duration>,
     },
     /// A machine is gone for good: somebody who knows says so.
     Remove {
@@ -190,6 +192,8 @@ pub enum Timer {
     Healthy { allocation: AllocId },
     /// Until failures of before are forgotten.
     Forgive { allocation: AllocId },
+    /// Until what has not moved away from a node is stopped.
+    Drain { node: NodeId },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,7 +309,7 @@ impl Core {
                 self.report(&node, session, idle, pressed);
             }
             Event::Elapsed(timer) => self.elapsed(&timer),
-            Event::Drain { node, on } => self.drain(&node, on),
+            Event::Drain { node, on, within } => self.drain(&node, on, within),
             Event::Remove { node } => self.remove(&node),
             Event::Stop { job, purge } => self.stop_job(&job, purge),
             Event::Replace { allocation } => self.stop(allocation, crate::model::Why::Asked),
@@ -315,13 +319,14 @@ impl Core {
     }
 
     fn elapsed(&mut self, timer: &Timer) {
-        match *timer {
+        match timer {
             Timer::Replace { allocation, session, since } => {
-                self.give_away(allocation, session, since);
+                self.give_away(*allocation, *session, *since);
             }
-            Timer::BackOff { allocation } => self.rested(allocation),
-            Timer::Healthy { allocation } => self.not_healthy(allocation),
-            Timer::Forgive { allocation } => self.forgive(allocation),
+            Timer::BackOff { allocation } => self.rested(*allocation),
+            Timer::Healthy { allocation } => self.not_healthy(*allocation),
+            Timer::Forgive { allocation } => self.forgive(*allocation),
+            Timer::Drain { node } => self.drain_is_over(node),
         }
     }
 

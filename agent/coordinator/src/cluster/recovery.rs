@@ -44,11 +44,12 @@ impl Core {
     fn expect(&mut self, node: Node) {
         let id = node.id.clone();
         self.pool.set_node(&id, &node.machine, false);
-        if node.draining {
+        if node.drain.on {
             self.draining.insert(id.clone());
         }
         let member = Member { node, session: None, watched: 0, silent: false, silences: 0 };
         self.nodes.insert(id.clone(), member);
+        self.bound_drain(&id);
         // Agents pause for half a lease between two tries, and a try may take a whole one.
         let silence = self.settings.lease * 2;
         self.effects.push(Effect::Watch { node: id, session: 0, silence });

@@ -10,8 +10,8 @@ use super::events::Events;
 use super::metrics::Numbers;
 use crate::cluster::{Change, Core, Event, Presence};
 use crate::model::{
-    AllocId, Allocation, JobId, JobRecord, Key, Node, NodeId, Outcome, Phase, Record, Rollout,
-    Version, Why, part_of,
+    AllocId, Allocation, Drain, JobId, JobRecord, Key, Node, NodeId, Outcome, Phase, Record,
+    Rollout, Version, Why, part_of,
 };
 
 /// Of what a task says of itself.
@@ -62,7 +62,7 @@ pub(super) struct Board {
     // As far as it was told as news:
     phases: HashMap<AllocId, Phase>,
     jobs: BTreeMap<JobId, JobSeen>,
-    draining: BTreeMap<NodeId, bool>,
+    drains: BTreeMap<NodeId, Drain>,
 }
 
 /// Not more than a sentence.
@@ -75,7 +75,7 @@ impl Board {
         Self {
             phases: core.allocations().map(|one| (one.id, one.phase)).collect(),
             jobs: core.jobs().map(|job| (job.id.clone(), JobSeen::of(job))).collect(),
-            draining: core.nodes().map(|(node, _)| (node.id.clone(), node.draining)).collect(),
+            drains: core.nodes().map(|(node, _)| (node.id.clone(), node.drain)).collect(),
             ..Self::default()
         }
     }
@@ -230,7 +230,7 @@ impl Board {
             (_, Some(Presence::Unreachable)) => "node unreachable",
             (_, None) => {
                 self.nodes.remove(node);
-                self.draining.remove(node);
+                self.drains.remove(node);
                 "node removed"
             }
         };
@@ -257,10 +257,18 @@ impl Board {
     }
 
     fn note_node(&mut self, node: &Node, events: &Events) {
-        let before = self.draining.insert(node.id.clone(), node.draining).unwrap_or_default();
-        if before != node.draining {
-            let what = if node.draining { "node drains" } else { "node takes tasks again" };
-            self.tell(events, &node.id, what, "");
+        let before = self.drains.insert(node.id.clone(), node.drain).unwrap_or_default();
+        let Drain { on, within, overdue } = node.drain;
+        let bound = within.map(|within| format!("within {within:?}")).unwrap_or_default();
+        if on && (before.on, before.within) != (on, within) {
+            self.tell(events, &node.id, "node drains", &bound);
+        }
+        if before.on && !on {
+            self.tell(events, &node.id, "node takes tasks again", "");
+        }
+        if overdue && !before.overdue {
+            let words = "the time is over: what had not moved away is stopped";
+            self.tell(events, &node.id, "drain is overdue", words);
         }
     }
 
@@ -342,6 +350,7 @@ pub(super) const fn because(why: Why) -> &'static str {
         Why::Surplus => "it is not wanted any more",
         Why::Outdated => "another version is wanted",
         Why::Drained => "its node is being drained",
+        Why::Overdue => "it had not left its node in time, which is being drained",
         Why::Preempted => "another one needs its room",
         Why::Unhealthy => "it was not ready in time",
         Why::Duplicate => "a later one is in its place",

@@ -102,10 +102,12 @@ impl Desk {
         &self,
         request: v1::DrainNodeRequest,
     ) -> Result<v1::ClusterNode, Failure> {
-        let v1::DrainNodeRequest { node, on } = request;
+        let v1::DrainNodeRequest { node, on, within } = request;
+        let within = within.as_ref().map(|within| wire::duration(within, "within")).transpose();
+        let within = within.map_err(|e| Failure::new(Kind::Invalid, e.to_string()))?;
         self.order(move |engine| {
             let node = engine.find_node(&node).ok_or_else(|| no_node(&node))?;
-            engine.happened(Event::Drain { node: node.clone(), on });
+            engine.happened(Event::Drain { node: node.clone(), on, within });
             let known = engine.core.node(&node).ok_or_else(|| no_node(&node.0))?;
             Ok(engine.node(known.0, known.1))
         })

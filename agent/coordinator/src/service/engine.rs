@@ -19,7 +19,7 @@ use super::metrics::Numbers;
 use super::saver::{News, Saver};
 use super::session::{About, Last, Line, Stream};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
-use crate::model::{NodeId, Record};
+use crate::model::{Drain, NodeId, Record};
 use crate::state::{Mandate, Save};
 use crate::wire;
 
@@ -306,7 +306,7 @@ impl Engine {
         self.streams.insert(session, Stream::new(node.clone(), line, self.core.epoch()));
         self.happened(Event::Hello { session, hello });
         if let Some(stream) = self.streams.get_mut(&session) {
-            let draining = self.core.node(&node).is_some_and(|(node, _)| node.draining);
+            let draining = self.core.node(&node).is_some_and(|(node, _)| node.drain.on);
             stream.undrain = said.draining && !draining;
             self.board.hello(&self.core, &node, said);
             self.numbers.streams(self.streams.len());
@@ -347,14 +347,25 @@ impl Engine {
                 let held = tasks.tasks.iter().map(wire::held).collect();
                 self.happened(Event::Tasks { node: node.clone(), session, held });
             }
-            What::Drain(wish) => {
-                self.board.tell(&self.events, node, "node wishes to be drained", "");
-                self.happened(Event::Drain { node: node.clone(), on: wish.on });
-            }
+            What::Drain(wish) => self.wish(session, node, &wish),
             What::Leaving(leaving) => {
                 self.board.tell(&self.events, node, "node leaving", &leaving.sentence);
             }
         }
+    }
+
+    /// Said again on each stream: the drain that is under way goes on, unless less time is left to it now.
+    fn wish(&mut self, session: Session, node: &NodeId, wish: &v1::DrainWish) {
+        let within = wish.within.as_ref().map(|within| wire::duration(within, "within"));
+        let within = match within.transpose() {
+            Ok(within) => within,
+            Err(rule) => return self.broken(session, rule.to_string()),
+        };
+        self.board.tell(&self.events, node, "node wishes to be drained", "");
+        let before = self.core.node(node).map_or_else(Drain::default, |(node, _)| node.drain);
+        let bounds = before.within.filter(|_| wish.on).into_iter().chain(within);
+        let event = Event::Drain { node: node.clone(), on: wish.on, within: bounds.min() };
+        self.happened(event);
     }
 
     fn update(&mut self, session: Session, node: &NodeId, update: v1::TaskUpdate) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hafen_protocol::v1;
+use hafen_protocol::{time, v1};
 
 use super::board::Told;
 use super::engine::Engine;
@@ -100,7 +100,7 @@ impl Engine {
         v1::ClusterNode {
             name: node.id.0.clone(),
             presence: presence.into(),
-            draining: node.draining,
+            draining: node.drain.on,
             instance: node.instance.clone(),
             boot_id: said.boot_id,
             software: said.software,
@@ -110,6 +110,8 @@ impl Engine {
             capacity: Some(v1::Capacity { allocated: Some(amounts(taken)), ..capacity }),
             instances: count(on.len()),
             heard: said.heard,
+            drain_within: node.drain.within.map(time::span),
+            drain_overdue: node.drain.overdue,
         }
     }
 

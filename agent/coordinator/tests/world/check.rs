@@ -213,7 +213,7 @@ impl World {
             .collect();
         // A wish that the coordinator died of before it was written down was not answered.
         let is_dead = |node: &Node| self.dead == Some(agent_of(&node.id));
-        let nodes = core.nodes().filter(|(node, _)| !node.draining && !is_dead(node)).count();
+        let nodes = core.nodes().filter(|(node, _)| !node.drain.on && !is_dead(node)).count();
         let wanted = match record.job().kind {
             Kind::Replicas(_) if id.0 == "bounded" => 3,
             Kind::Replicas(count) => count as usize,
@@ -223,7 +223,7 @@ impl World {
             }
         };
         // Without room for all, the most urgent have theirs.
-        let is_urgent = id.0 == "urgent" && core.nodes().all(|(node, _)| !node.draining);
+        let is_urgent = id.0 == "urgent" && core.nodes().all(|(node, _)| !node.drain.on);
         if !self.plan.tight || is_urgent {
             assert_eq!(running, wanted, "{id} {:?}; waiting: {waiting:?}", record.rollout);
             let is_done = id.0 == "bounded"

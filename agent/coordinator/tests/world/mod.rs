@@ -942,7 +942,10 @@ impl World {
             self.draining.remove(&index)
         };
         if self.draining.len() != before {
-            self.deliver(Event::Drain { node: node(index), on });
+            let seconds = self.below(40);
+            let within =
+                Some(Duration::from_secs(seconds)).filter(|_| on && seconds.is_multiple_of(2));
+            self.deliver(Event::Drain { node: node(index), on, within });
         }
     }
 

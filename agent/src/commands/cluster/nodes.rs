@@ -37,6 +37,9 @@ pub(crate) struct DrainArgs {
     /// It takes tasks again.
     #[arg(long)]
     off: bool,
+    /// What has not moved away after that is stopped.
+    #[arg(long, value_name = "TIME", conflicts_with = "off", value_parser = duration)]
+    within: Option<Duration>,
     /// Until nothing runs there any more.
     #[arg(long, conflicts_with = "off")]
     wait: bool,
@@ -89,7 +92,11 @@ fn find<'a>(nodes: &'a [v1::ClusterNode], name: &str) -> Result<&'a v1::ClusterN
 pub(super) fn drain(host: &HostArgs, args: &DrainArgs) -> Result<ExitCode, Error> {
     block_on(async {
         let mut client = host.cluster().await?;
-        let request = v1::DrainNodeRequest { node: args.node.clone(), on: !args.off };
+        let request = v1::DrainNodeRequest {
+            node: args.node.clone(),
+            on: !args.off,
+            within: args.within.map(Into::into),
+        };
         let node = client.drain_node(request).await?.into_inner();
         if args.wait {
             emptied(&mut client, &node.name, args.timeout).await?;
@@ -132,7 +139,12 @@ pub(super) fn row(node: &v1::ClusterNode) -> [String; 7] {
 
 fn state(node: &v1::ClusterNode) -> String {
     let presence = word(node.presence().as_str_name(), "PRESENCE_");
-    if node.draining { format!("{presence} (draining)") } else { presence }
+    let drain = match (node.draining, node.drain_overdue) {
+        (false, _) => return presence,
+        (true, false) => "draining",
+        (true, true) => "draining, overdue",
+    };
+    format!("{presence} ({drain})")
 }
 
 pub(super) fn cpus(amounts: &v1::Amounts) -> String {

@@ -42,6 +42,8 @@ fn nodes_are_lines() {
     node.set_presence(Presence::Unreachable);
     node.draining = true;
     assert_eq!(nodes::row(&node)[1], "unreachable (draining)");
+    node.drain_overdue = true;
+    assert_eq!(nodes::row(&node)[1], "unreachable (draining, overdue)");
 }
 
 #[test]
