@@ -161,12 +161,16 @@ impl Metrics {
             }
         }
         registry.register("capacity", "What the node has, and what of it is spoken for", family);
-        for (name, of) in [
-            ("cpu_pressure_percent", capacity.cpu_pressure),
-            ("memory_pressure_percent", capacity.memory_pressure),
-            ("io_pressure_percent", capacity.io_pressure),
+        const SOME: &str = "Time of the last 10 s in which some process waited";
+        const ALL: &str = "Time of the last 10 s in which all processes waited";
+        for (name, help, of) in [
+            ("cpu_pressure_percent", SOME, capacity.cpu_pressure),
+            ("memory_pressure_percent", SOME, capacity.memory_pressure),
+            ("io_pressure_percent", SOME, capacity.io_pressure),
+            ("memory_pressure_full_percent", ALL, capacity.memory_pressure_full),
+            ("io_pressure_full_percent", ALL, capacity.io_pressure_full),
         ] {
-            single(registry, name, "Time of the last 10 s in which some process waited", of);
+            single(registry, name, help, of);
         }
     }
 

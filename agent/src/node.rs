@@ -750,15 +750,18 @@ impl Node {
     }
 
     fn capacity(&self, allocated: v1::Amounts) -> v1::Capacity {
+        let [cpu, memory, io] = ["cpu", "memory", "io"].map(stats::pressure);
         v1::Capacity {
             total: Some(stats::machine()),
             reserved: Some(self.reserved()),
             allocatable: Some(self.allocatable()),
             allocated: Some(allocated),
             used: Some(stats::in_use()),
-            cpu_pressure: stats::pressure("cpu"),
-            memory_pressure: stats::pressure("memory"),
-            io_pressure: stats::pressure("io"),
+            cpu_pressure: cpu.0,
+            memory_pressure: memory.0,
+            io_pressure: io.0,
+            memory_pressure_full: memory.1,
+            io_pressure_full: io.1,
         }
     }
 

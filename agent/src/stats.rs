@@ -74,10 +74,13 @@ pub fn in_use() -> v1::Amounts {
     }
 }
 
-/// Percent of the last ten seconds in which some process of the machine waited for it.
+/// Percent of the last ten seconds in which some process of the machine waited for it, and in which all did; `None` where the
+/// kernel does not count it.
 #[must_use]
-pub fn pressure(of: &str) -> Option<f64> {
-    Some(cgroup::machine_pressure(of)?.some?.avg10)
+pub fn pressure(of: &str) -> (Option<f64>, Option<f64>) {
+    let psi = cgroup::machine_pressure(of);
+    let (some, full) = (psi.and_then(|psi| psi.some), psi.and_then(|psi| psi.full));
+    (some.map(|waits| waits.avg10), full.map(|waits| waits.avg10))
 }
 
 /// proc_meminfo(5), in bytes.

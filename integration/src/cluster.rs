@@ -118,6 +118,21 @@ impl<'t> Cluster<'t> {
     #[must_use]
     #[track_caller]
     pub fn start(test: &'t Test, count: usize, lease: Duration) -> Self {
+        Self::start_with_pressure(test, count, lease, |_| None)
+    }
+
+    /// As [`Self::start`]; what some machines read in `/proc/pressure` is in the folders that this gives.
+    ///
+    /// # Panics
+    /// They do not come up.
+    #[must_use]
+    #[track_caller]
+    pub fn start_with_pressure(
+        test: &'t Test,
+        count: usize,
+        lease: Duration,
+        pressure: impl Fn(usize) -> Option<PathBuf>,
+    ) -> Self {
         let folder = test.dir().join("coordinator");
         fs::create_dir(&folder).expect("mkdir");
         let switch = Namespace::new();
@@ -127,7 +142,7 @@ impl<'t> Cluster<'t> {
         let mut cluster = Self { machines: Vec::new(), folder, lease, coordinator: None, switch };
         cluster.restart();
         for number in 0..count {
-            let machine = cluster.machine(test, number);
+            let machine = cluster.machine(test, number, pressure(number));
             cluster.machines.push(machine);
         }
         cluster.machines.iter_mut().for_each(|machine| machine.agent.restart());
@@ -137,7 +152,7 @@ impl<'t> Cluster<'t> {
         cluster
     }
 
-    fn machine(&self, test: &'t Test, number: usize) -> Machine<'t> {
+    fn machine(&self, test: &'t Test, number: usize, pressure: Option<PathBuf>) -> Machine<'t> {
         let (name, space) = (format!("m{number}"), Namespace::new());
         let (link, pid) = (format!("link{number}"), space.0.id().to_string());
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
@@ -147,7 +162,7 @@ impl<'t> Cluster<'t> {
         space.run(&["ip", "address", "add", &address, "dev", "eth0"]);
         space.run(&["ip", "link", "set", "eth0", "up"]);
         let agent = Agent::new(test, &name)
-            .within(space.within())
+            .within(space.within().into_iter().chain(pressure.iter().flat_map(|at| covered(at))))
             .variable("HAFEN_NAME", &name)
             .variable("HAFEN_INSTANCE", format!("{}-{number}", test.id()))
             .variable("HAFEN_MASTER_URLS", format!("http://10.88.0.1:{PORT}"))
@@ -299,6 +314,13 @@ impl Drop for Cluster<'_> {
         self.kill9();
         outcome.unwrap_or_else(|words| panic!("{words}\n{}", self.said()));
     }
+}
+
+/// In a mount namespace of its own, in which the kernel's numbers of pressure are those of a folder.
+fn covered(pressure: &Path) -> [String; 6] {
+    const COVER: &str = "mount -n --bind \"$0\" /proc/pressure && exec \"$@\"";
+    let folder = pressure.display().to_string();
+    ["unshare", "--mount", "sh", "-c", COVER, &folder].map(str::to_owned)
 }
 
 /// What of a list of the view is so.

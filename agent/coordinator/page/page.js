@@ -198,6 +198,7 @@ const PRESSURES = [["cpuPressure", "CPU"], ["memoryPressure", "memory"], ["ioPre
 
 function pressure(capacity) {
   const known = PRESSURES.filter(([field]) => typeof capacity?.[field] === "number");
+  if (!known.length && capacity?.total) return "not counted by the kernel";
   return known.map(([field, name]) => `${name} ${percent(capacity[field])}`).join(", ");
 }
 
@@ -206,7 +207,9 @@ const attributeList = ({ attributes = {} }) =>
 
 const namespaceOf = (item) => item.namespace || "default";
 const draining = (node) => (node.drainOverdue ? "Draining, overdue" : "Draining");
-const nodeBadges = (node) => [badge(presence(node)), ...when(node.draining, badge(["busy", draining(node)]))];
+const SHORTAGES = { cpu: "Short of CPU", memory: "Short of memory", io: "Short of I/O" };
+const shortages = (node) => (node.pressure ?? []).map(({ of }) => badge(["busy", lookUp(SHORTAGES, of, "Short")]));
+const nodeBadges = (node) => [badge(presence(node)), ...when(node.draining, badge(["busy", draining(node)])), ...shortages(node)];
 const isReady = (task) => task.phase === "PHASE_READY";
 const onNode = (task) => (task.state ? `on its node: ${named(task.state, "STATE_")}` : "");
 const isStable = (job) => number(job.stable) === number(job.version);
@@ -990,7 +993,7 @@ function showOverview(view) {
   announceSummary(text);
   gauges.forEach((gauge) => gauge.show(view.capacity));
   const waits = pressure(view.capacity);
-  setText($("pressure"), waits && `Pressure, the share of the last seconds in which some task had to wait: ${waits}`);
+  setText($("pressure"), waits && `Pressure, the share of the last seconds in which some process had to wait, on the node where it is greatest: ${waits}`);
   showTroubles(view);
   for (const kind of Object.keys(VIEWS)) setText($(`count-${kind}`), figures.format(LISTS[kind].items(view).length));
   const version = listed([view.version && `version ${view.version}`, number(view.epoch) && `epoch ${view.epoch}`]);

@@ -171,6 +171,64 @@ async fn a_node_is_drained() {
     assert_eq!(gone.unwrap_err().code(), Code::FailedPrecondition);
 }
 
+#[tokio::test]
+async fn what_is_revocable_leaves_under_pressure() {
+    let hall = Hall::open().await;
+    let mut node = hall.node("n1").await;
+    let report = |of: &[(&str, bool)]| {
+        let capacity = Some(hello("n1").capacity.unwrap());
+        let one = |(of, ended): &(&str, bool)| v1::Pressure {
+            of: (*of).to_owned(),
+            percent: 30.0,
+            ended: *ended,
+            ..v1::Pressure::default()
+        };
+        let pressure = of.iter().map(one).collect();
+        let used_firm = Some(v1::Amounts::default());
+        Up::Report(v1::NodeReport { capacity, pressure, used_firm, ..v1::NodeReport::default() })
+    };
+    node.say(report(&[])).await;
+    let mut people = hall.people().await;
+    let mut tasks = std::collections::BTreeMap::new();
+    let jobs = [("firm", false, 900, 0), ("large", true, 300, 0), ("small", true, 200, 0)];
+    for (name, revocable, memory, priority) in jobs.into_iter().chain([("urgent", true, 400, 5)]) {
+        let request = v1::Amounts { memory: Some(memory << 20), ..v1::Amounts::default() };
+        let resources =
+            v1::Resources { request: Some(request), revocable, ..v1::Resources::default() };
+        let what = v1::TaskSpec { resources: Some(resources), ..task() };
+        let what = Some(v1::job_spec::What::Task(what));
+        let spec = v1::JobSpec { what, priority, ..job(name, 1) };
+        people.submit_job(submit(spec)).await.unwrap();
+        tasks.insert(name, node.run_ready().await);
+    }
+    // Who waits for a CPU gets less of it; nobody has to leave for that.
+    node.say(report(&[("cpu", false), ("of later versions", false)])).await;
+    let is_short = |view: &v1::ClusterView, of: &[&str]| {
+        view.nodes[0].pressure.iter().map(|one| one.of.as_str()).eq(of.iter().copied())
+    };
+    hall.until("short of cpu", |view| is_short(view, &["cpu"]) && ready(view) == 4).await;
+    // The least urgent first, of these the largest; one with each report.
+    for victim in ["large", "small"] {
+        node.say(report(&[("memory", false)])).await;
+        let stop = node.command(|what| match what {
+            v1::command::What::Stop(stop) => Some(stop.clone()),
+            _ => None,
+        });
+        let stop = stop.await;
+        assert_eq!((&stop.id, stop.why()), (&tasks[victim], v1::reason::Kind::Preempted));
+        node.tell(&stop.id, v1::State::Killed, false).await;
+        node.acknowledged(&stop.id).await;
+    }
+    hall.until("two wait", |view| {
+        let waiting = phase(view, v1::instance::Phase::Waiting);
+        is_short(view, &["cpu", "memory"]) && (waiting, ready(view)) == (2, 2)
+    })
+    .await;
+    node.say(report(&[("memory", true), ("cpu", true)])).await;
+    let _ = (node.run_ready().await, node.run_ready().await);
+    hall.until("all are back", |view| is_short(view, &[]) && ready(view) == 4).await;
+}
+
 fn drain(within: Option<i64>) -> v1::DrainNodeRequest {
     let within = within.map(|seconds| pbjson_types::Duration { seconds, nanos: 0 });
     v1::DrainNodeRequest { node: "n1".into(), on: true, within }

@@ -34,6 +34,7 @@ use crate::address::Address;
 use crate::config::{Config, Master};
 use crate::failure::{Failure, Kind, chain};
 use crate::node::Node;
+use crate::stats;
 use channel::Caller;
 use dial::{Files, dial};
 use disk::Disk;
@@ -79,6 +80,9 @@ impl Link {
         let lease = disk.known().lease;
         let identity = Identity::of(node.config(), &master);
         identity.check(&master)?;
+        if ["cpu", "memory", "io"].iter().all(|of| stats::pressure(of) == (None, None)) {
+            tracing::warn!("the kernel counts no pressure (PSI): the master hears of none");
+        }
         let (said, heard) = watch::channel(Said::default());
         let (finished, results) = mpsc::unbounded_channel();
         let agent = Agent {

@@ -58,7 +58,14 @@ pub(super) async fn hello(
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     before: HashMap<String, (Duration, SystemTime)>,
+    /// What the node is short of, as far as it was told.
+    short: BTreeSet<&'static str>,
 }
+
+/// Of which the node is short, from how many percent on. It is so no more below half of that.
+const SHORT: [(&str, f64); 3] = [("cpu", 50.0), ("memory", 10.0), ("io", 25.0)];
+/// What the kernel's numbers are the average of.
+const AVERAGE: Duration = Duration::from_secs(10);
 
 /// Tasks, as far as a report needs to know.
 struct Tasks {
@@ -82,7 +89,29 @@ impl Meter {
         self.before.retain(|id, _| is_running(id));
         let tasks = usage.iter().filter(|task| known.masters.contains(&task.id));
         let tasks = tasks.cloned().collect();
-        Ok(v1::NodeReport { capacity, tasks, pressure: Vec::new(), used_firm: Some(used_firm) })
+        let pressure = self.pressure(&capacity.unwrap_or_default());
+        Ok(v1::NodeReport { capacity, tasks, pressure, used_firm: Some(used_firm) })
+    }
+
+    /// What lasts is told each time: a report may be lost, and a master may be another one.
+    fn pressure(&mut self, capacity: &v1::Capacity) -> Vec<v1::Pressure> {
+        let some = [capacity.cpu_pressure, capacity.memory_pressure, capacity.io_pressure];
+        let mut told = Vec::new();
+        for ((of, from), percent) in SHORT.into_iter().zip(some) {
+            let percent = percent.unwrap_or_default();
+            let was_short = self.short.contains(of);
+            let is_short = percent >= if was_short { from / 2.0 } else { from };
+            if is_short {
+                self.short.insert(of);
+            } else {
+                self.short.remove(of);
+            }
+            if is_short || was_short {
+                let (of, over) = (of.to_owned(), Some(time::span(AVERAGE)));
+                told.push(v1::Pressure { of, percent, over, ended: !is_short });
+            }
+        }
+        told
     }
 
     fn sum<'a>(&mut self, tasks: impl Iterator<Item = &'a v1::TaskUsage>) -> v1::Amounts {
@@ -128,6 +157,26 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(at_millis);
         let usage = v1::Usage { cpu, memory: 10, pids: 1, ..v1::Usage::default() };
         v1::TaskUsage { id: id.to_owned(), time: Some(time::stamp(at)), usage: Some(usage) }
+    }
+
+    #[test]
+    fn pressure_is_told_while_it_lasts_and_when_it_ends() {
+        let mut meter = Meter::default();
+        let mut told = |memory: Option<f64>| {
+            let capacity = v1::Capacity {
+                memory_pressure: memory,
+                cpu_pressure: Some(40.0),
+                ..v1::Capacity::default()
+            };
+            let told = meter.pressure(&capacity).into_iter();
+            told.map(|one| format!("{} {} {}", one.of, one.percent, one.ended)).collect::<Vec<_>>()
+        };
+        assert!(told(None).is_empty(), "the kernel counts none");
+        assert!(told(Some(9.9)).is_empty());
+        assert_eq!(told(Some(10.0)), ["memory 10 false"]);
+        assert_eq!(told(Some(5.0)), ["memory 5 false"]);
+        assert_eq!(told(Some(4.9)), ["memory 4.9 true"]);
+        assert!(told(Some(9.9)).is_empty());
     }
 
     #[test]

@@ -241,7 +241,12 @@ impl Session {
         self.queue.push_back(what);
     }
 
-    pub fn report(&mut self, report: v1::NodeReport) {
+    /// The latest one holds; that a pressure has ended was said by the one before alone.
+    pub fn report(&mut self, mut report: v1::NodeReport) {
+        let unsent = self.report.take().map(|before| before.pressure).unwrap_or_default();
+        let is_told = |old: &v1::Pressure| report.pressure.iter().any(|one| one.of == old.of);
+        let ended: Vec<_> = unsent.into_iter().filter(|old| old.ended && !is_told(old)).collect();
+        report.pressure.extend(ended);
         self.report = Some(report);
     }
 

@@ -171,6 +171,19 @@ fn reports_wait_for_all_else_and_the_latest_holds() {
     session.report(report(1));
     session.report(report(2));
     assert_eq!(told(&mut session, at(1)), [What::Report(report(2))]);
+    // What has ended is said once, so it outlives a report that was not sent.
+    let pressed = |all: &[(&str, bool)]| {
+        let one = |(of, ended): &(&str, bool)| v1::Pressure {
+            of: (*of).to_owned(),
+            ended: *ended,
+            ..v1::Pressure::default()
+        };
+        v1::NodeReport { pressure: all.iter().map(one).collect(), ..report(3) }
+    };
+    session.report(pressed(&[("cpu", true), ("memory", false), ("io", true)]));
+    session.report(pressed(&[("io", false)]));
+    let wanted = pressed(&[("io", false), ("cpu", true)]);
+    assert_eq!(told(&mut session, at(2)), [What::Report(wanted)]);
 }
 
 #[test]

@@ -75,7 +75,6 @@ pub(super) fn fit(mut what: from_agent::What, most: usize) -> from_agent::What {
         }
         What::Report(report) => {
             report.tasks.clear();
-            report.pressure.clear();
         }
         _ => {}
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hafen_integration::cluster::{Cluster, Machine, Way, lines, of, ready, until};
@@ -19,6 +19,13 @@ pub(crate) fn trials() -> Vec<Case> {
         at_most_one_is_never_two(Root, Busybox, Program("ip")),
         a_drained_machine_is_left(Root, Busybox, Program("ip")),
         a_drain_has_an_end(Root, Busybox, Program("ip")),
+        revocable_tasks_leave_under_pressure(
+            Root,
+            Busybox,
+            Program("ip"),
+            Program("unshare"),
+            File("/proc/pressure/memory")
+        ),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
     ]
@@ -37,9 +44,18 @@ struct Lab<'t> {
 
 impl<'t> Lab<'t> {
     fn new(t: &'t Test, machines: usize) -> Self {
+        Self::with_pressure(t, machines, |_| None)
+    }
+
+    fn with_pressure(
+        t: &'t Test,
+        machines: usize,
+        pressure: impl Fn(usize) -> Option<PathBuf>,
+    ) -> Self {
         let told = t.dir().join("told");
         fs::write(&told, "").expect("a file");
-        Self { rootfs: t.bundle().rootfs(), cluster: Cluster::start(t, machines, LEASE), told }
+        let cluster = Cluster::start_with_pressure(t, machines, LEASE, pressure);
+        Self { rootfs: t.bundle().rootfs(), cluster, told }
     }
 
     fn task(&self, script: &str) -> Value {
@@ -328,6 +344,65 @@ fn a_drain_has_an_end(t: &Test) {
     left();
     lab.machine(&name).empty(false);
     lab.cluster.ready("web", 4);
+}
+
+/// As the kernel writes it (Documentation/accounting/psi.rst).
+fn wait_for_memory(folder: &Path, percent: u32) {
+    let line = |kind| format!("{kind} avg10={percent}.00 avg60=0.00 avg300=0.00 total=0\n");
+    fs::create_dir_all(folder).expect("mkdir");
+    fs::write(folder.join("memory"), line("some") + &line("full")).expect("written");
+    fs::write(folder.join("cpu"), "some avg10=1.00 avg60=0.00 avg300=0.00 total=0\n")
+        .expect("written");
+}
+
+fn revocable_tasks_leave_under_pressure(t: &Test) {
+    let folders = ["m0", "m1"].map(|name| t.dir().join("pressure").join(name));
+    wait_for_memory(&folders[0], 0);
+    // The kernel of the other one counts none.
+    fs::create_dir_all(&folders[1]).expect("mkdir");
+    let lab = Lab::with_pressure(t, 2, |number| Some(folders[number].clone()));
+    let request = |memory: &str| json!({ "cpuMilli": "10", "memory": memory });
+    let there = json!([{ "attribute": "node", "in": { "values": ["m0"] } }]);
+    let jobs = [("firm", false, "1048576"), ("large", true, "3145728"), ("small", true, "1048576")];
+    for (name, revocable, memory) in jobs {
+        let mut job = lab.job(name, 1);
+        job["task"]["resources"] = json!({ "request": request(memory), "revocable": revocable });
+        job["constraints"] = there.clone();
+        lab.cluster.submit(&job);
+        lab.cluster.ready(name, 1);
+    }
+    let view = lab.cluster.view();
+    let node = |view: &Value, name: &str| of(view, "nodes", |node| node["name"] == name)[0].clone();
+    assert_eq!(node(&view, "m0")["capacity"]["cpuPressure"], 1.0, "{view:#}");
+    assert!(node(&view, "m1")["capacity"].get("memoryPressure").is_none(), "{view:#}");
+    wait_for_memory(&folders[0], 40);
+    let mut smalls = Vec::new();
+    let view = lab.cluster.wait("both have left", |view| {
+        // One with each report: the larger one first.
+        if ready(view, "large").is_empty() {
+            smalls.push(ready(view, "small").len());
+        }
+        let counts = ["firm", "large", "small"].map(|job| ready(view, job).len());
+        let waits = of(view, "instances", |one| one["phase"] == "PHASE_WAITING");
+        counts == [1, 0, 0] && waits.len() == 2
+    });
+    assert_eq!(smalls.first(), Some(&1), "{view:#}");
+    assert_eq!(node(&view, "m0")["pressure"][0]["of"], "memory", "{view:#}");
+    let metrics = lab.cluster.http("GET", "/metrics", &Value::Null).body;
+    for line in [
+        "hafen_cluster_nodes_short{of=\"memory\"} 1.0",
+        "hafen_cluster_node_pressure_full_percent{node=\"m0\",resource=\"memory\"} 40.0",
+    ] {
+        assert!(metrics.lines().any(|other| other == line), "{line}: {metrics}");
+    }
+    let stopped = lab.cluster.http("GET", "/v1/events?since=1", &Value::Null).body;
+    assert!(stopped.contains("another one needs its room"), "{stopped}");
+    wait_for_memory(&folders[0], 0);
+    for (name, ..) in jobs {
+        lab.cluster.ready(name, 1);
+    }
+    assert_eq!(lines(&lab.told, "firm"), 1, "it was left in peace");
+    lab.all_is_told();
 }
 
 fn an_update_goes_on_or_back(t: &Test) {

@@ -28,9 +28,14 @@ pub(super) struct Said {
     pub(super) software: String,
     pub(super) capacity: Option<v1::Capacity>,
     pub(super) heard: Option<pbjson_types::Timestamp>,
-    /// Of memory: lasts.
-    pressed: bool,
+    /// What it is short of, by its name.
+    pub(super) short: BTreeMap<String, v1::Pressure>,
 }
+
+/// Of which a node may be short.
+pub(super) const KINDS: [&str; 3] = ["cpu", "memory", "io"];
+/// What cannot be taken back from a task that has it, but by its end.
+const HELD: &str = "memory";
 
 /// What tasks of one allocation last said, by their names on the node.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +107,7 @@ impl Board {
             software: hello.software.clone(),
             capacity: hello.capacity,
             heard: Some(time::stamp(SystemTime::now())),
-            pressed: false,
+            short: BTreeMap::new(),
         };
         for held in &hello.tasks {
             let Some(told) = self.told_on(core, node, &held.id) else { continue };
@@ -124,7 +129,13 @@ impl Board {
     }
 
     /// Whether tasks that took only what was idle have to leave.
-    pub(super) fn report(&mut self, core: &Core, node: &NodeId, report: &v1::NodeReport) -> bool {
+    pub(super) fn report(
+        &mut self,
+        core: &Core,
+        node: &NodeId,
+        report: &v1::NodeReport,
+        events: &Events,
+    ) -> bool {
         for v1::TaskUsage { id, usage, .. } in &report.tasks {
             let Some(usage) = usage else { continue };
             if let Some(told) = self.told_on(core, node, id) {
@@ -135,10 +146,21 @@ impl Board {
         if report.capacity.is_some() {
             said.capacity = report.capacity;
         }
-        for pressure in report.pressure.iter().filter(|pressure| pressure.of == "memory") {
-            said.pressed = !pressure.ended;
+        let known = report.pressure.iter().filter(|one| KINDS.contains(&one.of.as_str()));
+        let mut news = Vec::new();
+        for one in known {
+            let before = match one.ended {
+                true => said.short.remove(&one.of),
+                false => said.short.insert(one.of.clone(), one.clone()),
+            };
+            if before.is_some() == one.ended {
+                let what = if one.ended { "pressure ended" } else { "node under pressure" };
+                news.push((what, format!("{} {:.0}%", one.of, one.percent)));
+            }
         }
-        said.pressed
+        let pressed = said.short.contains_key(HELD);
+        news.iter().for_each(|(what, sentence)| self.tell(events, node, what, sentence));
+        pressed
     }
 
     pub(super) fn status(

@@ -19,7 +19,7 @@ use super::metrics::Numbers;
 use super::saver::{News, Saver};
 use super::session::{About, Last, Line, Stream};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
-use crate::model::{Drain, NodeId, Record};
+use crate::model::{Amounts, Drain, NodeId, Record};
 use crate::state::{Mandate, Save};
 use crate::wire;
 
@@ -405,8 +405,9 @@ impl Engine {
     }
 
     fn report(&mut self, session: Session, node: &NodeId, report: &v1::NodeReport) {
-        let pressed = self.board.report(&self.core, node, report);
-        if let Some(idle) = wire::idle(report) {
+        let pressed = self.board.report(&self.core, node, report, &self.events);
+        // Under pressure nothing is idle, whatever else the report says.
+        if let Some(idle) = wire::idle(report).or(pressed.then(Amounts::default)) {
             self.happened(Event::Report { node: node.clone(), session, idle, pressed });
         }
         self.change();

@@ -26,6 +26,12 @@ struct Which {
     kind: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waits {
+    node: String,
+    resource: String,
+}
+
 /// Counted while we run. Clones share their numbers.
 #[derive(Debug, Clone)]
 pub(super) struct Numbers {
@@ -72,6 +78,7 @@ impl Numbers {
         single(&mut registry, "streams", "Streams of nodes", streams);
         single(&mut registry, "epoch", "Epoch of this coordinator", number(view.epoch));
         capacity(&mut registry, &view.capacity.unwrap_or_default());
+        pressure(&mut registry, &view.nodes);
         let help = "Instances that were given a node";
         registry.register("placements", help, self.placements.clone());
         let help = "How long it took to write down what was decided";
@@ -123,6 +130,33 @@ fn capacity(registry: &mut Registry, capacity: &v1::Capacity) {
     }
     let help = "What nodes that are heard have, and what of it is spoken for";
     registry.register("capacity", help, family);
+}
+
+/// Of nodes whose kernel counts it.
+fn pressure(registry: &mut Registry, nodes: &[v1::ClusterNode]) {
+    let (some, full) = (Family::<Waits, Value>::default(), Family::<Waits, Value>::default());
+    let heard =
+        nodes.iter().filter(|node| node.presence() != v1::cluster_node::Presence::Unreachable);
+    for node in heard {
+        let capacity = node.capacity.unwrap_or_default();
+        for (family, resource, percent) in [
+            (&some, "cpu", capacity.cpu_pressure),
+            (&some, "memory", capacity.memory_pressure),
+            (&some, "io", capacity.io_pressure),
+            (&full, "memory", capacity.memory_pressure_full),
+            (&full, "io", capacity.io_pressure_full),
+        ] {
+            let Some(percent) = percent else { continue };
+            let of = Waits { node: node.name.clone(), resource: resource.to_owned() };
+            family.get_or_create(&of).set(percent);
+        }
+    }
+    let help = "Time of the last 10 s in which some process of the node waited";
+    registry.register("node_pressure_percent", help, some);
+    let help = "Time of the last 10 s in which all processes of the node waited";
+    registry.register("node_pressure_full_percent", help, full);
+    let short = nodes.iter().flat_map(|node| &node.pressure).map(|one| one.of.clone());
+    counted(registry, "nodes_short", "Nodes under pressure that lasts, by what they lack", short);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]

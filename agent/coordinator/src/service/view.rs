@@ -47,6 +47,19 @@ fn plus_all(sum: &mut v1::Capacity, more: &v1::Capacity) {
         (&mut sum.allocated, &more.allocated),
         (&mut sum.used, &more.used),
     ];
+    let waits = [
+        (&mut sum.cpu_pressure, more.cpu_pressure),
+        (&mut sum.memory_pressure, more.memory_pressure),
+        (&mut sum.io_pressure, more.io_pressure),
+        (&mut sum.memory_pressure_full, more.memory_pressure_full),
+        (&mut sum.io_pressure_full, more.io_pressure_full),
+    ];
+    for (most, more) in waits {
+        *most = match (*most, more) {
+            (Some(most), Some(more)) => Some(most.max(more)),
+            (most, more) => most.or(more),
+        };
+    }
     for (sum, more) in pairs {
         if let Some(more) = more {
             sum.get_or_insert_default().add(more);
@@ -112,6 +125,7 @@ impl Engine {
             heard: said.heard,
             drain_within: node.drain.within.map(time::span),
             drain_overdue: node.drain.overdue,
+            pressure: said.short.into_values().collect(),
         }
     }
 

@@ -115,9 +115,10 @@ async fn emptied(client: &mut Cluster, name: &str, most: Option<Duration>) -> Re
     wait::until(client, most, verdict).await.map(drop)
 }
 
-const HEADER: [&str; 7] = ["NODE", "STATE", "TASKS", "CPU", "MEMORY", "HEARD", "SOFTWARE"];
+const HEADER: [&str; 8] =
+    ["NODE", "STATE", "TASKS", "CPU", "MEMORY", "PRESSURE", "HEARD", "SOFTWARE"];
 
-pub(super) fn row(node: &v1::ClusterNode) -> [String; 7] {
+pub(super) fn row(node: &v1::ClusterNode) -> [String; 8] {
     let capacity = node.capacity.unwrap_or_default();
     let (taken, there) =
         (capacity.allocated.unwrap_or_default(), capacity.allocatable.unwrap_or_default());
@@ -132,6 +133,7 @@ pub(super) fn row(node: &v1::ClusterNode) -> [String; 7] {
         node.instances.to_string(),
         format!("{} / {}", cpus(&taken), cpus(&there)),
         format!("{} / {}", memory(&taken), memory(&there)),
+        pressure(node),
         heard,
         show::plain(&node.software),
     ]
@@ -139,12 +141,30 @@ pub(super) fn row(node: &v1::ClusterNode) -> [String; 7] {
 
 fn state(node: &v1::ClusterNode) -> String {
     let presence = word(node.presence().as_str_name(), "PRESENCE_");
-    let drain = match (node.draining, node.drain_overdue) {
-        (false, _) => return presence,
-        (true, false) => "draining",
-        (true, true) => "draining, overdue",
-    };
-    format!("{presence} ({drain})")
+    let mut more = Vec::new();
+    if node.draining {
+        more.push("draining".to_owned());
+    }
+    if node.drain_overdue {
+        more.push("overdue".to_owned());
+    }
+    more.extend(node.pressure.iter().map(|one| format!("short of {}", show::plain(&one.of))));
+    if more.is_empty() { presence } else { format!("{presence} ({})", more.join(", ")) }
+}
+
+/// Percent of the last 10 s in which something waited, where it is worth a word.
+fn pressure(node: &v1::ClusterNode) -> String {
+    let capacity = node.capacity.unwrap_or_default();
+    let all = [
+        ("cpu", capacity.cpu_pressure),
+        ("memory", capacity.memory_pressure),
+        ("io", capacity.io_pressure),
+    ];
+    if all.iter().all(|(_, percent)| percent.is_none()) {
+        return if capacity.total.is_some() { "not counted" } else { "" }.to_owned();
+    }
+    let said = all.iter().filter_map(|(of, percent)| Some((of, percent.filter(|p| *p >= 0.5)?)));
+    said.map(|(of, percent)| format!("{of} {percent:.0}%")).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn cpus(amounts: &v1::Amounts) -> String {

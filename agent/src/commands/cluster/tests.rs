@@ -37,8 +37,17 @@ fn nodes_are_lines() {
     });
     node.software = "hafen 0.1.0\u{1b}[2J".to_owned();
     node.set_presence(Presence::Here);
-    let wanted = ["n1", "here", "2", "1.5 / 4", "1.00 GiB / 8.00 GiB", "", "hafen 0.1.0 [2J"];
+    let wanted = ["n1", "here", "2", "1.5 / 4", "1.00 GiB / 8.00 GiB", "", "", "hafen 0.1.0 [2J"];
     assert_eq!(nodes::row(&node), wanted);
+    let capacity = node.capacity.as_mut().unwrap();
+    capacity.total = amounts(4000, 8 << 30);
+    assert_eq!(nodes::row(&node)[5], "not counted");
+    let capacity = node.capacity.as_mut().unwrap();
+    (capacity.cpu_pressure, capacity.memory_pressure) = (Some(0.4), Some(34.6));
+    node.pressure = vec![v1::Pressure { of: "memory".to_owned(), ..Default::default() }];
+    let row = nodes::row(&node);
+    assert_eq!((row[1].as_str(), row[5].as_str()), ("here (short of memory)", "memory 35%"));
+    node.pressure.clear();
     node.set_presence(Presence::Unreachable);
     node.draining = true;
     assert_eq!(nodes::row(&node)[1], "unreachable (draining)");

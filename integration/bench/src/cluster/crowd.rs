@@ -257,6 +257,8 @@ fn capacity() -> v1::Capacity {
         cpu_pressure: Some(0.5),
         memory_pressure: Some(0.0),
         io_pressure: Some(0.1),
+        memory_pressure_full: Some(0.0),
+        io_pressure_full: Some(0.1),
     }
 }
 
