@@ -98,6 +98,28 @@ impl Cluster for Fake {
         Ok(Response::new(v1::ClusterNode { name, ..Default::default() }))
     }
 
+    async fn withdraw_certificates(
+        &self,
+        request: Request<v1::WithdrawCertificatesRequest>,
+    ) -> Answer<v1::Withdrawal> {
+        use v1::withdraw_certificates_request::Whose as Asked;
+        use v1::withdrawal::Whose;
+        let whose = request.into_inner().whose.map(|whose| match whose {
+            Asked::Node(name) => Whose::Node(name),
+            Asked::User(name) => Whose::User(name),
+        });
+        Ok(Response::new(v1::Withdrawal { whose, least: 2 }))
+    }
+
+    async fn list_withdrawals(
+        &self,
+        _request: Request<v1::ListWithdrawalsRequest>,
+    ) -> Answer<v1::ListWithdrawalsResponse> {
+        let whose = Some(v1::withdrawal::Whose::User("ann".to_owned()));
+        let withdrawals = vec![v1::Withdrawal { whose, least: 2 }];
+        Ok(Response::new(v1::ListWithdrawalsResponse { withdrawals }))
+    }
+
     async fn remove_node(
         &self,
         request: Request<v1::RemoveNodeRequest>,
@@ -471,6 +493,11 @@ fn the_rest_is_short() {
         ("quota set shop --none", 0, "shop"),
         ("token create --valid 2h --uses 3", 0, "token     t-1\nauthority 00ff\nuntil     1970-"),
         ("token create --uses 0", 2, "0 is not in"),
+        ("cert withdraw --user ann", 0, "coordinator cert ann --number 2"),
+        ("cert withdraw --node n1", 0, "it may join again"),
+        ("cert withdraw", 2, "--node <NAME>|--user <NAME>"),
+        ("cert withdraw --node n1 --user ann", 2, "cannot be used with"),
+        ("cert ls", 0, "user  ann   2"),
         ("ps --filter state=running", 1, "hafen tasks"),
         ("--coordinator tcp://h:1 nodes", 2, "http://HOST:PORT"),
         ("--coordinator https://h:1 nodes", 6, "--tls-ca"),

@@ -110,6 +110,13 @@ impl<'t> Agent<'t> {
         self
     }
 
+    /// The same, after what it runs in already.
+    #[must_use]
+    pub fn also_within<I: IntoIterator<Item: Into<String>>>(mut self, words: I) -> Self {
+        self.before.extend(words.into_iter().map(Into::into));
+        self
+    }
+
     /// Take a variable back, for the next start.
     pub fn forget_variable(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);

@@ -17,6 +17,8 @@ const READY: Duration = Duration::from_secs(20);
 /// Of waits for what a cluster does.
 const SOON: Duration = Duration::from_secs(30);
 const PORT: u16 = 7800;
+/// With TLS.
+const SECURE: u16 = 7801;
 
 /// A network of its own, for as long as its process lives.
 #[derive(Debug)]
@@ -118,20 +120,20 @@ impl<'t> Cluster<'t> {
     #[must_use]
     #[track_caller]
     pub fn start(test: &'t Test, count: usize, lease: Duration) -> Self {
-        Self::start_with_pressure(test, count, lease, |_| None)
+        Self::start_as(test, count, lease, |_, agent| agent)
     }
 
-    /// As [`Self::start`]; what some machines read in `/proc/pressure` is in the folders that this gives.
+    /// As [`Self::start`], with something else about their agents: see [`secure`] and [`under_pressure`].
     ///
     /// # Panics
     /// They do not come up.
     #[must_use]
     #[track_caller]
-    pub fn start_with_pressure(
+    pub fn start_as(
         test: &'t Test,
         count: usize,
         lease: Duration,
-        pressure: impl Fn(usize) -> Option<PathBuf>,
+        change: impl Fn(&Self, Agent<'t>) -> Agent<'t>,
     ) -> Self {
         let folder = test.dir().join("coordinator");
         fs::create_dir(&folder).expect("mkdir");
@@ -142,7 +144,8 @@ impl<'t> Cluster<'t> {
         let mut cluster = Self { machines: Vec::new(), folder, lease, coordinator: None, switch };
         cluster.restart();
         for number in 0..count {
-            let machine = cluster.machine(test, number, pressure(number));
+            let mut machine = cluster.machine(test, number);
+            machine.agent = change(&cluster, machine.agent);
             cluster.machines.push(machine);
         }
         cluster.machines.iter_mut().for_each(|machine| machine.agent.restart());
@@ -152,7 +155,7 @@ impl<'t> Cluster<'t> {
         cluster
     }
 
-    fn machine(&self, test: &'t Test, number: usize, pressure: Option<PathBuf>) -> Machine<'t> {
+    fn machine(&self, test: &'t Test, number: usize) -> Machine<'t> {
         let (name, space) = (format!("m{number}"), Namespace::new());
         let (link, pid) = (format!("link{number}"), space.0.id().to_string());
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
@@ -162,7 +165,7 @@ impl<'t> Cluster<'t> {
         space.run(&["ip", "address", "add", &address, "dev", "eth0"]);
         space.run(&["ip", "link", "set", "eth0", "up"]);
         let agent = Agent::new(test, &name)
-            .within(space.within().into_iter().chain(pressure.iter().flat_map(|at| covered(at))))
+            .within(space.within())
             .variable("HAFEN_NAME", &name)
             .variable("HAFEN_INSTANCE", format!("{}-{number}", test.id()))
             .variable("HAFEN_MASTER_URLS", format!("http://10.88.0.1:{PORT}"))
@@ -174,6 +177,41 @@ impl<'t> Cluster<'t> {
 
     fn socket(&self) -> PathBuf {
         self.folder.join("coordinator.sock")
+    }
+
+    /// A person's certificate, its key and the authority, in a file.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    #[track_caller]
+    pub fn person(&self, name: &str, number: u64) -> PathBuf {
+        let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
+        let mut command = Command::new(program);
+        command.args(["coordinator", "cert", name, "--number", &number.to_string(), "--state"]);
+        let output = command.arg(self.folder.join("state")).output().expect("hafen");
+        assert!(output.status.success(), "{output:?}");
+        let file = self.folder.join(format!("{name}-{number}.pem"));
+        fs::write(&file, output.stdout).expect("written");
+        file
+    }
+
+    /// `hafen` for somebody with such a file, where the coordinator is reached.
+    ///
+    /// # Panics
+    /// It was not built.
+    #[must_use]
+    #[track_caller]
+    pub fn hafen(&self, person: &Path) -> Command {
+        let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
+        let [enter, space] = self.switch.within();
+        let mut command = Command::new(enter);
+        command.arg(space).arg(program).stdin(Stdio::null());
+        command.args(["--coordinator", &format!("https://10.88.0.1:{SECURE}")]);
+        for flag in ["--tls-ca", "--tls-cert", "--tls-key"] {
+            command.arg(flag).arg(person);
+        }
+        command
     }
 
     /// What the coordinator has logged.
@@ -196,7 +234,9 @@ impl<'t> Cluster<'t> {
         let mut command = Command::new(enter);
         command.arg(space).arg(program).args(["coordinator", "--insecure", "--name", "test"]);
         command.args(["--listen", &format!("http://10.88.0.1:{PORT}")]);
+        command.args(["--listen", &format!("https://10.88.0.1:{SECURE}")]);
         command.args(["--listen", &format!("unix://{}", self.socket().display())]);
+        command.arg("--join-file").arg(self.folder.join("join"));
         command.args(["--lease", &format!("{}ms", self.lease.as_millis())]);
         command.arg("--state").arg(self.folder.join("state"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
@@ -316,11 +356,24 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// In a mount namespace of its own, in which the kernel's numbers of pressure are those of a folder.
-fn covered(pressure: &Path) -> [String; 6] {
+/// In a mount namespace of its own, in which the kernel's numbers of pressure are in a folder.
+#[must_use]
+pub fn under_pressure<'t>(agent: Agent<'t>, folder: &Path) -> Agent<'t> {
     const COVER: &str = "mount -n --bind \"$0\" /proc/pressure && exec \"$@\"";
-    let folder = pressure.display().to_string();
-    ["unshare", "--mount", "sh", "-c", COVER, &folder].map(str::to_owned)
+    let folder = folder.display().to_string();
+    agent.also_within(["unshare", "--mount", "sh", "-c", COVER, &folder])
+}
+
+/// With a certificate that it gets for a token.
+#[must_use]
+pub fn secure<'t>(cluster: &Cluster<'t>, agent: Agent<'t>) -> Agent<'t> {
+    let text = fs::read_to_string(cluster.folder.join("join")).expect("a token");
+    let join: Value = serde_json::from_str(&text).expect("JSON");
+    let word = |name: &str| join[name].as_str().expect("a word").to_owned();
+    agent
+        .variable("HAFEN_MASTER_URLS", format!("https://10.88.0.1:{SECURE}"))
+        .variable("HAFEN_MASTER_TOKEN", word("token"))
+        .variable("HAFEN_MASTER_AUTHORITY", word("authority"))
 }
 
 /// What of a list of the view is so.

@@ -576,6 +576,15 @@ pub enum Record {
     Allocation(Box<Allocation>),
     Quota(Namespace, Amounts),
     Token(Token),
+    Withdrawal(Withdrawal),
+}
+
+/// Certificates of a holder with a lower number do not count any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawal {
+    /// As their certificates name them.
+    pub holder: String,
+    pub least: u64,
 }
 
 /// What lets a node join. Only its hash is known.
@@ -600,6 +609,7 @@ pub enum Key {
     Allocation(AllocId),
     Quota(Namespace),
     Token(String),
+    Withdrawal(String),
 }
 
 impl Record {
@@ -612,6 +622,7 @@ impl Record {
             Self::Allocation(allocation) => Key::Allocation(allocation.id),
             Self::Quota(namespace, _) => Key::Quota(namespace.clone()),
             Self::Token(token) => Key::Token(token.hash.clone()),
+            Self::Withdrawal(one) => Key::Withdrawal(one.holder.clone()),
         }
     }
 }

@@ -509,13 +509,16 @@ async fn one_that_floods_does_not_keep_the_others_waiting() {
 mod secure {
     use std::sync::Arc;
 
+    use hafen_coordinator::service::Authority;
     use hyper_util::rt::TokioIo;
     use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
     use rustls::{ClientConfig, RootCertStore};
     use tokio::net::TcpStream;
     use tonic::transport::{Channel, Endpoint, Uri};
     use v1::master_client::MasterClient;
+    use v1::withdraw_certificates_request::Whose;
 
     use super::*;
 
@@ -555,7 +558,6 @@ mod secure {
     }
 
     fn authority(hall: &Hall) -> Vec<u8> {
-        use rustls::pki_types::pem::PemObject;
         let file = hall.folder.path().join("state/ca/ca.pem");
         CertificateDer::from_pem_file(file).unwrap().to_vec()
     }
@@ -627,15 +629,174 @@ mod secure {
         assert_eq!(last, Code::ResourceExhausted);
     }
 
+    fn ca(hall: &Hall) -> Authority {
+        Authority::read(&hall.folder.path().join("state/ca")).unwrap()
+    }
+
+    fn person(ca: &Authority, name: &str, number: u64) -> Identity {
+        let person = ca.person(name, number).unwrap();
+        let certificate = CertificateDer::from_pem_slice(person.certificate.as_bytes()).unwrap();
+        (certificate, KeyPair::from_pem(&person.key).unwrap())
+    }
+
+    /// What a coordinator says to somebody who wants to see the cluster.
+    async fn seen(hall: &Hall, own: &Identity) -> Result<(), tonic::Status> {
+        let channel = connect(hall, &authority(hall), Some(own)).await;
+        let mut people = v1::cluster_client::ClusterClient::new(channel);
+        people.get_cluster(v1::GetClusterRequest::default()).await.map(drop)
+    }
+
+    async fn withdraw(hall: &Hall, whose: Whose) -> v1::Withdrawal {
+        let request = v1::WithdrawCertificatesRequest { whose: Some(whose) };
+        hall.people().await.withdraw_certificates(request).await.unwrap().into_inner()
+    }
+
+    async fn join(hall: &Hall, node: &str) -> Identity {
+        let stranger = connect(hall, &authority(hall), None).await;
+        let (key, asked) = request(node, &token(hall, 60).await.token);
+        let given = MasterClient::new(stranger).join(asked).await.unwrap().into_inner();
+        (CertificateDer::from(given.certificate), key)
+    }
+
+    #[tokio::test]
+    async fn a_person_whose_certificate_is_withdrawn_is_none() {
+        let hall = Hall::open().await;
+        let (ca, ann) = (ca(&hall), Whose::User("ann".to_owned()));
+        let (own, other) = (person(&ca, "ann", 0), person(&ca, "anna", 0));
+        let channel = connect(&hall, &authority(&hall), Some(&own)).await;
+        let mut people = v1::cluster_client::ClusterClient::new(channel);
+        let request = v1::ClusterEventsRequest { follow: true, ..Default::default() };
+        let mut events = people.events(request).await.unwrap().into_inner();
+        assert_eq!(withdraw(&hall, ann.clone()).await.least, 1);
+        // What went on is cut, without anything that would have to be said.
+        let last = tokio::time::timeout(LEASE, events.message()).await.expect("an end");
+        assert!(last.is_err(), "{last:?}");
+        let denied = seen(&hall, &own).await.unwrap_err();
+        assert_eq!(denied.code(), Code::PermissionDenied);
+        assert_eq!(denied.message(), "the certificate was withdrawn");
+        assert!(seen(&hall, &other).await.is_ok(), "it is somebody else's");
+        let next = person(&ca, "ann", 1);
+        assert!(seen(&hall, &next).await.is_ok());
+        let hall = hall.again().await;
+        assert!(seen(&hall, &own).await.is_err(), "it is written down");
+        assert!(seen(&hall, &next).await.is_ok());
+        assert_eq!(withdraw(&hall, ann).await.least, 2);
+        assert!(seen(&hall, &next).await.is_err());
+        let all = hall.people().await.list_withdrawals(v1::ListWithdrawalsRequest {}).await;
+        assert_eq!(all.unwrap().into_inner().withdrawals.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_certificate_is_withdrawn_is_none() {
+        let hall = Hall::open().await;
+        let own = join(&hall, "n1").await;
+        let again = || async { connect(&hall, &authority(&hall), Some(&own)).await };
+        let (mut node, told) = Fake::dial(again().await, hello("n1")).await;
+        assert!(matches!(told.what, Some(Down::Welcome(_))), "{told:?}");
+        withdraw(&hall, Whose::Node("n1".to_owned())).await;
+        assert!(node.hear().await.is_err(), "the stream is cut");
+        hall.until_presence("n1", Presence::Away).await;
+        let (_, told) = Fake::dial(again().await, v1::Hello { connection: 2, ..hello("n1") }).await;
+        assert_eq!(refused(&told), Kind::Identity);
+        // Nor does it get another one, or at what others asked of a node.
+        let renewed = MasterClient::new(again().await).join(request("n1", "").1).await;
+        assert_eq!(renewed.unwrap_err().message(), "the certificate was withdrawn");
+        let what = Some(v1::channel_up::What::Command("1-1".to_owned()));
+        let up = tokio_stream::once(v1::ChannelUp { what });
+        let channel = MasterClient::new(again().await).channel(up).await;
+        assert_eq!(channel.unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_removed_joins_anew_or_stays_away() {
+        let hall = Hall::open().await;
+        let first = token(&hall, 60).await;
+        let stranger = connect(&hall, &authority(&hall), None).await;
+        let (key, asked) = request("n1", &first.token);
+        let mut client = MasterClient::new(stranger);
+        let given = client.join(asked.clone()).await.unwrap().into_inner();
+        let old = (CertificateDer::from(given.certificate), key);
+        let dial = |own: Identity, connection| {
+            let hall = &hall;
+            async move {
+                let channel = connect(hall, &authority(hall), Some(&own)).await;
+                Fake::dial(channel, v1::Hello { connection, ..hello("n1") }).await
+            }
+        };
+        let copy = |(certificate, key): &Identity| {
+            (certificate.clone(), KeyPair::from_pem(&key.serialize_pem()).unwrap())
+        };
+        drop(dial(copy(&old), 1).await);
+        hall.until_presence("n1", Presence::Away).await;
+        let mut people = hall.people().await;
+        people.remove_node(v1::RemoveNodeRequest { node: "n1".into() }).await.unwrap();
+        assert_eq!(refused(&dial(copy(&old), 2).await.1), Kind::Identity);
+        assert!(hall.view().await.nodes.is_empty());
+        // The token is used up: what it was used for does not come back either.
+        let replayed = client.join(asked).await.unwrap_err();
+        assert_eq!(replayed.code(), Code::Unauthenticated);
+        let new = join(&hall, "n1").await;
+        let (_node, told) = dial(copy(&new), 1).await;
+        assert!(matches!(told.what, Some(Down::Welcome(_))), "{told:?}");
+        assert_eq!(refused(&dial(copy(&old), 3).await.1), Kind::Identity);
+        let channel = connect(&hall, &authority(&hall), Some(&new)).await;
+        let mut client = MasterClient::new(channel);
+        let (key, asked) = request("n1", "");
+        let given = client.join(asked).await.unwrap().into_inner();
+        let renewed = (CertificateDer::from(given.certificate), key);
+        let (_node, told) = dial(renewed, 2).await;
+        assert!(matches!(told.what, Some(Down::Welcome(_))), "{told:?}");
+    }
+
+    /// Signed by the authority of this folder, for this name, until this time.
+    fn signed(folder: &std::path::Path, uri: &str, until: time::OffsetDateTime) -> Identity {
+        let read = |name| std::fs::read_to_string(folder.join(name)).unwrap();
+        let issuer = KeyPair::from_pem(&read("ca.key")).unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.pem"), issuer).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (until - time::Duration::days(30), until);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &issuer).unwrap().der().clone(), key)
+    }
+
+    #[tokio::test]
+    async fn certificates_that_are_none_are_refused() {
+        let hall = Hall::open().await;
+        let (now, hour) = (time::OffsetDateTime::now_utc(), time::Duration::hours(1));
+        let own = hall.folder.path().join("state/ca");
+        let foreign = hall.folder.path().join("foreign");
+        Authority::open(&foreign).unwrap();
+        let good = signed(&own, "hafen:user:ann", now + hour);
+        assert!(seen(&hall, &good).await.is_ok());
+        for (what, bad) in [
+            ("it has ended", signed(&own, "hafen:user:ann", now - hour)),
+            ("it has not begun", signed(&own, "hafen:user:ann", now + time::Duration::days(40))),
+            ("another authority's", signed(&foreign, "hafen:user:ann", now + hour)),
+        ] {
+            let refused = seen(&hall, &bad).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unknown, "{what}: {refused:?}");
+        }
+        for (what, bad) in [
+            ("of a node", signed(&own, "hafen:node:n1", now + hour)),
+            ("of nobody", signed(&own, "hafen:king:ann", now + hour)),
+        ] {
+            let refused = seen(&hall, &bad).await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{what}: {refused:?}");
+        }
+        // One node in the name of another one: no stream, no certificate, no channel.
+        let channel = connect(&hall, &authority(&hall), Some(&join(&hall, "n1").await)).await;
+        assert_eq!(refused(&Fake::dial(channel.clone(), hello("n2")).await.1), Kind::Identity);
+        let mut client = MasterClient::new(channel);
+        let foreign = client.join(request("n2", "").1).await.unwrap_err();
+        assert_eq!(foreign.code(), Code::Unauthenticated);
+    }
+
     #[tokio::test]
     async fn a_person_has_a_certificate() {
-        use hafen_coordinator::service::Authority;
-        use rustls::pki_types::pem::PemObject;
         let hall = Hall::open().await;
-        let ca = Authority::read(&hall.folder.path().join("state/ca")).unwrap();
-        let person = ca.person("ann").unwrap();
-        let certificate = CertificateDer::from_pem_slice(person.certificate.as_bytes()).unwrap();
-        let own = (certificate, KeyPair::from_pem(&person.key).unwrap());
+        let own = person(&ca(&hall), "ann", 0);
         let channel = connect(&hall, &authority(&hall), Some(&own)).await;
         let mut people = v1::cluster_client::ClusterClient::new(channel.clone());
         assert!(people.get_cluster(v1::GetClusterRequest::default()).await.is_ok());

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use hafen_coordinator::cluster::Change;
-use hafen_coordinator::model::{Amounts, Drain, Key, Namespace, Record};
+use hafen_coordinator::model::{Amounts, Drain, Key, Namespace, Record, Withdrawal};
 use hafen_coordinator::state::Store;
 
 const FOLDER: &str = "HAFEN_STATE_WRITER";
@@ -123,4 +123,13 @@ fn records_of_before_are_read() {
         "allocatable":{"cpu_milli":0,"memory":0,"disk":0,"pids":0}},"draining":true}}"#;
     let Record::Node(read) = serde_json::from_str(node).unwrap() else { panic!() };
     assert_eq!(read.drain, Drain { on: true, ..Drain::default() });
+}
+
+#[test]
+fn withdrawals_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let one = |least| Record::Withdrawal(Withdrawal { holder: "hafen:user:ann".into(), least });
+    Store::open(&path).unwrap().save(&[Change::Put(one(1)), Change::Put(one(2))]).unwrap();
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), [one(2)]);
 }

@@ -38,6 +38,9 @@ enum CoordinatorCommand {
     /// Print a person's certificate, its key and the authority, in PEM: for calls over https.
     Cert {
         name: String,
+        /// One that counts still, where some of this name were withdrawn: "hafen cert ls" says which.
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        number: u64,
         /// The coordinator's folder.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
@@ -114,8 +117,8 @@ impl From<Format> for LogFormat {
 }
 
 pub(super) fn coordinator(args: &CoordinatorArgs) -> Result<ExitCode, Error> {
-    if let Some(CoordinatorCommand::Cert { name, state }) = &args.command {
-        return certificate(name, state);
+    if let Some(CoordinatorCommand::Cert { name, number, state }) = &args.command {
+        return certificate(name, *number, state);
     }
     let args = &args.serve;
     start_log(&Log { level: args.log_level.clone(), format: args.log_format.into() })?;
@@ -123,8 +126,9 @@ pub(super) fn coordinator(args: &CoordinatorArgs) -> Result<ExitCode, Error> {
     super::serve(serve(options, args.join_file.as_deref())).map(|()| ExitCode::SUCCESS)
 }
 
-fn certificate(name: &str, state: &Path) -> Result<ExitCode, Error> {
-    let person = Authority::read(&state.join("ca")).and_then(|authority| authority.person(name));
+fn certificate(name: &str, number: u64, state: &Path) -> Result<ExitCode, Error> {
+    let person =
+        Authority::read(&state.join("ca")).and_then(|authority| authority.person(name, number));
     let person = person.map_err(|e| Error::Refused(crate::chain(&e)))?;
     let text = [person.certificate, person.key, person.authority].concat();
     show::bytes(text.as_bytes())?;

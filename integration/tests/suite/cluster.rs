@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hafen_integration::cluster::{Cluster, Machine, Way, lines, of, ready, until};
+use hafen_integration::cluster::{
+    Cluster, Machine, Way, lines, of, ready, secure, under_pressure, until,
+};
 use hafen_integration::{Case, Test, Value, cases, json, wait_until};
 
 pub(crate) fn trials() -> Vec<Case> {
@@ -26,6 +28,8 @@ pub(crate) fn trials() -> Vec<Case> {
             Program("unshare"),
             File("/proc/pressure/memory")
         ),
+        a_removed_machine_stays_away(Root, Busybox, Program("ip")),
+        a_person_is_sent_away(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
     ]
@@ -44,17 +48,12 @@ struct Lab<'t> {
 
 impl<'t> Lab<'t> {
     fn new(t: &'t Test, machines: usize) -> Self {
-        Self::with_pressure(t, machines, |_| None)
+        Self::of(t, Cluster::start(t, machines, LEASE))
     }
 
-    fn with_pressure(
-        t: &'t Test,
-        machines: usize,
-        pressure: impl Fn(usize) -> Option<PathBuf>,
-    ) -> Self {
+    fn of(t: &'t Test, cluster: Cluster<'t>) -> Self {
         let told = t.dir().join("told");
         fs::write(&told, "").expect("a file");
-        let cluster = Cluster::start_with_pressure(t, machines, LEASE, pressure);
         Self { rootfs: t.bundle().rootfs(), cluster, told }
     }
 
@@ -360,7 +359,9 @@ fn revocable_tasks_leave_under_pressure(t: &Test) {
     wait_for_memory(&folders[0], 0);
     // The kernel of the other one counts none.
     fs::create_dir_all(&folders[1]).expect("mkdir");
-    let lab = Lab::with_pressure(t, 2, |number| Some(folders[number].clone()));
+    let pressed =
+        |cluster: &Cluster<'_>, agent| under_pressure(agent, &folders[cluster.machines.len()]);
+    let lab = Lab::of(t, Cluster::start_as(t, 2, LEASE, pressed));
     let request = |memory: &str| json!({ "cpuMilli": "10", "memory": memory });
     let there = json!([{ "attribute": "node", "in": { "values": ["m0"] } }]);
     let jobs = [("firm", false, "1048576"), ("large", true, "3145728"), ("small", true, "1048576")];
@@ -403,6 +404,65 @@ fn revocable_tasks_leave_under_pressure(t: &Test) {
     }
     assert_eq!(lines(&lab.told, "firm"), 1, "it was left in peace");
     lab.all_is_told();
+}
+
+fn a_removed_machine_stays_away(t: &Test) {
+    let mut lab = Lab::of(t, Cluster::start_as(t, 2, LEASE, secure));
+    lab.cluster.submit(&lab.job("web", 2));
+    let before = lab.cluster.ready("web", 2);
+    let gone = lab.cluster.number(&before[0]["node"]);
+    let name = lab.cluster.machines[gone].name.clone();
+    lab.cluster.machines[gone].stop();
+    lab.cluster.wait("it is not heard", |view| {
+        of(view, "nodes", |node| node["presence"] == "PRESENCE_UNREACHABLE").len() == 1
+    });
+    let _ = lab.cluster.http("DELETE", &format!("/v1/nodes/{name}"), &Value::Null).expect(200);
+    lab.cluster.machines[gone].go_on();
+    let agent = &lab.cluster.machines[gone].agent;
+    let refused = wait_until(Duration::from_secs(20), || {
+        agent.said().contains("KIND_IDENTITY").then_some(())
+    });
+    assert!(refused.is_some(), "{}", agent.said());
+    let is_gone = |view: &Value| of(view, "nodes", |node| node["name"] == *name).is_empty();
+    lab.cluster.wait("all run elsewhere", |view| is_gone(view) && ready(view, "web").len() == 2);
+    // It is no other one after a start, and what it has of before says nothing.
+    lab.cluster.machines[gone].agent.kill9();
+    lab.cluster.machines[gone].agent.restart();
+    std::thread::sleep(LEASE * 2);
+    assert!(is_gone(&lab.cluster.view()));
+    // Somebody lets it join again: as a node that nobody knows.
+    lab.cluster.machines[gone].agent.kill9();
+    let link = lab.cluster.machines[gone].agent.state().join("agent/link");
+    fs::remove_dir_all(&link).unwrap_or_else(|e| panic!("{}: {e}", link.display()));
+    lab.cluster.machines[gone].agent.restart();
+    lab.cluster.wait("it has joined", |view| {
+        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
+    });
+    lab.all_is_told();
+}
+
+fn a_person_is_sent_away(t: &Test) {
+    let lab = Lab::new(t, 1);
+    let person = lab.cluster.person("ann", 0);
+    let seen = lab.cluster.hafen(&person).arg("nodes").output().expect("hafen");
+    assert!(seen.status.success(), "{seen:?}");
+    let mut listens = lab.cluster.hafen(&person);
+    let mut listens = listens.args(["events", "--cluster"]).spawn().expect("hafen");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(listens.try_wait().expect("wait").is_none(), "it listens");
+    let path = "/v1/certificates/withdraw";
+    let withdrawn = lab.cluster.http("POST", path, &json!({ "user": "ann" })).expect(200);
+    assert_eq!(withdrawn["least"], "1", "{withdrawn:#}");
+    let ended = wait_until(Duration::from_secs(10), || listens.try_wait().expect("wait"));
+    let _ = listens.kill();
+    let _ = listens.wait();
+    assert!(ended.is_some_and(|status| !status.success()), "it was cut: {ended:?}");
+    let denied = lab.cluster.hafen(&person).arg("nodes").output().expect("hafen");
+    let words = String::from_utf8_lossy(&denied.stderr).into_owned();
+    assert!(!denied.status.success() && words.contains("was withdrawn"), "{denied:?}");
+    let next = lab.cluster.person("ann", 1);
+    let told = lab.cluster.hafen(&next).args(["cert", "ls"]).output().expect("hafen");
+    assert!(String::from_utf8_lossy(&told.stdout).contains("ann   1"), "{told:?}");
 }
 
 fn an_update_goes_on_or_back(t: &Test) {

@@ -368,7 +368,7 @@ impl Core {
             Key::Allocation(id) => Record::Allocation(Box::new(self.allocations.get(id)?.clone())),
             Key::Quota(id) => Record::Quota(id.clone(), *self.quotas.get(id)?),
             // Of others, who save it themselves.
-            Key::Token(_) => return None,
+            Key::Token(_) | Key::Withdrawal(_) => return None,
         })
     }
 

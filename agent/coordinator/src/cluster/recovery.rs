@@ -17,7 +17,7 @@ impl Core {
         let mut allocations = Vec::new();
         for record in records {
             match record {
-                Record::Epoch(_) | Record::Token(_) => {}
+                Record::Epoch(_) | Record::Token(_) | Record::Withdrawal(_) => {}
                 Record::Node(node) => core.expect(node),
                 Record::Job(job) => {
                     core.jobs.insert(job.id.clone(), *job);

@@ -13,6 +13,8 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 
 use super::tokens::hash;
 use super::who::{NODE, USER};
@@ -23,6 +25,8 @@ const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Of nodes, and when they ask for the next one.
 const NODE_VALID: Duration = Duration::from_secs(90 * 24 * 3600);
 pub(super) const RENEW_AFTER: Duration = Duration::from_secs(60 * 24 * 3600);
+/// `id-at-serialNumber` of a subject (RFC 4519, 2.31): not the certificate's own serial number.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 const USER_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
@@ -107,29 +111,54 @@ impl Authority {
     }
 
     /// Of a node: of its request only the key counts, and that it has signed it.
-    pub(super) fn node(&self, name: &str, csr: &[u8]) -> Result<CertificateDer<'static>, CaError> {
+    pub(super) fn node(
+        &self,
+        name: &str,
+        number: u64,
+        csr: &[u8],
+    ) -> Result<CertificateDer<'static>, CaError> {
         let der = CertificateSigningRequestDer::from(csr);
         let asked = CertificateSigningRequestParams::from_der(&der)?;
-        let params = client(&format!("{NODE}{name}"), name, NODE_VALID)?;
+        let params = client(&format!("{NODE}{name}"), name, number, NODE_VALID)?;
         let request = CertificateSigningRequestParams { params, ..asked };
         Ok(request.signed_by(&self.issuer)?.der().clone())
     }
 
+    /// `number`: one that counts still, where some of theirs were withdrawn.
+    ///
     /// # Errors
     /// A name that cannot be in a certificate.
-    pub fn person(&self, name: &str) -> Result<Person, CaError> {
+    pub fn person(&self, name: &str, number: u64) -> Result<Person, CaError> {
         let key = KeyPair::generate()?;
-        let params = client(&format!("{USER}{name}"), name, USER_VALID)?;
+        let params = client(&format!("{USER}{name}"), name, number, USER_VALID)?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Person { certificate, key: key.serialize_pem(), authority: self.pem.clone() })
     }
 }
 
-fn client(uri: &str, name: &str, valid: Duration) -> Result<CertificateParams, CaError> {
+fn client(
+    uri: &str,
+    name: &str,
+    number: u64,
+    valid: Duration,
+) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    Ok(leaf(params, name, valid))
+    let mut params = leaf(params, name, valid);
+    if number > 0 {
+        params
+            .distinguished_name
+            .push(DnType::CustomDnType(SERIAL_NUMBER.into()), number.to_string());
+    }
+    Ok(params)
+}
+
+/// Among the certificates of one name: the least that counts rises with each withdrawal. None is 0.
+pub(super) fn number(certificate: &X509Certificate<'_>) -> u64 {
+    let mut numbers = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
+    let text = numbers.next().and_then(|attribute| attribute.as_str().ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 fn leaf(params: CertificateParams, name: &str, valid: Duration) -> CertificateParams {
@@ -187,6 +216,8 @@ fn file(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use x509_parser::prelude::FromDer;
+
     use super::*;
 
     #[test]
@@ -206,10 +237,11 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let request = CertificateParams::new(vec!["other".to_owned()]).unwrap();
         let mut csr = request.serialize_request(&key).unwrap().der().to_vec();
-        assert!(authority.node("n1", &csr).is_ok());
+        let signed = authority.node("n1", 7, &csr).unwrap();
+        assert_eq!(number(&X509Certificate::from_der(&signed).unwrap().1), 7);
         let last = csr.len() - 1;
         csr[last] ^= 1;
-        assert!(authority.node("n1", &csr).is_err());
-        assert!(authority.node("n1", b"nothing").is_err());
+        assert!(authority.node("n1", 0, &csr).is_err());
+        assert!(authority.node("n1", 0, b"nothing").is_err());
     }
 }

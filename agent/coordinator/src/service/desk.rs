@@ -40,6 +40,14 @@ fn no_job(name: &str) -> Failure {
     Failure::new(Kind::NotFound, format!("there is no job {name}"))
 }
 
+fn unheard(engine: &Engine, node: NodeId) -> Result<NodeId, Failure> {
+    if engine.core.node(&node).is_some_and(|(_, is)| is == Presence::Here) {
+        let words = format!("{node} is heard: stop its agent first");
+        return Err(Failure::new(Kind::State, words));
+    }
+    Ok(node)
+}
+
 fn no_node(name: &str) -> Failure {
     Failure::new(Kind::NotFound, format!("no node, or more than one, is {name}"))
 }
@@ -114,13 +122,18 @@ impl Desk {
         .await
     }
 
-    pub(super) async fn remove(&self, request: v1::RemoveNodeRequest) -> Result<(), Failure> {
+    /// A node that may be removed, by its name or the beginning of it.
+    pub(super) async fn removable(&self, name: String) -> Result<NodeId, Failure> {
+        self.ask(move |engine| {
+            let node = engine.find_node(&name).ok_or_else(|| no_node(&name))?;
+            unheard(engine, node)
+        })
+        .await?
+    }
+
+    pub(super) async fn remove(&self, node: NodeId) -> Result<(), Failure> {
         self.order(move |engine| {
-            let node = engine.find_node(&request.node).ok_or_else(|| no_node(&request.node))?;
-            if engine.core.node(&node).is_some_and(|(_, is)| is == Presence::Here) {
-                let words = format!("{node} is heard: stop its agent first");
-                return Err(Failure::new(Kind::State, words));
-            }
+            let node = unheard(engine, node)?;
             engine.happened(Event::Remove { node });
             Ok(())
         })

@@ -46,7 +46,8 @@ impl Service for Adapter {
         &self,
         request: Request<v1::RemoveNodeRequest>,
     ) -> Answer<v1::RemoveNodeResponse> {
-        let removed = self.rooms.desk.remove(request.into_inner()).await;
+        let Rooms { desk, gate } = &self.rooms;
+        let removed = gate.remove(desk, request.into_inner()).await;
         one(removed.map(|()| v1::RemoveNodeResponse {}))
     }
 
@@ -143,5 +144,19 @@ impl Service for Adapter {
         request: Request<v1::CreateTokenRequest>,
     ) -> Answer<v1::JoinToken> {
         one(self.rooms.gate.token(&self.rooms.desk, request.into_inner()).await)
+    }
+
+    async fn withdraw_certificates(
+        &self,
+        request: Request<v1::WithdrawCertificatesRequest>,
+    ) -> Answer<v1::Withdrawal> {
+        one(self.rooms.gate.withdraw(&self.rooms.desk, request.into_inner()).await)
+    }
+
+    async fn list_withdrawals(
+        &self,
+        _request: Request<v1::ListWithdrawalsRequest>,
+    ) -> Answer<v1::ListWithdrawalsResponse> {
+        one(Ok(self.rooms.gate.withdrawals()))
     }
 }

@@ -42,6 +42,8 @@ pub(super) fn router(rooms: Rooms) -> Router {
         .route("/v1/quotas", get(quotas))
         .route("/v1/quotas/{namespace}", put(set_quota))
         .route("/v1/tokens", post(token))
+        .route("/v1/certificates", get(withdrawals))
+        .route("/v1/certificates/withdraw", post(withdraw))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthy))
         .route("/", get(index))
@@ -81,7 +83,7 @@ async fn drain(
 }
 
 async fn remove(State(rooms): State<Rooms>, Path(node): Path<String>) -> Answer {
-    rooms.desk.remove(v1::RemoveNodeRequest { node }).await?;
+    rooms.gate.remove(&rooms.desk, v1::RemoveNodeRequest { node }).await?;
     Ok(Json(json!({})))
 }
 
@@ -176,6 +178,14 @@ async fn set_quota(
 
 async fn token(State(rooms): State<Rooms>, request: Request) -> Answer<v1::JoinToken> {
     Ok(Json(rooms.gate.token(&rooms.desk, body(request).await?).await?))
+}
+
+async fn withdraw(State(rooms): State<Rooms>, request: Request) -> Answer<v1::Withdrawal> {
+    Ok(Json(rooms.gate.withdraw(&rooms.desk, body(request).await?).await?))
+}
+
+async fn withdrawals(State(rooms): State<Rooms>) -> Answer<v1::ListWithdrawalsResponse> {
+    Ok(Json(rooms.gate.withdrawals()))
 }
 
 async fn metrics(State(rooms): State<Rooms>) -> Response {

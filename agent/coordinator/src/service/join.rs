@@ -1,6 +1,5 @@
 //! The gate: a token for a certificate.
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,12 +10,15 @@ use tonic::Status;
 use super::ca::{Authority, RENEW_AFTER};
 use super::desk::Desk;
 use super::tokens::{Tokens, hash};
-use super::who::Who;
+use super::who::{NODE, USER, Who};
+use super::withdrawn::Withdrawn;
 use crate::cluster::Change;
-use crate::model::is_name;
+use crate::model::{Withdrawal, is_name};
 
 const MOST_TOKEN: usize = 256;
 const MOST_CSR: usize = 16 << 10;
+/// Of whom a certificate is.
+const MOST_NAME: usize = 255;
 /// Of a token, where nothing is said, and at most.
 const VALID: Duration = Duration::from_secs(3600);
 const MOST_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -25,13 +27,15 @@ const MOST_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) struct Gate {
     authority: Arc<Authority>,
     tokens: Mutex<Tokens>,
+    withdrawn: Withdrawn,
     /// One after the other: so that a token is not used twice while it is written down.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Gate {
-    pub(super) fn new(authority: Arc<Authority>, tokens: Tokens) -> Self {
-        Self { authority, tokens: Mutex::new(tokens), turn: tokio::sync::Mutex::default() }
+    pub(super) fn new(authority: Arc<Authority>, tokens: Tokens, withdrawn: Withdrawn) -> Self {
+        let turn = tokio::sync::Mutex::default();
+        Self { authority, tokens: Mutex::new(tokens), withdrawn, turn }
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
@@ -74,19 +78,17 @@ impl Gate {
             return Err(Status::invalid_argument("token, name or request is not of its form"));
         }
         if token.is_empty() {
-            if who.node() != Some(&node) {
-                return Err(Status::unauthenticated(
-                    "without a token one's own certificate counts",
-                ));
-            }
-            return self.sign(&node, &csr);
+            who.may_connect()?;
+            let own = who.node().filter(|holder| holder.name == node).ok_or_else(|| {
+                Status::unauthenticated("without a token one's own certificate counts")
+            })?;
+            // If it is withdrawn meanwhile, so is the next one.
+            return self.sign(&node, own.number, &csr);
         }
         let _turn = self.turn.lock().await;
-        let mut asked = node.clone().into_bytes();
-        asked.extend_from_slice(&csr);
-        let asked = hash(&asked);
-        let again = self.examine(who, &token, &asked)?;
-        let signed = self.sign(&node, &csr)?;
+        let number = self.withdrawn.least(&format!("{NODE}{node}"));
+        let again = self.examine(who, &token, &asked(&node, number, &csr))?;
+        let signed = self.sign(&node, number, &csr)?;
         if again {
             return Ok(signed);
         }
@@ -94,19 +96,55 @@ impl Gate {
         if desk.ask(move |engine| engine.knows(&name)).await? {
             return Err(Status::already_exists(format!("another node is {node}")));
         }
-        let change = self.tokens().take(&token, &asked);
+        let change = self.tokens().take(&token, &asked(&node, number, &csr));
         Self::save(desk, change.into_iter().collect()).await?;
         tracing::info!(node, %who, "joined");
         Ok(signed)
     }
 
-    fn examine(&self, who: &Who, token: &str, asked: &str) -> Result<bool, Status> {
-        let address: Option<IpAddr> = match who {
-            Who::Node(_, address) | Who::User(_, address) | Who::Stranger(address) => {
-                Some(*address)
-            }
-            Who::Trusted(_) | Who::Denied(_) => None,
+    /// Of a node or a person: what goes on with them ends when this is on the disk.
+    pub(super) async fn withdraw(
+        &self,
+        desk: &Desk,
+        request: v1::WithdrawCertificatesRequest,
+    ) -> Result<v1::Withdrawal, Failure> {
+        use v1::withdraw_certificates_request::Whose;
+        let (kind, name) = match request.whose {
+            Some(Whose::Node(name)) => (NODE, name),
+            Some(Whose::User(name)) => (USER, name),
+            None => return Err(Failure::new(Kind::Invalid, "node or user is missing")),
         };
+        if !(1..=MOST_NAME).contains(&name.len()) || !name.is_ascii() {
+            return Err(Failure::new(Kind::Invalid, format!("no certificate is for {name:?}")));
+        }
+        let _turn = self.turn.lock().await;
+        let one = self.withdrawn.next(&format!("{kind}{name}"));
+        Self::save(desk, vec![Change::from(one.clone())]).await?;
+        tracing::info!(holder = one.holder, least = one.least, "certificates are withdrawn");
+        let said = told(&one);
+        self.withdrawn.add(one);
+        Ok(said)
+    }
+
+    pub(super) fn withdrawals(&self) -> v1::ListWithdrawalsResponse {
+        let withdrawals = self.withdrawn.all().iter().map(told).collect();
+        v1::ListWithdrawalsResponse { withdrawals }
+    }
+
+    /// A machine is gone for good, and with it what it was known by.
+    pub(super) async fn remove(
+        &self,
+        desk: &Desk,
+        request: v1::RemoveNodeRequest,
+    ) -> Result<(), Failure> {
+        let node = desk.removable(request.node).await?;
+        let whose = v1::withdraw_certificates_request::Whose::Node(node.0.clone());
+        self.withdraw(desk, v1::WithdrawCertificatesRequest { whose: Some(whose) }).await?;
+        desk.remove(node).await
+    }
+
+    fn examine(&self, who: &Who, token: &str, asked: &str) -> Result<bool, Status> {
+        let address = who.address();
         let mut tokens = self.tokens();
         if tokens.is_too_much(address) {
             return Err(Status::resource_exhausted("too many tries: wait a minute"));
@@ -118,8 +156,8 @@ impl Gate {
         })
     }
 
-    fn sign(&self, node: &str, csr: &[u8]) -> Result<v1::JoinResponse, Status> {
-        let certificate = self.authority.node(node, csr).map_err(|e| {
+    fn sign(&self, node: &str, number: u64, csr: &[u8]) -> Result<v1::JoinResponse, Status> {
+        let certificate = self.authority.node(node, number, csr).map_err(|e| {
             Status::invalid_argument(format!("csr: {}", hafen_door::failure::chain(&e)))
         })?;
         Ok(v1::JoinResponse {
@@ -129,4 +167,17 @@ impl Gate {
             renew_after: Some(time::span(RENEW_AFTER)),
         })
     }
+}
+
+/// What a token was used for. After a withdrawal the same request is another one.
+fn asked(node: &str, number: u64, csr: &[u8]) -> String {
+    let number = if number > 0 { number.to_string() } else { String::new() };
+    hash(&[node.as_bytes(), number.as_bytes(), csr].concat())
+}
+
+fn told(one: &Withdrawal) -> v1::Withdrawal {
+    use v1::withdrawal::Whose;
+    let user = || one.holder.strip_prefix(USER).map(|name| Whose::User(name.to_owned()));
+    let node = one.holder.strip_prefix(NODE).map(|name| Whose::Node(name.to_owned()));
+    v1::Withdrawal { whose: node.or_else(user), least: one.least }
 }

@@ -28,7 +28,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Ended;
 use super::ca::Authority;
-use super::who::Who;
+use super::who::{WITHDRAWN, Who};
+use super::withdrawn::Withdrawn;
 
 /// Connections of one user or host, and of all: nodes may be many behind one address.
 const EACH: usize = 16_384;
@@ -133,6 +134,8 @@ pub(super) fn tls(authority: &Authority, names: &[String]) -> Result<ServerConfi
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![certificate, authority.certificate().clone()], key)?;
+    // Whoever comes again shows their certificate again: it may have ended.
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -162,16 +165,18 @@ pub(super) struct Reception {
     host: Host,
     handshakes: Seats,
     group: Option<u32>,
+    withdrawn: Withdrawn,
 }
 
 impl Reception {
     pub(super) fn new(
         router: watch::Receiver<Router>,
         group: Option<u32>,
+        withdrawn: Withdrawn,
         ending: watch::Receiver<()>,
     ) -> Self {
         let host = Host::new(Seats::new(EACH, ALL), STREAMS, ending);
-        Self { router, host, handshakes: Seats::new(STRANGERS, STRANGERS), group }
+        Self { router, host, handshakes: Seats::new(STRANGERS, STRANGERS), group, withdrawn }
     }
 
     /// Until this is dropped.
@@ -223,11 +228,18 @@ impl Reception {
             match timeout(FIRST_WORDS, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
-                    let who = Who::remote(&shown.map(uris).unwrap_or_default(), address.ip());
+                    let (uris, number) = shown.map(said).unwrap_or_default();
+                    let who = Who::remote(&uris, number, address.ip());
                     drop(waits);
                     let Some(seat) = reception.host.seat(&caller) else { return };
-                    let answer = reception.answer(who, false);
-                    reception.host.clone().attend(stream, seat, answer).await;
+                    let answer = reception.answer(who.clone(), false);
+                    // What goes on in a connection ends with it.
+                    tokio::select! {
+                        () = reception.host.clone().attend(stream, seat, answer) => {}
+                        () = reception.withdrawn.end(&who) => {
+                            tracing::warn!(%who, "the connection is cut: the certificate is withdrawn");
+                        }
+                    }
                 }
                 Ok(Err(e)) => tracing::warn!(%address, "TLS was refused: {e}"),
                 Err(_) => tracing::debug!(%address, "no TLS in time"),
@@ -240,10 +252,10 @@ impl Reception {
         who: Who,
         plain: bool,
     ) -> impl Fn(Request<Incoming>) -> Answering + Send + Sync + 'static {
-        let router = self.router.clone();
+        let (router, withdrawn) = (self.router.clone(), self.withdrawn.clone());
         move |request| {
             let router = router.borrow().clone();
-            Box::pin(answer(router, who.clone(), plain, request))
+            Box::pin(answer(router, withdrawn.judge(&who), plain, request))
         }
     }
 }
@@ -255,15 +267,16 @@ fn stranger(address: SocketAddr) -> Caller {
     Caller::Remote { address: address.ip(), certificate: "no certificate yet".to_owned() }
 }
 
-/// All that a certificate says as URI in its alternative names; nothing, if there are other names as well.
-fn uris(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+/// All that a certificate says as URI in its alternative names, and its number; nothing, if there are other names as well.
+fn said(certificate: &CertificateDer<'_>) -> (Vec<String>, u64) {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Default::default() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Default::default() };
     let uri = |name: &GeneralName<'_>| match name {
         GeneralName::URI(uri) => Some((*uri).to_owned()),
         _ => None,
     };
-    names.value.general_names.iter().map(uri).collect::<Option<_>>().unwrap_or_default()
+    let uris = names.value.general_names.iter().map(uri).collect::<Option<_>>();
+    (uris.unwrap_or_default(), super::ca::number(&parsed))
 }
 
 /// Paths for those without a certificate as well.
@@ -281,20 +294,21 @@ async fn answer(
     let is_open = OPEN.contains(&path);
     if matches!(who, Who::Denied(_)) || !(is_open || of_nodes || who.is_person()) {
         tracing::warn!(%who, path, "denied");
-        return Ok(denied(request.headers()));
+        return Ok(denied(&who, request.headers()));
     }
     if plain && is_strange(method, request.headers()) {
         tracing::warn!(%who, path, "a page of somebody else asks");
-        return Ok(denied(request.headers()));
+        return Ok(denied(&who, request.headers()));
     }
     request.extensions_mut().insert(who);
     router.oneshot(request).await
 }
 
-fn denied(headers: &HeaderMap) -> Response<Body> {
+fn denied(who: &Who, headers: &HeaderMap) -> Response<Body> {
     const WHY: &str =
         "you may not: be root, or a member of the socket's group, or have a user's certificate";
-    failed(headers, Failure::new(Kind::Denied, WHY))
+    let why = if matches!(who, Who::Withdrawn(_)) { WITHDRAWN } else { WHY };
+    failed(headers, Failure::new(Kind::Denied, why))
 }
 
 /// In the words of whoever asks.

@@ -64,6 +64,10 @@ impl Master {
             };
             refused(kind, why.to_string())
         })?;
+        if matches!(who, Who::Withdrawn(_)) {
+            let words = format!("{who}, or {0} was removed: it may join again", hello.node);
+            return Err(refused(Kind::Identity, words));
+        }
         if !who.is_node(&hello.node) {
             let words = format!("the certificate is not for {}: {who}", hello.node);
             return Err(refused(Kind::Identity, words));
@@ -121,7 +125,10 @@ impl Service for Master {
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let who = Who::of(request.extensions());
-        who.may_connect()?;
+        // Whoever was a node is told why it is none any more, as all who say Hello.
+        if !matches!(who, Who::Withdrawn(_)) {
+            who.may_connect()?;
+        }
         let mut stream = request.into_inner();
         let message = first(&mut stream).await.map_err(limit)?;
         let message = message.ok_or_else(|| Status::invalid_argument("no Hello came"))?;
@@ -164,7 +171,7 @@ impl Service for Master {
         else {
             return Err(Status::invalid_argument("the first message has the command's id"));
         };
-        let node = who.node().map(ToOwned::to_owned);
+        let node = who.node().map(|holder| holder.name.clone());
         let waits = self.desk.ask(move |e| e.channel_came(&command, node.as_deref())).await?;
         let waits = waits.ok_or_else(|| {
             Status::permission_denied("no such channel was asked for, or not of you")

@@ -20,6 +20,7 @@ mod session;
 mod tokens;
 mod view;
 mod who;
+mod withdrawn;
 
 use std::io;
 use std::net::SocketAddr;
@@ -48,6 +49,7 @@ use engine::{Engine, Queues};
 use http::Rooms;
 use join::Gate;
 use listen::{Listener, Reception};
+use withdrawn::Withdrawn;
 
 /// What is under way when we end may take so long.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -128,10 +130,12 @@ fn open(
     settings: Settings,
     name: &Arc<str>,
     authority: &Arc<Authority>,
+    withdrawn: &Withdrawn,
 ) -> Result<(Rooms, Work), Ended> {
+    withdrawn.read(&records);
     let opened = Engine::open(records, keep, settings, Arc::clone(name))?;
     let (engine, queues, inlet, begin, tokens) = opened;
-    let gate = Arc::new(Gate::new(Arc::clone(authority), tokens));
+    let gate = Arc::new(Gate::new(Arc::clone(authority), tokens, withdrawn.clone()));
     Ok((Rooms { desk: Desk { inlet }, gate }, Work { engine, queues, begin }))
 }
 
@@ -194,6 +198,7 @@ impl Coordinator {
         let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
         let settings = Settings { lease, ..Settings::default() };
         let name = options.name.into();
+        let withdrawn = Withdrawn::default();
         let (leader, who) = watch::channel(None);
         let (router, routed) = watch::channel(reign::waiting(who));
         let (opened, rooms) = watch::channel(None);
@@ -203,7 +208,7 @@ impl Coordinator {
                 let records = store.load()?;
                 let save: Save = Box::new(move |changes| store.save(changes.iter().copied()));
                 let keep = (save, Mandate::default());
-                let (first, work) = open(records, keep, settings, &name, &authority)?;
+                let (first, work) = open(records, keep, settings, &name, &authority, &withdrawn)?;
                 drop(router.send_replace(self::router(&first)));
                 opened.send_replace(Some(first));
                 tokio::spawn(work.run(stopped))
@@ -217,6 +222,7 @@ impl Coordinator {
                     settings,
                     name,
                     authority,
+                    withdrawn: withdrawn.clone(),
                     rooms: opened,
                     router,
                     leader,
@@ -225,7 +231,7 @@ impl Coordinator {
             }
         };
         let (end, ending) = watch::channel(());
-        let reception = Reception::new(routed, options.group, ending);
+        let reception = Reception::new(routed, options.group, withdrawn, ending);
         let mut serving = JoinSet::new();
         for listener in listeners {
             serving.spawn(reception.clone().serve(listener));

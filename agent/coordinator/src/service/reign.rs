@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::ca::Authority;
 use super::http::Rooms;
+use super::withdrawn::Withdrawn;
 use super::{Ended, listen};
 use crate::cluster::Settings;
 use crate::state::etcd::Etcd;
@@ -31,6 +32,7 @@ pub(super) struct Candidate {
     pub(super) settings: Settings,
     pub(super) name: Arc<str>,
     pub(super) authority: Arc<Authority>,
+    pub(super) withdrawn: Withdrawn,
     pub(super) rooms: watch::Sender<Option<Rooms>>,
     pub(super) router: watch::Sender<Router>,
     pub(super) leader: watch::Sender<Option<String>>,
@@ -93,7 +95,8 @@ impl Candidate {
         let records = term.load().await?;
         let save = term.into_save(Handle::current());
         let keep = (save, mandate);
-        let (rooms, work) = super::open(records, keep, self.settings, &self.name, &self.authority)?;
+        let Self { settings, name, authority, withdrawn, .. } = self;
+        let (rooms, work) = super::open(records, keep, *settings, name, authority, withdrawn)?;
         drop(self.router.send_replace(super::router(&rooms)));
         self.rooms.send_replace(Some(rooms));
         tracing::info!(url = self.url, "directs");

@@ -12,17 +12,37 @@ pub(super) enum Who {
     /// Whoever the operator trusts: of this machine, through the socket or an address of it.
     Trusted(String),
     /// Their certificate says so.
-    Node(String, IpAddr),
-    User(String, IpAddr),
+    Node(Holder),
+    User(Holder),
+    /// It did, and counts no more.
+    Withdrawn(Holder),
     /// Without a certificate.
     Stranger(IpAddr),
     /// The socket's owner does not know them.
     Denied(String),
 }
 
+/// Of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// [`NODE`] or [`USER`].
+    kind: &'static str,
+    pub(super) name: String,
+    /// Of the certificate, among those of the same name.
+    pub(super) number: u64,
+    address: IpAddr,
+}
+
 /// Of what a certificate says in its alternative names.
 pub(super) const NODE: &str = "hafen:node:";
 pub(super) const USER: &str = "hafen:user:";
+
+impl Holder {
+    /// As the certificate says it.
+    pub(super) fn uri(&self) -> String {
+        format!("{}{}", self.kind, self.name)
+    }
+}
 
 impl Who {
     /// As it was noted when the connection was made.
@@ -36,21 +56,38 @@ impl Who {
     }
 
     /// By the names in their certificate: exactly one of ours.
-    pub(super) fn remote(uris: &[String], address: IpAddr) -> Self {
-        let named = |uri: &String| {
-            let node = uri.strip_prefix(NODE).map(|name| Self::Node(name.to_owned(), address));
-            node.or_else(|| Some(Self::User(uri.strip_prefix(USER)?.to_owned(), address)))
+    pub(super) fn remote(uris: &[String], number: u64, address: IpAddr) -> Self {
+        let [uri] = uris else { return Self::Stranger(address) };
+        let holder = |kind| {
+            let name = uri.strip_prefix(kind)?.to_owned();
+            Some(Holder { kind, name, number, address })
         };
-        match uris {
-            [uri] => named(uri).unwrap_or(Self::Stranger(address)),
-            _ => Self::Stranger(address),
+        let node = holder(NODE).map(Self::Node);
+        node.or_else(|| holder(USER).map(Self::User)).unwrap_or(Self::Stranger(address))
+    }
+
+    /// Of a certificate that counts, as far as the connection knows.
+    pub(super) const fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Node(holder) | Self::User(holder) => Some(holder),
+            Self::Trusted(_) | Self::Withdrawn(_) | Self::Stranger(_) | Self::Denied(_) => None,
         }
     }
 
-    /// The name that their certificate has as a node.
-    pub(super) fn node(&self) -> Option<&str> {
+    pub(super) const fn address(&self) -> Option<IpAddr> {
         match self {
-            Self::Node(name, _) => Some(name),
+            Self::Node(holder) | Self::User(holder) | Self::Withdrawn(holder) => {
+                Some(holder.address)
+            }
+            Self::Stranger(address) => Some(*address),
+            Self::Trusted(_) | Self::Denied(_) => None,
+        }
+    }
+
+    /// What their certificate says of them as a node.
+    pub(super) const fn node(&self) -> Option<&Holder> {
+        match self {
+            Self::Node(holder) => Some(holder),
             _ => None,
         }
     }
@@ -58,16 +95,17 @@ impl Who {
     pub(super) fn is_node(&self, name: &str) -> bool {
         match self {
             Self::Trusted(_) => true,
-            Self::Node(own, _) => own == name,
-            Self::User(..) | Self::Stranger(_) | Self::Denied(_) => false,
+            Self::Node(own) => own.name == name,
+            Self::User(_) | Self::Withdrawn(_) | Self::Stranger(_) | Self::Denied(_) => false,
         }
     }
 
-    /// Whether it makes sense to listen to a Hello of them.
+    /// Whether they may open a channel, and it makes sense to listen to a Hello of them.
     pub(super) fn may_connect(&self) -> Result<(), Status> {
         match self {
-            Self::Trusted(_) | Self::Node(..) => Ok(()),
-            Self::User(..) => Err(Status::permission_denied("a user's certificate is no node's")),
+            Self::Trusted(_) | Self::Node(_) => Ok(()),
+            Self::User(_) => Err(Status::permission_denied("a user's certificate is no node's")),
+            Self::Withdrawn(_) => Err(Status::unauthenticated(WITHDRAWN)),
             Self::Stranger(_) => Err(Status::unauthenticated("a node's certificate is needed")),
             Self::Denied(_) => Err(Status::permission_denied("you may not")),
         }
@@ -75,16 +113,21 @@ impl Who {
 
     /// Whether they may see and direct the cluster.
     pub(super) const fn is_person(&self) -> bool {
-        matches!(self, Self::Trusted(_) | Self::User(..))
+        matches!(self, Self::Trusted(_) | Self::User(_))
     }
 }
+
+pub(super) const WITHDRAWN: &str = "the certificate was withdrawn";
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trusted(name) | Self::Denied(name) => f.write_str(name),
-            Self::Node(name, address) => write!(f, "node {name} at {address}"),
-            Self::User(name, address) => write!(f, "user {name} at {address}"),
+            Self::Node(Holder { name, address, .. }) => write!(f, "node {name} at {address}"),
+            Self::User(Holder { name, address, .. }) => write!(f, "user {name} at {address}"),
+            Self::Withdrawn(holder) => {
+                write!(f, "{} at {}, whose certificate was withdrawn", holder.uri(), holder.address)
+            }
             Self::Stranger(address) => write!(f, "{address} without a certificate"),
         }
     }

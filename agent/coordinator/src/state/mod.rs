@@ -155,5 +155,6 @@ fn name_of(key: &Key) -> String {
         Key::Allocation(id) => format!("allocation/{:016x}", id.0),
         Key::Quota(namespace) => format!("quota/{namespace}"),
         Key::Token(hash) => format!("token/{hash}"),
+        Key::Withdrawal(holder) => format!("withdrawal/{holder}"),
     }
 }

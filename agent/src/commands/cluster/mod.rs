@@ -1,5 +1,6 @@
 //! What a person does with a cluster, through its coordinator.
 
+mod cert;
 mod changes;
 mod events;
 mod history;
@@ -56,6 +57,9 @@ pub(crate) enum ClusterCommand {
     /// What a machine needs to join the cluster.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Certificates that were given out and are to count no more.
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
 }
 
 impl ClusterCommand {
@@ -98,6 +102,7 @@ pub(super) fn run(host: &HostArgs, command: &ClusterCommand) -> Result<ExitCode,
         ClusterCommand::Publish(args) => publish::publish(host, args),
         ClusterCommand::Quota(command) => quota::quota(host, command),
         ClusterCommand::Token(command) => token::token(host, command),
+        ClusterCommand::Cert(command) => cert::cert(host, command),
     }
 }
 
