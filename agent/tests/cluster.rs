@@ -179,7 +179,16 @@ impl Cluster for Fake {
 
     async fn get_instance(&self, request: Request<v1::GetInstanceRequest>) -> Answer<v1::Instance> {
         let name = request.into_inner().name;
-        Ok(Response::new(v1::Instance { name, node: "n2".to_owned(), ..Default::default() }))
+        let (job, node) = ("web".to_owned(), "n2".to_owned());
+        Ok(Response::new(v1::Instance { name, job, node, ..Default::default() }))
+    }
+
+    async fn signal_instance(
+        &self,
+        request: Request<v1::SignalTaskRequest>,
+    ) -> Answer<v1::SignalTaskResponse> {
+        self.note(request.into_inner());
+        Ok(Response::new(v1::SignalTaskResponse {}))
     }
 
     async fn stop_instance(
@@ -203,8 +212,18 @@ impl Cluster for Fake {
 
     type AttachStream = Told<v1::Output>;
 
-    async fn attach(&self, _: Request<Streaming<v1::AttachInput>>) -> Answer<Self::AttachStream> {
-        Err(Status::unimplemented("attach"))
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachInput>>,
+    ) -> Answer<Self::AttachStream> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|first| first.what);
+        let Some(v1::attach_input::What::Start(start)) = first else {
+            return Err(Status::invalid_argument("start"));
+        };
+        self.note(&start);
+        let exit = v1::Exit { code: Some(4), ..Default::default() };
+        flow(vec![say(output::What::Stdout(start.id.into_bytes())), say(output::What::Exit(exit))])
     }
 
     type ExecStream = Told<v1::Output>;
@@ -463,6 +482,8 @@ fn a_task_is_reached_on_whichever_node() {
     assert!(err.contains("no agent listens"), "{err}");
     let (code, out, _) = stage.run("--host unix:///none/s logs --cluster a1");
     assert_eq!((code, out.as_str()), (6, "out\n"));
+    let (code, out, _) = stage.run("--host unix:///none/s attach --cluster a1");
+    assert_eq!((code, out.as_str()), (4, "a1"));
 }
 
 #[test]

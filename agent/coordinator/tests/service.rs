@@ -470,6 +470,76 @@ async fn logs_come_through_a_channel() {
 }
 
 #[tokio::test]
+async fn an_instance_is_attached_to_and_signalled() {
+    use v1::{attach_input, channel_down, channel_up, output};
+    let hall = Hall::open().await;
+    let mut node = hall.node("n1").await;
+    let mut people = hall.people().await;
+    people.submit_job(submit(job("web", 1))).await.unwrap();
+    let task = node.run_ready().await;
+    let start = v1::AttachStart { id: "web:0".into(), replay: true };
+    let input = [attach_input::What::Start(start), attach_input::What::Stdin(b"hi".to_vec())];
+    let input = input.map(|what| v1::AttachInput { what: Some(what) });
+    let mut to = people.clone();
+    let asked = tokio::spawn(async move {
+        let mut output = to.attach(tokio_stream::iter(input)).await?.into_inner();
+        let mut said = Vec::new();
+        while let Some(message) = output.message().await? {
+            said.push(message.what.unwrap());
+        }
+        Ok::<_, tonic::Status>(said)
+    });
+    let opens = |what: &Down| match what {
+        Down::Command(v1::Command { id, what: Some(v1::command::What::Open(open)), .. }) => {
+            Some((id.clone(), open.clone()))
+        }
+        _ => None,
+    };
+    let (command, open) = node.until(opens).await;
+    let Some(v1::open_channel::What::Attach(attach)) = open.what else { panic!("{open:?}") };
+    assert_eq!((&attach.id, attach.replay), (&task, true));
+    let (up, said) = tokio::sync::mpsc::channel(4);
+    let say = async |what| up.send(v1::ChannelUp { what: Some(what) }).await.unwrap();
+    say(channel_up::What::Command(command)).await;
+    let mut client = v1::master_client::MasterClient::new(node.channel.clone());
+    let said = tokio_stream::wrappers::ReceiverStream::new(said);
+    let mut down = client.channel(said).await.unwrap().into_inner();
+    let first = down.message().await.unwrap().unwrap();
+    let Some(channel_down::What::Attach(first)) = first.what else { panic!("{first:?}") };
+    assert_eq!(first.what, Some(attach_input::What::Stdin(b"hi".to_vec())));
+    let exit = v1::Exit { code: Some(3), ..v1::Exit::default() };
+    for what in [output::What::Stdout(b"ho".to_vec()), output::What::Exit(exit.clone())] {
+        say(channel_up::What::Output(v1::Output { what: Some(what) })).await;
+    }
+    drop(up);
+    let wanted = [output::What::Stdout(b"ho".to_vec()), output::What::Exit(exit)];
+    assert_eq!(asked.await.unwrap().unwrap(), wanted);
+    // A signal is answered when the node has answered.
+    for (failure, code) in
+        [(None, None), (Some(v1::failure::Kind::State), Some(Code::FailedPrecondition))]
+    {
+        let request = v1::SignalTaskRequest { id: "web".into(), signal: "INT".into(), all: false };
+        let mut to = people.clone();
+        let asked = tokio::spawn(async move { to.signal_instance(request).await });
+        let (command, signal) = node
+            .until(|what| match what {
+                Down::Command(v1::Command {
+                    id,
+                    what: Some(v1::command::What::Signal(signal)),
+                    ..
+                }) => Some((id.clone(), signal.clone())),
+                _ => None,
+            })
+            .await;
+        assert_eq!((&signal.id, signal.signal.as_str()), (&task, "INT"));
+        let failure = failure.map(|kind| v1::Failure { kind: kind.into(), ..Default::default() });
+        let result = v1::CommandResult { command, failure, tasks: None };
+        node.say(Up::Result(result)).await;
+        assert_eq!(asked.await.unwrap().err().map(|status| status.code()), code);
+    }
+}
+
+#[tokio::test]
 async fn a_view_is_waited_for() {
     let hall = Hall::open().await;
     let first = hall.view().await;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use hafen::client::Cluster;
 use hafen_protocol::v1;
 
 use super::session::{self, End, Wanted};
@@ -41,6 +42,8 @@ pub(crate) struct AttachArgs {
     /// Tell first what it wrote last.
     #[arg(long)]
     replay: bool,
+    #[command(flatten)]
+    whose: Whose,
     task: String,
 }
 
@@ -76,14 +79,48 @@ pub(super) fn exec(host: &HostArgs, args: &ExecArgs) -> Result<ExitCode, Error> 
 
 pub(super) fn attach(host: &HostArgs, args: &AttachArgs) -> Result<ExitCode, Error> {
     block_on(async {
+        if args.whose.is_cluster(host) {
+            let mut client = host.cluster().await?;
+            let (id, spec) = placed(&mut client, &args.task).await?;
+            return end(session::attach_far(&client, &id, args.wanted(&spec)).await?);
+        }
         let mut client = host.connect().await?;
         let request = v1::GetTaskRequest { id: args.task.clone() };
         let status = client.get_task(request).await?.into_inner();
-        let spec = status.spec.unwrap_or_default();
-        let stdin = spec.stdin && !args.no_stdin;
-        let wanted = Wanted { terminal: spec.terminal, stdin, replay: args.replay };
-        end(session::attach(&mut client, &status.id, wanted).await?)
+        let wanted = args.wanted(&status.spec.unwrap_or_default());
+        end(session::attach(&client, &status.id, wanted).await?)
     })
+}
+
+impl AttachArgs {
+    fn wanted(&self, spec: &v1::TaskSpec) -> Wanted {
+        let stdin = spec.stdin && !self.no_stdin;
+        Wanted { terminal: spec.terminal, stdin, replay: self.replay }
+    }
+}
+
+/// The name of a task on its node, so that another one in its place is not taken for it, and what it is.
+async fn placed(client: &mut Cluster, name: &str) -> Result<(String, v1::TaskSpec), Error> {
+    use v1::job_spec::What;
+    let request = v1::GetInstanceRequest { name: name.to_owned() };
+    let one = client.get_instance(request).await?.into_inner();
+    let job = client.get_job(v1::GetJobRequest { name: one.job }).await?.into_inner();
+    let mut versions = job.versions.into_iter();
+    let version = versions.find(|version| version.version == one.version);
+    let spec = match version.and_then(|version| version.spec?.what) {
+        Some(What::Task(task)) => (one.name, task),
+        Some(What::Pod(pod)) => {
+            let only = pod.tasks.len() == 1;
+            let mut tasks = pod.tasks.into_iter();
+            let task = tasks.find(|task| only || name.ends_with(&format!(".{}", task.id)));
+            // The coordinator says that the name is one of several.
+            let task = task.unwrap_or_default();
+            let member = if task.id.is_empty() { String::new() } else { format!(".{}", task.id) };
+            (format!("{}{member}", one.name), task)
+        }
+        None => (one.name, v1::TaskSpec::default()),
+    };
+    Ok(spec)
 }
 
 fn end(end: End) -> Result<ExitCode, Error> {

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Read};
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt};
-use hafen::client::Client;
+use hafen::client::{Client, Cluster};
 use hafen_protocol::v1::{self, attach_input, exec_input, output};
 use hafen_sys::terminal;
 use nix::sys::termios::{self, SetArg, Termios};
@@ -83,24 +83,54 @@ pub(super) fn size() -> Option<v1::TerminalSize> {
     Some(v1::TerminalSize { rows: size.rows.into(), columns: size.columns.into() })
 }
 
-pub(super) async fn attach(client: &mut Client, id: &str, wanted: Wanted) -> Result<End, Error> {
+/// To a task of a node.
+pub(super) async fn attach(client: &Client, id: &str, wanted: Wanted) -> Result<End, Error> {
+    let (mut caller, to, name) = (client.clone(), client.clone(), id.to_owned());
+    let signal = move |number: i32| -> Sending {
+        let (mut to, request) = (to.clone(), signal_of(&name, number));
+        Box::pin(async move { drop(to.signal_task(request).await) })
+    };
+    let call = |input| async move { caller.attach(input).await };
+    attach_by(id, wanted, call, &signal).await
+}
+
+/// To a task wherever it is.
+pub(super) async fn attach_far(client: &Cluster, id: &str, wanted: Wanted) -> Result<End, Error> {
+    let (mut caller, to, name) = (client.clone(), client.clone(), id.to_owned());
+    let signal = move |number: i32| -> Sending {
+        let (mut to, request) = (to.clone(), signal_of(&name, number));
+        Box::pin(async move { drop(to.signal_instance(request).await) })
+    };
+    let call = |input| async move { caller.attach(input).await };
+    attach_by(id, wanted, call, &signal).await
+}
+
+fn signal_of(id: &str, number: i32) -> v1::SignalTaskRequest {
+    v1::SignalTaskRequest { id: id.to_owned(), signal: number.to_string(), all: false }
+}
+
+/// Signals go beside the input.
+async fn attach_by<F>(
+    id: &str,
+    wanted: Wanted,
+    call: impl FnOnce(Pin<Box<dyn Stream<Item = v1::AttachInput> + Send>>) -> F,
+    signal: Beside<'_>,
+) -> Result<End, Error>
+where
+    F: Future<Output = Result<Response<Streaming<v1::Output>>, Status>>,
+{
     let start = v1::AttachStart { id: id.to_owned(), replay: wanted.replay };
     let first = v1::AttachInput { what: Some(attach_input::What::Start(start)) };
     let (inputs, queue) = mpsc::channel(WAITING);
     let rest =
         ReceiverStream::new(queue).filter_map(|input| std::future::ready(attach_message(input)));
-    let outputs = client.attach(tokio_stream::once(first).chain(rest)).await?.into_inner();
-    let (client, id) = (client.clone(), id.to_owned());
-    let signals = move |number: i32| -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let (mut client, id) = (client.clone(), id.clone());
-        Box::pin(async move {
-            let request = v1::SignalTaskRequest { id, signal: number.to_string(), all: false };
-            // A task that has ended meanwhile needs none.
-            let _ = client.signal_task(request).await;
-        })
-    };
-    relay(outputs, inputs, wanted, Some(&signals)).await
+    let messages = tokio_stream::once(first).chain(rest);
+    let outputs = call(Box::pin(messages)).await?.into_inner();
+    relay(outputs, inputs, wanted, Some(signal)).await
 }
+
+/// What becomes of a signal nobody asks: a task that has ended meanwhile needs none.
+type Sending = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 fn attach_message(input: Input) -> Option<v1::AttachInput> {
     use attach_input::What;
@@ -143,7 +173,7 @@ fn exec_messages(inputs: impl Stream<Item = Input>) -> impl Stream<Item = v1::Ex
 }
 
 /// A way for signals beside the stream of input.
-type Beside<'a> = &'a (dyn Fn(i32) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync);
+type Beside<'a> = &'a (dyn Fn(i32) -> Sending + Send + Sync);
 
 async fn relay(
     mut outputs: Streaming<v1::Output>,

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use hafen_integration::cluster::{
     Cluster, Machine, Way, lines, of, ready, secure, under_pressure, until,
 };
 use hafen_integration::{Case, Test, Value, cases, json, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
@@ -30,6 +34,7 @@ pub(crate) fn trials() -> Vec<Case> {
         ),
         a_removed_machine_stays_away(Root, Busybox, Program("ip")),
         a_person_is_sent_away(Root, Busybox, Program("ip")),
+        people_attach_to_a_task_on_any_machine(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
     ]
@@ -463,6 +468,38 @@ fn a_person_is_sent_away(t: &Test) {
     let next = lab.cluster.person("ann", 1);
     let told = lab.cluster.hafen(&next).args(["cert", "ls"]).output().expect("hafen");
     assert!(String::from_utf8_lossy(&told.stdout).contains("ann   1"), "{told:?}");
+}
+
+fn people_attach_to_a_task_on_any_machine(t: &Test) {
+    let lab = Lab::new(t, 2);
+    let person = lab.cluster.person("ann", 0);
+    let batch = |name: &str, script: &str| {
+        let mut task = lab.task(script);
+        (task["stdin"], task["waitForAttach"]) = (json!(true), json!(true));
+        let job = json!({ "name": name, "batch": { "runs": 1, "tries": 1 }, "task": task });
+        lab.cluster.submit(&job);
+        lab.cluster.ready(name, 1);
+        let mut command = lab.cluster.hafen(&person);
+        command.args(["attach", "--cluster", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().expect("hafen")
+    };
+    let mut told = batch("echo", "read word; echo \"<$word>\"; exit 5");
+    let mut keys = told.stdin.take().expect("a pipe");
+    keys.write_all(b"hello\n").expect("written");
+    let told = told.wait_with_output().expect("hafen");
+    assert_eq!(String::from_utf8_lossy(&told.stdout), "<hello>\n");
+    assert_eq!(told.status.code(), Some(5), "as the program's");
+    // What a person's terminal sends is the task's.
+    let mut told =
+        batch("trap", "trap 'echo caught; exit 6' INT; echo set; while :; do sleep 0.05; done");
+    let mut line = [0; 4];
+    told.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("it runs");
+    assert_eq!(&line, b"set\n");
+    kill(Pid::from_raw(i32::try_from(told.id()).expect("a pid")), Signal::SIGINT).expect("sent");
+    let told = told.wait_with_output().expect("hafen");
+    assert_eq!(String::from_utf8_lossy(&told.stdout), "caught\n");
+    assert_eq!(told.status.code(), Some(6));
+    lab.all_is_told();
 }
 
 fn an_update_goes_on_or_back(t: &Test) {

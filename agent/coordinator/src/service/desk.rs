@@ -238,6 +238,19 @@ impl Desk {
         .await
     }
 
+    /// The answer comes when its node has done it.
+    pub(super) async fn signal(&self, request: v1::SignalTaskRequest) -> Result<(), Failure> {
+        let asked = move |engine: &mut Engine| {
+            let (one, task) = engine.find(&request.id)?;
+            let (node, id) = (one.node.clone(), task?);
+            engine.signal(&node, v1::SignalTaskRequest { id, ..request })
+        };
+        let answer = timeout(channel::PATIENCE, self.ask(asked).await??).await;
+        let late = |_| Failure::new(Kind::Deadline, "its node did not answer in time");
+        let lost = |_| Failure::new(Kind::Unavailable, "its node has left before the answer");
+        answer.map_err(late)?.map_err(lost)?
+    }
+
     /// To the node of an instance; `what` makes of a task's name there what is wanted.
     async fn channel(
         &self,

@@ -387,6 +387,11 @@ impl Engine {
             Ok(about) => about,
             Err(_) => return self.unread(session),
         };
+        if let Some(About::Signal(waits)) = about {
+            let done = result.failure.as_ref().map(channel::failure).map_or(Ok(()), Err);
+            // Nobody may wait any more.
+            return drop(waits.send(done));
+        }
         let Some(failure) = &result.failure else { return };
         match about {
             Some(About::Run(task)) => {
@@ -398,7 +403,7 @@ impl Engine {
                 self.agenda.cancel(&Due::Channel(result.command.clone()));
                 self.channels.give_up(&result.command, channel::failure(failure));
             }
-            Some(About::Other) | None => {
+            Some(About::Signal(_) | About::Other) | None => {
                 tracing::debug!(%node, command = result.command, "failed: {}", failure.sentence);
             }
         }
@@ -513,21 +518,42 @@ impl Engine {
         node: &NodeId,
         what: v1::open_channel::What,
     ) -> Result<oneshot::Receiver<Opened>, Failure> {
-        let stands =
-            self.streams.iter().find(|(_, stream)| stream.node == *node && stream.welcomed);
-        let Some(session) = stands.map(|(session, _)| *session) else {
+        let session = self.stream_of(node)?;
+        let open = v1::command::What::Open(v1::OpenChannel { what: Some(what) });
+        let command = self.new_command(open);
+        let opened = self.channels.expect(&command.id, node)?;
+        self.agenda.put(Due::Channel(command.id.clone()), channel::PATIENCE);
+        self.command(session, command, About::Channel);
+        Ok(opened)
+    }
+
+    /// Have a node send a signal; the answer comes with the result.
+    pub(super) fn signal(
+        &mut self,
+        node: &NodeId,
+        signal: v1::SignalTaskRequest,
+    ) -> Result<oneshot::Receiver<Result<(), Failure>>, Failure> {
+        let session = self.stream_of(node)?;
+        let command = self.new_command(v1::command::What::Signal(signal));
+        let (waits, answer) = oneshot::channel();
+        self.command(session, command, About::Signal(waits));
+        Ok(answer)
+    }
+
+    fn stream_of(&self, node: &NodeId) -> Result<Session, Failure> {
+        let mut streams = self.streams.iter();
+        let stands = streams.find(|(_, stream)| stream.node == *node && stream.welcomed);
+        stands.map(|(session, _)| *session).ok_or_else(|| {
             let words = format!("{node} is not heard now");
-            return Err(Failure::new(Kind::Unavailable, words));
-        };
+            Failure::new(Kind::Unavailable, words)
+        })
+    }
+
+    fn new_command(&mut self, what: v1::command::What) -> v1::Command {
         self.last_command += 1;
         let epoch = self.core.epoch();
         let id = format!("{epoch:x}-{:x}", self.last_command);
-        let opened = self.channels.expect(&id, node)?;
-        self.agenda.put(Due::Channel(id.clone()), channel::PATIENCE);
-        let open = v1::OpenChannel { what: Some(what) };
-        let what = Some(v1::command::What::Open(open));
-        self.command(session, v1::Command { id, epoch, what }, About::Channel);
-        Ok(opened)
+        v1::Command { id, epoch, what: Some(what) }
     }
 
     /// A node has opened one: who waits for it.

@@ -86,6 +86,14 @@ impl Service for Adapter {
         one(self.rooms.desk.stop_instance(request.into_inner().name).await)
     }
 
+    async fn signal_instance(
+        &self,
+        request: Request<v1::SignalTaskRequest>,
+    ) -> Answer<v1::SignalTaskResponse> {
+        let sent = self.rooms.desk.signal(request.into_inner()).await;
+        one(sent.map(|()| v1::SignalTaskResponse {}))
+    }
+
     type LogsStream = Told<v1::LogEntry>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {

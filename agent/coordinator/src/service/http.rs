@@ -37,6 +37,7 @@ pub(super) fn router(rooms: Rooms) -> Router {
         .route("/v1/jobs/{name}/rollback", post(roll_back))
         .route("/v1/instances/{name}", get(instance))
         .route("/v1/instances/{name}/stop", post(stop_instance))
+        .route("/v1/instances/{name}/signal", post(signal))
         .route("/v1/instances/{name}/logs", get(logs))
         .route("/v1/events", get(events))
         .route("/v1/quotas", get(quotas))
@@ -140,6 +141,12 @@ async fn stop_instance(
     Path(name): Path<String>,
 ) -> Answer<v1::Instance> {
     Ok(Json(rooms.desk.stop_instance(name).await?))
+}
+
+async fn signal(State(rooms): State<Rooms>, Path(id): Path<String>, request: Request) -> Answer {
+    let asked: v1::SignalTaskRequest = body(request).await?;
+    rooms.desk.signal(v1::SignalTaskRequest { id, ..asked }).await?;
+    Ok(Json(json!({})))
 }
 
 async fn logs(

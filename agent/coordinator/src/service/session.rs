@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hafen_door::failure::Failure;
 use hafen_protocol::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -45,10 +46,12 @@ impl Pulse {
 }
 
 /// What a command is about, for when its result comes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum About {
     Run(String),
     Channel,
+    /// Somebody waits for the result; it is dropped with the stream.
+    Signal(oneshot::Sender<Result<(), Failure>>),
     Other,
 }
 
