@@ -26,6 +26,7 @@ const CASES: &[Case] = &[
     ("a_member_dies", a_member_dies),
     ("without_a_majority_nobody_leads", without_a_majority_nobody_leads),
     ("a_coordinator_takes_over", a_coordinator_takes_over),
+    ("one_with_another_authority_is_none", one_with_another_authority_is_none),
 ];
 
 fn main() {
@@ -285,6 +286,9 @@ fn a_coordinator_takes_over(cluster: &mut Cluster) {
     let (one, url) = first.block_on(coordinator(cluster, folder.path(), "one"));
     first.block_on(until(&url, "/v1/cluster", 200));
     assert_eq!(first.block_on(ask(&url, "/v1/jobs", Some(JOB))).0, 201);
+    let withdrawal = r#"{"user": "ann"}"#;
+    assert_eq!(first.block_on(ask(&url, "/v1/certificates/withdraw", Some(withdrawal))).0, 200);
+    share_authority(folder.path(), "one", "two");
     let (two, other) = second.block_on(coordinator(cluster, folder.path(), "two"));
     let said = second.block_on(until(&other, "/v1/cluster", 503));
     let named = second.block_on(async {
@@ -301,6 +305,35 @@ fn a_coordinator_takes_over(cluster: &mut Cluster) {
     let took = died.elapsed();
     println!("it directs after {took:?}");
     assert!(view.contains("\"web\""), "{view}");
+    let withdrawn = second.block_on(until(&other, "/v1/certificates", 200));
+    assert!(withdrawn.contains("\"ann\""), "{withdrawn}");
     assert!(took < Duration::from_secs(6), "{took:?}");
     second.block_on(two.stop());
+}
+
+/// As whoever runs several of them does before they start.
+fn share_authority(folder: &Path, from: &str, to: &str) {
+    let (from, to) = (folder.join(from).join("ca"), folder.join(to).join("ca"));
+    std::fs::create_dir_all(&to).unwrap();
+    for name in ["ca.pem", "ca.key"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+}
+
+fn one_with_another_authority_is_none(cluster: &mut Cluster) {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let (one, url) = runtime.block_on(coordinator(cluster, folder.path(), "one"));
+    runtime.block_on(until(&url, "/v1/cluster", 200));
+    let (mut stranger, _) = runtime.block_on(coordinator(cluster, folder.path(), "stranger"));
+    let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, stranger.failed()).await });
+    let words = ended.expect("an end").unwrap_err().to_string();
+    assert!(words.contains("copy STATE/ca of another coordinator here"), "{words}");
+    assert!(words.contains(&one.authority), "{words}");
+    // With the same one it waits, as it should.
+    share_authority(folder.path(), "one", "two");
+    let (two, other) = runtime.block_on(coordinator(cluster, folder.path(), "two"));
+    runtime.block_on(one.stop());
+    runtime.block_on(until(&other, "/v1/cluster", 200));
+    runtime.block_on(two.stop());
 }

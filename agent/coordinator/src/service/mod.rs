@@ -105,6 +105,10 @@ pub enum Ended {
     Lease(Duration),
     #[error("the coordinator's loop is gone")]
     Gone,
+    #[error(
+        "the authority of this coordinator ({ours}) is not that of the cluster in etcd ({theirs}), whose nodes and people it would refuse: copy STATE/ca of another coordinator here"
+    )]
+    OtherAuthority { ours: String, theirs: String },
     #[error("with --etcd others have to find this coordinator: listen on TCP, or say --url")]
     Nowhere,
 }

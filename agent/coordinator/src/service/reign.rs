@@ -18,7 +18,7 @@ use super::http::Rooms;
 use super::withdrawn::Withdrawn;
 use super::{Ended, listen};
 use crate::cluster::Settings;
-use crate::state::etcd::Etcd;
+use crate::state::etcd::{Etcd, EtcdError};
 
 /// Between two tries where something is wrong.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -67,8 +67,12 @@ impl Candidate {
     /// Wait, direct, and wait again, until `stop`.
     ///
     /// # Errors
-    /// What etcd refuses, or a record that cannot be read.
+    /// What etcd refuses, another authority there, or a record that cannot be read.
     pub(super) async fn run(self, mut stop: oneshot::Receiver<()>) -> Result<(), Ended> {
+        tokio::select! {
+            _ = &mut stop => return Ok(()),
+            agreed = self.agree() => agreed?,
+        }
         loop {
             // A term that was begun and is dropped ends with its lease.
             let ended = tokio::select! {
@@ -85,6 +89,20 @@ impl Candidate {
                     tokio::time::sleep(AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// Who would sign with another authority may not even wait: nobody would be known after it took over.
+    async fn agree(&self) -> Result<(), Ended> {
+        let ours = self.authority.fingerprint();
+        loop {
+            match self.etcd.authority(&ours).await {
+                Ok(theirs) if theirs == ours => return Ok(()),
+                Ok(theirs) => return Err(Ended::OtherAuthority { ours, theirs }),
+                Err(EtcdError::Silent(words)) => tracing::warn!("etcd: {words}"),
+                Err(e) => return Err(e.into()),
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

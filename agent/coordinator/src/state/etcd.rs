@@ -3,6 +3,7 @@
 //! | key | holds |
 //! |---|---|
 //! | `PREFIX/leader` | who directs; it goes with the lease of whoever put it there |
+//! | `PREFIX/authority` | whose certificates all of them use: the SHA-256 of the first one that came |
 //! | `PREFIX/records/KEY` | a record |
 //! | `PREFIX/log/NUMBER` | a save: what it changes, as one value, so that all of it is there or nothing |
 //! | `PREFIX/applied` | the last save that is among the records |
@@ -295,6 +296,21 @@ impl Etcd {
     pub async fn leader(&self) -> Result<Option<String>, EtcdError> {
         let value = self.one("leader").await?;
         Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+    }
+
+    /// Whose certificates the cluster uses: ours, if nobody else's were there before.
+    ///
+    /// # Errors
+    /// No member answers, or etcd refuses.
+    pub async fn authority(&self, ours: &str) -> Result<String, EtcdError> {
+        let key = self.key("authority");
+        let absent = json!({
+            "key": encoded(&key), "target": "CREATE", "result": "EQUAL", "createRevision": "0",
+        });
+        let body = json!({ "compare": [absent], "success": [put(&key, ours.as_bytes())] });
+        let _: Done = self.call("kv/txn", &body).await?;
+        let value = self.one("authority").await?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&value).into_owned())
     }
 
     /// Wait until nobody else directs, and direct. `others` is told who does meanwhile.
