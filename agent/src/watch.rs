@@ -11,8 +11,6 @@ use hafen_spec::plan::Claim;
 use crate::node::Node;
 use crate::time::span;
 
-/// Between two looks: one or two small files of each task.
-const INTERVAL: Duration = Duration::from_secs(15);
 /// In how many looks in a row it must be so.
 const LASTS: u32 = 2;
 /// Percent of the periods that is worth to be told of.
@@ -58,7 +56,8 @@ struct Seen {
 }
 
 impl Known {
-    fn look(&mut self, seen: Seen) -> Vec<v1::Pressure> {
+    /// Told is how long it has been so, at least.
+    fn look(&mut self, seen: Seen, interval: Duration) -> Vec<v1::Pressure> {
         let before = std::mem::replace(&mut self.periods, seen.periods);
         let since = |now: u64, before: u64| now.saturating_sub(before);
         let (throttled, all) = (since(seen.periods.0, before.0), since(seen.periods.1, before.1));
@@ -71,18 +70,19 @@ impl Known {
         ];
         let pressure = |(of, percent, over): (&str, f64, Option<bool>)| {
             let ended = over?;
-            let over = Some(span(INTERVAL * LASTS));
+            let over = Some(span(interval.saturating_mul(LASTS)));
             Some(v1::Pressure { of: of.to_owned(), percent, over, ended })
         };
         told.into_iter().filter_map(pressure).collect()
     }
 }
 
-/// For as long as the node runs.
+/// For as long as the node runs. A look takes one or two small files of each task.
 pub(crate) async fn pressure(node: Node) {
+    let interval = node.config().pressure.interval;
     let mut known: BTreeMap<TaskId, Known> = BTreeMap::new();
     loop {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(interval).await;
         let Ok(running) = node.running().await else { return };
         let ids: BTreeSet<TaskId> = running.iter().map(|(id, _)| id.clone()).collect();
         known.retain(|id, _| ids.contains(id));
@@ -91,7 +91,7 @@ pub(crate) async fn pressure(node: Node) {
             all.map(|(id, status)| (id, look(&status.claims))).collect::<Vec<_>>()
         });
         for (id, seen) in read.await.unwrap_or_default() {
-            for pressure in known.entry(id.clone()).or_default().look(seen) {
+            for pressure in known.entry(id.clone()).or_default().look(seen, interval) {
                 node.events_log().tell(&id.0, v1::event::What::Pressure(pressure));
             }
         }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn told(known: &mut Known, periods: (u64, u64), memory: f64) -> Vec<(String, bool)> {
-        let told = known.look(Seen { periods, memory: Some(memory) });
+        let told = known.look(Seen { periods, memory: Some(memory) }, Duration::from_secs(15));
         told.into_iter().map(|pressure| (pressure.of, pressure.ended)).collect()
     }
 

@@ -45,6 +45,7 @@ pub const KEYS: &[Key] = &[
     key("gc.low", "PERCENT", "75", "... until less than this is"),
     key("gc.min-age", "DURATION", "1h", "What was used since then is kept"),
     key("gc.ended-tasks", "DURATION", "1day", "Tasks that ended longer ago are forgotten"),
+    key("pressure.interval", "DURATION", "15s", "Between two looks for tasks that are held back: throttled, or short of memory"),
     key("attributes", "NAMES", "", "What is said of this node for constraints, as disk=ssd,gpu=none"),
     key("domains", "NAMES", "", "Where it stands, from the widest to the narrowest, as zone=z1,rack=r7"),
     key("master.urls", "URLS", "", "Masters to obey: https://HOST:PORT, http://HOST:PORT, unix:///PATH; the first that answers"),

@@ -50,6 +50,7 @@ pub struct Config {
     pub cni: Cni,
     pub reserved: Reserved,
     pub gc: Gc,
+    pub pressure: Pressure,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<Master>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +130,13 @@ pub struct Gc {
     pub min_age: Duration,
     #[serde(serialize_with = "as_duration")]
     pub ended_tasks: Duration,
+}
+
+/// When it is told that a task is held back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pressure {
+    #[serde(serialize_with = "as_duration")]
+    pub interval: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

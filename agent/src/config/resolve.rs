@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::unistd;
 
 use super::{
-    Cni, Config, Gc, Given, Group, Joining, Log, LogFormat, Master, MasterFiles, Problem, Problems,
-    Reserved, Source, TaskLog, TaskLogFormat, Tcp, Token,
+    Cni, Config, Gc, Given, Group, Joining, Log, LogFormat, Master, MasterFiles, Pressure, Problem,
+    Problems, Reserved, Source, TaskLog, TaskLogFormat, Tcp, Token,
 };
 use crate::address::Address;
 use crate::amount;
@@ -97,6 +97,7 @@ pub(super) fn resolve(given: &Given) -> Result<Config, Problems> {
             memory: r.bytes("reserved.memory"),
         },
         gc: gc(r),
+        pressure: pressure(r),
         attributes: pairs(r, "attributes", MOST_ATTRIBUTES),
         domains: pairs(r, "domains", MOST_DOMAINS),
         master: master(r),
@@ -244,6 +245,16 @@ fn gc(r: &mut Reader<'_>) -> Gc {
         r.complain("gc.low", format!("{low} is more than gc.high, {high}"));
     }
     Gc { high, low, min_age: r.duration("gc.min-age"), ended_tasks: r.duration("gc.ended-tasks") }
+}
+
+/// More often would be a load of its own.
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
+
+fn pressure(r: &mut Reader<'_>) -> Pressure {
+    let interval = r.read("pressure.interval", "duration of 100ms or longer", |text| {
+        amount::duration(text).filter(|interval| *interval >= SHORTEST_LOOK)
+    });
+    Pressure { interval: interval.unwrap_or_default() }
 }
 
 /// Of docs/protocol.md; three attributes are the agent's own.

@@ -10,6 +10,7 @@ mod pods;
 mod recovery;
 mod roots;
 mod storage;
+mod pressure;
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub(crate) fn trials() -> Vec<Case> {
         storage::trials(),
         faults::trials(),
     ];
+        pressure::trials(),
     modules.into_iter().flatten().collect()
 }
 
