@@ -75,6 +75,7 @@ mod need;
 mod oci;
 mod program;
 mod receive;
+mod terminal;
 
 pub use agent::{Agent, Answer};
 pub use bundle::Bundle;
@@ -87,6 +88,7 @@ pub use oci::{Call, Oci, Output, Running};
 pub use program::{Program, patience, wait_until};
 pub use receive::{Receiver, read_terminal};
 pub use serde_json::{Value, json};
+pub use terminal::Terminal;
 
 /// `cases![name(Need, Need(..)), ..]`: a [`Case`] for each function `name` of this module.
 #[macro_export]

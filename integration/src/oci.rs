@@ -260,15 +260,9 @@ impl Call {
             .write_all(&self.stdin)
             .and_then(|()| input.rewind())
             .expect("fill the standard input");
-        let mut command = Command::new(&self.program);
-        command.args(&self.words).envs(self.env.iter().map(|(k, v)| (k, v))).stdin(input);
-        command.stdout(Stdio::from(stdout.1)).stderr(Stdio::from(stderr.1)).process_group(0);
-        if let Some(folder) = &self.folder {
-            command.current_dir(folder);
-        }
-        if let Some((uid, gid)) = self.user {
-            command.uid(uid).gid(gid);
-        }
+        let mut command = self.command(&[]);
+        command.stdin(input).stdout(Stdio::from(stdout.1)).stderr(Stdio::from(stderr.1));
+        command.process_group(0);
         let child = command.spawn().unwrap_or_else(|e| panic!("{said}: {e}"));
         Running {
             child: Some(child),
@@ -277,6 +271,23 @@ impl Call {
             stdout: stdout.0,
             stderr: stderr.0,
         }
+    }
+
+    /// Started by the words `before`, which become the program itself. It has no streams yet.
+    pub(crate) fn command(&self, before: &[&str]) -> Command {
+        let before = before.iter().map(|word| OsStr::new(*word));
+        let mut words = before
+            .chain([self.program.as_os_str()])
+            .chain(self.words.iter().map(OsString::as_os_str));
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).envs(self.env.iter().map(|(k, v)| (k, v)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command
     }
 
     fn stream(&self, name: &str) -> (PathBuf, File) {

@@ -75,6 +75,7 @@ const NATIVE_ONLY: &[&str] = &[
     "agent::roots::",
     "agent::storage::",
     "cluster::",
+    "agent::terminals::",
     "images::collect::",
     "images::compare::",
     "images::folder::",

@@ -10,7 +10,7 @@ mod pods;
 mod recovery;
 mod roots;
 mod storage;
-mod pressure;
+mod terminals;
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Case> {
         pods::trials(),
         limits::trials(),
         roots::trials(),
+        terminals::trials(),
         network::trials(),
         recovery::trials(),
         storage::trials(),
