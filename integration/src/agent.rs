@@ -208,6 +208,7 @@ impl<'t> Agent<'t> {
         let errors = log.try_clone().expect("a descriptor");
         // The test's own are none of the agent's.
         command.args(words).env_remove("HAFEN_SEED").env_remove("HAFEN_CYCLES");
+        command.env_remove("HAFEN_BATCH");
         command.envs(self.environment()).stdin(Stdio::null());
         // Nobody who ends the agent's group is to end its keepers.
         command.stdout(log).stderr(errors).process_group(0);
@@ -385,14 +386,21 @@ impl<'t> Agent<'t> {
     #[must_use]
     pub fn keepers(&self) -> Vec<i32> {
         let state = self.state().display().to_string();
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| {
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words = String::from_utf8_lossy(&words).into_owned();
-            words.contains("\0keep\0") && words.contains(&state)
-        })
-        .collect()
+        processes(|words| words.contains("\0keep\0") && words.contains(&state))
+    }
+
+    /// Those of one task, of whichever attempt.
+    #[must_use]
+    pub fn keepers_of(&self, id: &str) -> Vec<i32> {
+        let folder = format!("{}/", self.task_folder(id).display());
+        processes(|words| words.contains("\0keep\0") && words.contains(&folder))
+    }
+
+    /// Processes of the runtime that do something for this agent, and keep nothing.
+    #[must_use]
+    pub fn runtimes(&self) -> Vec<i32> {
+        let root = format!("\0{}\0", self.run_folder().join("oci").display());
+        processes(|words| !words.contains("\0keep\0") && words.contains(&root))
     }
 
     /// The keeper of a task.
@@ -406,12 +414,10 @@ impl<'t> Agent<'t> {
         let folder = self.task_folder(id).join(task["attempt"].to_string());
         let named = format!("--dir={}\0", folder.display());
         let spaced = format!("--dir\0{}\0", folder.display());
-        let found = self.keepers().into_iter().find(|pid| {
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words = String::from_utf8_lossy(&words).into_owned();
-            words.contains(&named) || words.contains(&spaced)
+        let found = processes(|words| {
+            words.contains("\0keep\0") && (words.contains(&named) || words.contains(&spaced))
         });
-        found.unwrap_or_else(|| panic!("no keeper of {id}: {task:#}"))
+        found.first().copied().unwrap_or_else(|| panic!("no keeper of {id}: {task:#}"))
     }
 
     /// End and forget all tasks and pods.
@@ -503,6 +509,17 @@ impl<'t> Agent<'t> {
             }
         }
     }
+}
+
+/// Processes with such words (proc_pid_cmdline(5)).
+fn processes(are_such: impl Fn(&str) -> bool) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        are_such(&String::from_utf8_lossy(&words))
+    })
+    .collect()
 }
 
 /// A request over HTTP to whoever listens on a socket. `None`: nobody answers, or not to the end.

@@ -35,6 +35,7 @@ pub(crate) fn trials() -> Vec<Case> {
 }
 
 /// An agent, and a root for its tasks.
+        oracle::trials(),
 struct Node<'t> {
     agent: Agent<'t>,
     rootfs: PathBuf,

@@ -2,20 +2,28 @@
 //!
 //! Each task writes to a file of its own, on a folder of the node's, when it starts and when it ends, with the code that it
 //! ends with. What was reported may know less than that, but never anything else.
+//!
+//! Where the agent itself is spared, what it takes is looked at: it does not grow with what it has done.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hafen_integration::{Test, Value, json, wait_until};
+use hafen_integration::{Case, Test, Value, cases, json, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Node, exit_code};
 
-const CYCLES: u32 = 100;
+pub(super) fn trials() -> Vec<Case> {
+    cases![random(Root, Busybox), random_before_one_agent(Root, Busybox)]
+}
+
 /// Tasks that are there at the same time.
 const BATCH: u32 = 10;
+/// Between two words about how far it is.
+const TOLD: Duration = Duration::from_secs(60);
 
 /// xorshift: the same seed gives the same choices.
 struct Chance(u64);
@@ -29,15 +37,31 @@ impl Chance {
     }
 }
 
-/// `HAFEN_SEED`, or one of the time.
-fn seed() -> u64 {
-    let said = std::env::var("HAFEN_SEED").ok().and_then(|text| text.parse().ok());
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_micros());
-    said.unwrap_or_else(|| u64::try_from(now).unwrap_or(1)).max(1)
+/// A number that somebody has said in the environment.
+fn said<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: is no number")))
 }
 
-fn cycles() -> u32 {
-    std::env::var("HAFEN_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(CYCLES)
+/// `HAFEN_SEED`, or one of the time.
+fn seed() -> u64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_micros());
+    said("HAFEN_SEED").unwrap_or_else(|| u64::try_from(now).unwrap_or(1)).max(1)
+}
+
+/// `HAFEN_CYCLES`, or so many. The virtual machine is emulated: there it is about the kernel, not about numbers.
+fn cycles(here: u32) -> u32 {
+    const SLOWER: u32 = 10;
+    let is_vm = std::env::var("NEEDS").is_ok_and(|needs| needs.starts_with("vm"));
+    said("HAFEN_CYCLES").unwrap_or(if is_vm { here / SLOWER } else { here })
+}
+
+/// Who may be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victims {
+    All,
+    /// All but the agent.
+    OfTheTasks,
 }
 
 /// What a task does.
@@ -101,25 +125,96 @@ struct Cycle {
     kept_badly: bool,
 }
 
-pub(super) fn run(t: &Test) {
-    let seed = seed();
+/// Everybody dies.
+fn random(t: &Test) {
+    run(t, Victims::All, cycles(400));
+}
+
+/// One agent sees all of it.
+fn random_before_one_agent(t: &Test) {
+    run(t, Victims::OfTheTasks, cycles(100));
+}
+
+fn run(t: &Test, victims: Victims, cycles: u32) {
+    let (seed, size) = (seed(), said("HAFEN_BATCH").unwrap_or(BATCH).max(1));
+    eprintln!("{}: HAFEN_SEED={seed} HAFEN_CYCLES={cycles} HAFEN_BATCH={size}", t.name());
     let mut chance = Chance(seed);
     let outcome = hafen_integration::attempt(|| {
         let mut node = Node::new(t);
-        let mut left = cycles();
+        let (mut growth, mut told) = (Growth::default(), Instant::now());
         let mut number = 0;
-        while left > 0 {
-            let size = left.min(BATCH);
+        while number < cycles {
+            let size = size.min(cycles - number);
             let mut batch: Vec<Cycle> =
                 (0..size).map(|i| cycle(&node, number + i, &mut chance)).collect();
             number += size;
-            left -= size;
-            play(&mut node, &mut batch, &mut chance);
+            play(&mut node, &mut batch, victims, &mut chance);
             batch.iter().for_each(|cycle| judge(&node, cycle));
             node.remove_all();
+            batch.iter().for_each(|cycle| fs::remove_file(&cycle.file).expect("removed"));
+            if victims == Victims::OfTheTasks {
+                growth.0.push(Holding::of(&node));
+            }
+            if told.elapsed() > TOLD {
+                eprintln!("{}: {number} of {cycles} cycles{growth}", t.name());
+                told = Instant::now();
+            }
         }
+        growth.judge(cycles);
     });
     outcome.unwrap_or_else(|words| panic!("HAFEN_SEED={seed}: {words}"));
+}
+
+/// What an agent holds when it has nothing to do.
+#[derive(Debug, Clone, Copy)]
+struct Holding {
+    kibibytes: u64,
+    descriptors: usize,
+}
+
+impl Holding {
+    fn of(node: &Node<'_>) -> Self {
+        let process = format!("/proc/{}", node.pid());
+        let status = fs::read_to_string(format!("{process}/status")).expect("read");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = resident
+            .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok())
+            .expect("a size");
+        let descriptors = fs::read_dir(format!("{process}/fd")).expect("read").count();
+        Self { kibibytes, descriptors }
+    }
+}
+
+/// After each batch.
+#[derive(Debug, Default)]
+struct Growth(Vec<Holding>);
+
+impl Growth {
+    /// Between a quarter of the way, when everything was done once, and its end. Events are kept up to a number, so that
+    /// some growth has an end.
+    fn judge(&self, cycles: u32) {
+        const EVENTS: u64 = 24 << 10;
+        const OF_A_CYCLE: u64 = 8;
+        const ALLOWED: u64 = 4 << 10;
+        let quarter = self.0.len() / 4;
+        if quarter == 0 {
+            return;
+        }
+        let (early, late) = (self.0[quarter], &self.0[self.0.len() - quarter..]);
+        let least = |of: fn(&Holding) -> u64| late.iter().map(of).min().unwrap_or_default();
+        let kibibytes = least(|held| held.kibibytes);
+        let allowed = ALLOWED + (u64::from(cycles) * OF_A_CYCLE).min(EVENTS);
+        assert!(kibibytes <= early.kibibytes + allowed, "its memory grows: {:?}", self.0);
+        let descriptors = least(|held| held.descriptors as u64);
+        assert!(descriptors <= early.descriptors as u64 + 4, "descriptors stay open: {:?}", self.0);
+    }
+}
+
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Holding { kibibytes, descriptors }) = self.0.last() else { return Ok(()) };
+        write!(f, ", the agent holds {kibibytes} KiB and {descriptors} descriptors")
+    }
 }
 
 fn cycle(node: &Node<'_>, number: u32, chance: &mut Chance) -> Cycle {
@@ -148,41 +243,37 @@ fn spec(node: &Node<'_>, cycle: &Cycle) -> Value {
 }
 
 /// Submit them all, with kills between; then stop those that do not end by themselves, with kills between.
-fn play(node: &mut Node<'_>, batch: &mut [Cycle], chance: &mut Chance) {
+fn play(node: &mut Node<'_>, batch: &mut [Cycle], victims: Victims, chance: &mut Chance) {
     for cycle in batch.iter_mut() {
         let answer = node.try_http("POST", "/v1/tasks", &spec(node, cycle).to_string());
         cycle.is_taken_on = answer.is_some_and(|answer| answer.status == 201);
-        disturb(node, cycle, chance);
+        disturb(node, cycle, victims, chance);
     }
     for cycle in batch.iter_mut().filter(|cycle| cycle.kind.is_endless()) {
         let path = format!("/v1/tasks/{}/stop", cycle.id);
         let answer = node.http("POST", &path, "");
         assert!(answer.status == 200 || (answer.status == 404 && !cycle.is_taken_on), "{answer:?}");
-        disturb(node, cycle, chance);
+        disturb(node, cycle, victims, chance);
     }
 }
 
 /// At a random moment, one of what is there dies. The moments are what is random: nothing is waited for.
-fn disturb(node: &mut Node<'_>, cycle: &mut Cycle, chance: &mut Chance) {
+fn disturb(node: &mut Node<'_>, cycle: &mut Cycle, victims: Victims, chance: &mut Chance) {
     std::thread::sleep(Duration::from_millis(chance.below(60)));
     let strike = |pid: i32| {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     };
     match chance.below(8) {
-        0 | 1 => {
+        0 | 1 if victims == Victims::All => {
             node.kill9();
             std::thread::sleep(Duration::from_millis(chance.below(80)));
             node.restart();
         }
         2 => {
             // Its keeper, wherever it is in its work.
-            let folder = node.task_folder(&cycle.id).display().to_string();
-            for pid in node.keepers() {
-                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                if String::from_utf8_lossy(&words).contains(&format!("{folder}/")) {
-                    cycle.kept_badly = true;
-                    strike(pid);
-                }
+            for pid in node.keepers_of(&cycle.id) {
+                cycle.kept_badly = true;
+                strike(pid);
             }
         }
         3 => {
@@ -193,6 +284,8 @@ fn disturb(node: &mut Node<'_>, cycle: &mut Cycle, chance: &mut Chance) {
                 strike(pid);
             }
         }
+        // Any other work of the runtime: it is done again.
+        4 => node.runtimes().into_iter().for_each(strike),
         _ => {}
     }
 }
