@@ -715,8 +715,9 @@ impl Driver {
     fn end(&mut self, id: &TaskId, phase: &'static str) {
         let operation = self.live.get_mut(id).and_then(|live| live.operations.remove(phase));
         let Some(operation) = operation else { return };
-        self.phases.took(phase, operation.begun.elapsed());
-        self.traces.took(phase, &id.0, operation.since);
+        let took = operation.begun.elapsed();
+        self.phases.took(phase, took);
+        self.traces.took(phase, &id.0, operation.since, took);
     }
 
     fn failing(&mut self, id: &TaskId, phase: &'static str, why: String) {

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub status: v1::NodeStatus,
     pub debug: v1::DebugResponse,
     pub phases: Phases,
+    pub uptime: Duration,
 }
 
 /// How long each phase of the work on tasks took. Clones share their numbers.
@@ -183,10 +184,8 @@ impl Metrics {
         single(registry, "operations_late", "Of them, past their deadline", number(late));
         let help = "How long a phase of the work on a task took";
         registry.register("phase_seconds", help, self.phases.0.clone());
-        let started = self.status.started.as_ref().map(time::system);
-        let uptime = started.and_then(|started| started.elapsed().ok());
-        let uptime = uptime.as_ref().map(Duration::as_secs_f64);
-        single(registry, "uptime_seconds", "Since its start", uptime);
+        let uptime = self.uptime.as_secs_f64();
+        single(registry, "uptime_seconds", "Since its start", Some(uptime));
     }
 }
 
@@ -212,6 +211,7 @@ mod tests {
             status,
             debug: v1::DebugResponse::default(),
             phases: Phases::default(),
+            uptime: Duration::from_secs(2),
         };
         metrics.phases.took("launch", Duration::from_millis(3));
         let text = metrics.text();
@@ -219,6 +219,7 @@ mod tests {
             "hafen_task_memory_bytes{task=\"a\"} 5.0",
             "hafen_node_tasks{state=\"running\"} 1.0",
             "hafen_agent_phase_seconds_bucket{le=\"0.005\",phase=\"launch\"} 1",
+            "hafen_agent_uptime_seconds 2.0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

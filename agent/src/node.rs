@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hafen_agent_core::{Phase, State, Stop, TaskId};
 use hafen_protocol::v1;
@@ -76,6 +76,8 @@ struct Shared {
     logs: PathBuf,
     boot_id: String,
     started: SystemTime,
+    /// The same on a clock that nobody sets.
+    begun: Instant,
     /// Of the folders, for as long as we are there.
     _locks: [Flock<fs::File>; 2],
 }
@@ -130,6 +132,7 @@ impl Node {
             logs,
             boot_id,
             started: SystemTime::now(),
+            begun: Instant::now(),
             _locks: locks,
         };
         let node = Self { inputs, shared: Arc::new(shared) };
@@ -793,7 +796,8 @@ impl Node {
         let usage = self.stats(v1::StatsRequest::default()).await?;
         let (status, debug) = (self.status().await?, self.debug().await?);
         let phases = self.ask(|driver| driver.phases.clone()).await?;
-        Ok(Metrics { usage, status, debug, phases }.text())
+        let uptime = self.shared.begun.elapsed();
+        Ok(Metrics { usage, status, debug, phases, uptime }.text())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What was done for tasks and how long it took, as spans for an OpenTelemetry collector, if there is one.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span, SpanKind, Tracer, TracerProvider};
@@ -33,7 +33,7 @@ impl Traces {
     }
 
     /// A phase of the work on a task is over.
-    pub fn took(&self, phase: &'static str, task: &str, since: SystemTime) {
+    pub fn took(&self, phase: &'static str, task: &str, since: SystemTime, took: Duration) {
         let Some(provider) = &self.0 else { return };
         let tracer = provider.tracer(SERVICE);
         let builder = tracer
@@ -41,14 +41,12 @@ impl Traces {
             .with_kind(SpanKind::Internal)
             .with_start_time(since)
             .with_attributes([KeyValue::new("hafen.task", task.to_owned())]);
-        tracer.build(builder).end();
+        tracer.build(builder).end_with_timestamp(since + took);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
@@ -59,7 +57,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let traces = Traces::open(&endpoint, "n1").unwrap();
-        traces.took("launch", "web", SystemTime::now() - Duration::from_millis(5));
+        let since = SystemTime::now() - Duration::from_millis(5);
+        traces.took("launch", "web", since, Duration::from_millis(4));
         let (mut stream, _) = tokio::time::timeout(Duration::from_secs(30), listener.accept())
             .await
             .unwrap()
@@ -72,6 +71,6 @@ mod tests {
 
     #[test]
     fn without_a_collector_nothing_happens() {
-        Traces::default().took("launch", "web", SystemTime::now());
+        Traces::default().took("launch", "web", SystemTime::now(), Duration::ZERO);
     }
 }

@@ -53,6 +53,7 @@ use crate::notify::Notify;
 use crate::prepare::Prepared;
 use crate::process::Identity;
 use crate::state::State;
+use crate::supervise::Began;
 use crate::{Error, apart, listener, notify, privilege, release, sources, volumes};
 
 /// A container whose first process has done its part.
@@ -61,7 +62,7 @@ pub(crate) struct Running {
     pub(crate) entry: Entry,
     pub(crate) record: Record,
     pub(crate) process: Launched,
-    pub(crate) started: SystemTime,
+    pub(crate) began: Began,
     /// Where it says that it is ready; of a container that waits nobody listens before `start`.
     pub(crate) notify: Option<Notify>,
 }
@@ -97,9 +98,9 @@ pub(crate) fn launch(
         notify: &mut notify,
     };
     match carry_out(own, prepared, waits, &mut made) {
-        Ok((process, started)) => {
+        Ok((process, began)) => {
             prepared.compiled.iter().for_each(Compiled::keep);
-            Ok(Running { entry, record, process, started, notify })
+            Ok(Running { entry, record, process, began, notify })
         }
         Err(first) => {
             // What was not begun may be somebody else's: the release would kill what is in it.
@@ -149,7 +150,7 @@ fn carry_out(
     prepared: &Prepared,
     waits: bool,
     made: &mut Vec<PathBuf>,
-) -> Result<(Launched, SystemTime), Error> {
+) -> Result<(Launched, Began), Error> {
     let mut holds = Vec::new();
     for step in &prepared.plan.before {
         holds.extend(make(step, made)?);
@@ -164,14 +165,14 @@ fn carry_out(
     // Never taken apart: its strings are written to then, on pages that would have to be copied for it.
     let script = ManuallyDrop::new(Script { ops, die_before: fault::child() });
     fault::point();
-    let started = SystemTime::now();
+    let began = Began::now();
     let mut process = clone(prepared, &sources, &script)?;
     // The first process has its own: who waits for the end of the console or listener must not wait for us.
     drop(sources);
     fault::point();
     let outcome = accompany(own, prepared, holds, &mut process);
     match judge(outcome, prepared, &origins) {
-        Ok(()) => Ok((process, started)),
+        Ok(()) => Ok((process, began)),
         Err(failure) => {
             end(&process)?;
             Err(failure)

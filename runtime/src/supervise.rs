@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hafen_isolator::cgroup;
 use hafen_spec::keep::{ExitRecord, Numbers};
+use hafen_sys::clock::since_boot;
 use hafen_sys::file::replace;
 use hafen_sys::pidfd::{self, Ended};
 use hafen_sys::spawn::Launched;
@@ -150,9 +151,24 @@ fn forward(
 
 /// What is told of an end, before anything of the container is released.
 pub(crate) fn record(running: &Running, end: &Ended) -> ExitRecord {
-    let ran = SystemTime::now().duration_since(running.started).unwrap_or(Duration::ZERO);
-    let life = Life { pid: running.process.pid, started: running.started, ran };
+    let Began { at, born } = running.began;
+    let ran = since_boot().saturating_sub(born);
+    let life = Life { pid: running.process.pid, started: at, ran };
     life.end(&running.entry, &running.record, end)
+}
+
+/// When a first process was begun.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Began {
+    pub(crate) at: SystemTime,
+    /// Since the boot of the machine: nobody sets that clock.
+    pub(crate) born: Duration,
+}
+
+impl Began {
+    pub(crate) fn now() -> Self {
+        Self { at: SystemTime::now(), born: since_boot() }
+    }
 }
 
 /// Of the first process of a container.

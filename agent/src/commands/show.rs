@@ -78,11 +78,10 @@ pub(crate) fn has_ended(state: i32) -> bool {
     State::try_from(state).is_ok_and(|state| ends.contains(&state))
 }
 
-/// How long ago, in short.
+/// How long ago, in short. Where the clock was set back since, it is now.
 pub(crate) fn age(stamp: Option<&pbjson_types::Timestamp>) -> String {
-    let since =
-        stamp.map(time::system).and_then(|then| SystemTime::now().duration_since(then).ok());
-    since.map(amount::say_duration).unwrap_or_default()
+    let since = |then| SystemTime::now().duration_since(then).unwrap_or_default();
+    stamp.map(|stamp| amount::say_duration(since(time::system(stamp)))).unwrap_or_default()
 }
 
 pub(crate) fn moment(stamp: Option<&pbjson_types::Timestamp>) -> String {

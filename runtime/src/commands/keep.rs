@@ -86,9 +86,7 @@ fn execute_small(
     running: &Running,
     signals: Signals,
 ) -> Result<u8, Error> {
-    let ran = running.started.elapsed().unwrap_or_default();
-    let born = since_boot().saturating_sub(ran);
-    let mut left = vec![format!("{BORN}={}", born.as_nanos())];
+    let mut left = vec![format!("{BORN}={}", running.began.born.as_nanos())];
     let mut hand = |name: &str, fd: &OwnedFd| -> Result<(), CallError> {
         left.push(format!("{name}={}", handed::hand_over(fd)?));
         Ok(())

@@ -94,7 +94,7 @@ fn throttling_is_counted(t: &Test) {
 }
 
 /// `"1.5s"`.
-fn seconds(value: &Value) -> f64 {
+pub(super) fn seconds(value: &Value) -> f64 {
     value.as_str().and_then(|text| text.strip_suffix('s')?.parse().ok()).unwrap_or(0.0)
 }
 

@@ -1,6 +1,7 @@
 //! `hafen agent` and the commands that speak with it: what it does, what it tells, and what it outlives.
 
 mod api;
+mod clock;
 mod faults;
 mod functions;
 mod limits;
@@ -32,6 +33,7 @@ pub(crate) fn trials() -> Vec<Case> {
     ];
         pressure::trials(),
     modules.into_iter().flatten().collect()
+        clock::trials(),
 }
 
 /// An agent, and a root for its tasks.
