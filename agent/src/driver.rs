@@ -501,7 +501,7 @@ impl Driver {
             record.attempt == attempt && alive
         });
         if !current {
-            return;
+            return self.end(id, "inquire");
         }
         self.inquire(id, attempt);
     }
@@ -519,7 +519,10 @@ impl Driver {
 
     fn inquired(&mut self, job: &Job, inquiry: Inquiry) {
         let (id, attempt) = (job.id.clone(), job.attempt);
-        self.end(&id, "inquire");
+        // What is asked again is still under way.
+        if !matches!(inquiry, Inquiry::Unclear(_)) {
+            self.end(&id, "inquire");
+        }
         match inquiry {
             Inquiry::Running(container) => {
                 let killing = self.core.record(&id).map(|record| record.phase.clone());

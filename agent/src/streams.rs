@@ -250,16 +250,19 @@ async fn finish(
     pumps: Vec<tokio::task::JoinHandle<()>>,
 ) {
     let mut last = Err(Failure::new(Kind::Unavailable, "its keeper is gone"));
+    let mut has_started = false;
     while let Ok(Some(content)) = news.next().await {
         let Content::Told(told) = content else { continue };
         match *told {
             Told::ExecStarted { .. } => {
+                has_started = true;
                 let what = Some(v1::output::What::Started(true));
                 if sender.send(Ok(v1::Output { what })).await.is_err() {
                     return;
                 }
             }
             Told::ExecEnded { code, signal, .. } => {
+                let code = code.map(|code| if has_started { code } else { not_run(code) });
                 last = Ok(v1::Output { what: Some(ended(code, signal, 0)) });
                 break;
             }
@@ -281,6 +284,12 @@ async fn finish(
         }
     }
     let _ = sender.send(last).await;
+}
+
+/// What the keeper tells of a program that it could not run, as people know it.
+const fn not_run(code: i32) -> i32 {
+    const FAILED: i32 = 255;
+    if code == FAILED { 125 } else { code }
 }
 
 async fn pump(
@@ -397,7 +406,12 @@ async fn with_terminal(
     let waiting = std::sync::Arc::new(console);
     let accepting = waiting.clone();
     // A thread of its own: it waits for as long as nobody comes, and a program that cannot be run never does.
-    std::thread::spawn(move || drop(told.send(accepting.receive())));
+    let accept = move || drop(told.send(accepting.receive()));
+    if let Err(e) = std::thread::Builder::new().name("console".to_owned()).spawn(accept) {
+        let failure = Failure::new(Kind::Exhausted, format!("start a thread: {e}"));
+        let _ = sender.send(Err(failure)).await;
+        return;
+    }
     let terminal = {
         let sender = sender.clone();
         async move {

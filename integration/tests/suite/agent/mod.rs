@@ -3,6 +3,7 @@
 mod api;
 mod clock;
 mod faults;
+mod forks;
 mod functions;
 mod limits;
 mod network;
@@ -36,6 +37,7 @@ pub(crate) fn trials() -> Vec<Case> {
         clock::trials(),
 }
 
+        forks::trials(),
 /// An agent, and a root for its tasks.
         oracle::trials(),
 struct Node<'t> {
