@@ -491,14 +491,14 @@ pub enum Inquiry {
 }
 
 impl Inquiry {
-    /// For the core.
+    /// For the core; `shared` is the limit of memory of its group.
     #[must_use]
-    pub fn evidence(&self) -> Evidence {
+    pub fn evidence(&self, shared: Option<u64>) -> Evidence {
         match self {
             Self::Running(container) => {
                 Evidence::Running { ran: Duration::from_micros(container.status.ran_usec) }
             }
-            Self::Ended(end) => Evidence::Exited(view::exit(end)),
+            Self::Ended(end) => Evidence::Exited(view::exit(end, shared)),
             Self::Nothing => Evidence::Nothing,
             Self::Unclear(why) => Evidence::Unclear { why: why.clone() },
         }

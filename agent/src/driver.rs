@@ -473,19 +473,25 @@ impl Driver {
     }
 
     fn oom(&mut self, id: &TaskId, kills: u64, last: Option<hafen_spec::keep::Oom>) {
-        let limit =
-            self.live.get(id).and_then(|live| live.spec.resources.as_ref()?.limit.as_ref()?.memory);
+        let own = |live: &Live| live.spec.resources.as_ref()?.limit.as_ref()?.memory;
+        let own = self.live.get(id).and_then(own);
+        let (limit, shared) = view::memory_limit(own, self.shared_memory(id), None);
         let violation = hafen_agent_core::Violation::Memory {
-            limit: limit.unwrap_or_default(),
-            peak: limit.unwrap_or_default(),
+            limit,
+            peak: limit,
             events: kills,
             largest: last.map(|oom| (oom.process, oom.resident)),
+            shared,
         };
         self.events.tell(&id.0, v1::event::What::Oom(view::violation(&violation)));
     }
 
+    fn shared_memory(&self, id: &TaskId) -> Option<u64> {
+        view::shared_memory(self.live.get(id)?.group.as_deref())
+    }
+
     fn ended(&mut self, id: &TaskId, attempt: Attempt, end: ExitRecord) {
-        let exit = view::exit(&end);
+        let exit = view::exit(&end, self.shared_memory(id));
         if let Some(live) = self.live.get_mut(id) {
             live.end = Some(end);
             live.checking.take().into_iter().for_each(|checking| checking.abort());
@@ -840,12 +846,12 @@ impl Driver {
         for (document, inquiry) in all {
             let id = document.record.id.clone();
             let group = self.groups.get(&document.pod).cloned();
+            let evidence = inquiry.evidence(view::shared_memory(group.as_deref()));
             let mut live = Live::new(Arc::new(document.spec), group, document.created);
             live.end = document.end;
             live.grant = document.grant;
             live.remove = live.spec.remove;
             let rebooted = document.boot_id != self.boot_id;
-            let evidence = inquiry.evidence();
             match inquiry {
                 Inquiry::Running(container) => {
                     checked.push((id.clone(), container.attempt));

@@ -143,7 +143,7 @@ pub fn violation(violation: &Violation) -> v1::Violation {
         ..v1::Violation::default()
     };
     match violation {
-        Violation::Memory { limit, peak, events, largest } => v1::Violation {
+        Violation::Memory { limit, peak, events, largest, shared: _ } => v1::Violation {
             peak: *peak,
             largest: largest.as_ref().map(|(name, _)| name.clone()).unwrap_or_default(),
             largest_amount: largest.as_ref().map(|(_, bytes)| *bytes).unwrap_or_default(),
@@ -172,19 +172,41 @@ fn usage(usage: &Usage) -> v1::Usage {
     }
 }
 
-/// How a keeper's record of an end reads to the core: with the limits that were reached.
+/// The limit of memory that a task has together with others.
 #[must_use]
-pub fn exit(end: &ExitRecord) -> Exit {
+pub fn shared_memory(group: Option<&v1::PodSpec>) -> Option<u64> {
+    group?.limit.as_ref()?.memory
+}
+
+/// Which limit it was: the own one where there is one and it was reached, else that of the group, and whether it is that.
+#[must_use]
+pub fn memory_limit(own: Option<u64>, shared: Option<u64>, peak: Option<u64>) -> (u64, bool) {
+    // The last pages are not there when the kernel gives up.
+    const NEARLY: u64 = 1 << 20;
+    let reached = |limit: &u64| peak.is_none_or(|peak| peak.saturating_add(NEARLY) >= *limit);
+    match (own.filter(reached), shared) {
+        (Some(own), _) => (own, false),
+        (None, Some(shared)) => (shared, true),
+        (None, None) => (0, true),
+    }
+}
+
+/// How a keeper's record of an end reads to the core: with the limits that were reached, that of all tasks of its group
+/// among them.
+#[must_use]
+pub fn exit(end: &ExitRecord, shared: Option<u64>) -> Exit {
     let numbers = &end.usage.cgroup;
     let mut violated = Vec::new();
-    if numbers.oom_kills.unwrap_or_default() > 0
-        && let Some(limit) = numbers.memory_limit_bytes
-    {
+    if let Some(kills @ 1..) = numbers.oom_kills {
+        let peak = numbers.memory_peak_bytes;
+        let (limit, shared) = memory_limit(numbers.memory_limit_bytes, shared, peak);
         violated.push(Violation::Memory {
             limit,
-            peak: numbers.memory_peak_bytes.unwrap_or(limit),
-            events: numbers.oom_events.or(numbers.oom_kills).unwrap_or_default(),
+            peak: peak.unwrap_or(limit),
+            // Those of a limit above are counted above.
+            events: numbers.oom_events.unwrap_or_default().max(kills),
             largest: end.oom.as_ref().map(|oom| (oom.process.clone(), oom.resident)),
+            shared,
         });
     }
     if let (Some(limit), Some(refused @ 1..)) = (numbers.pids_limit, numbers.pids_limit_hits) {
@@ -226,9 +248,18 @@ mod tests {
             log_lost_bytes: 0,
             fenced_after_usec: None,
         };
-        let told = reason(&Reason::Exited(exit(&end)), Some(&end)).unwrap();
+        let told = reason(&Reason::Exited(exit(&end, None)), Some(&end)).unwrap();
         let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, after 2.0 s";
         assert_eq!(told.sentence, wanted);
         assert_eq!(told.exit.unwrap().usage.unwrap().oom_events, 3);
+    }
+
+    #[test]
+    fn the_limit_that_was_reached_is_told() {
+        assert_eq!(memory_limit(Some(64 << 20), Some(96 << 20), Some(64 << 20)), (64 << 20, false));
+        assert_eq!(memory_limit(Some(64 << 20), Some(96 << 20), Some(50 << 20)), (96 << 20, true));
+        assert_eq!(memory_limit(None, Some(96 << 20), Some(50 << 20)), (96 << 20, true));
+        assert_eq!(memory_limit(Some(64 << 20), None, None), (64 << 20, false));
+        assert_eq!(memory_limit(None, None, Some(50 << 20)), (0, true));
     }
 }

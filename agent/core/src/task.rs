@@ -102,13 +102,16 @@ impl Exit {
 #[serde(rename_all = "camelCase")]
 pub enum Violation {
     Memory {
-        /// Bytes.
+        /// Bytes; 0: nobody set one.
         limit: u64,
         peak: u64,
         /// How often the OOM killer was called for.
         events: u64,
         /// The process that it ended last, and how many bytes that held.
         largest: Option<(String, u64)>,
+        /// The limit is that of its group, or, where there is none, the machine's memory.
+        #[serde(default)]
+        shared: bool,
     },
     Pids {
         limit: u64,

@@ -63,10 +63,15 @@ impl fmt::Display for Exit {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Memory { limit, peak, events, largest } => {
-                let (limit, peak) = (mebibytes(*limit), mebibytes(*peak));
-                let events = plural(*events, "OOM event");
-                write!(f, "memory limit {limit} reached, peak {peak}, {events}")?;
+            Self::Memory { limit, peak, events, largest, shared } => {
+                match (*limit, shared) {
+                    (0, _) => f.write_str("no memory was left on the machine")?,
+                    (limit, false) => write!(f, "memory limit {} reached", mebibytes(limit))?,
+                    (limit, true) => {
+                        write!(f, "memory limit {} of its pod reached", mebibytes(limit))?;
+                    }
+                }
+                write!(f, ", peak {}, {}", mebibytes(*peak), plural(*events, "OOM event"))?;
                 largest.as_ref().map_or(Ok(()), |(name, bytes)| {
                     write!(f, ", largest process {name:?} {}", mebibytes(*bytes))
                 })
@@ -101,7 +106,8 @@ mod tests {
     #[test]
     fn a_sentence_has_the_numbers() {
         let largest = Some(("python3".to_owned(), 58 << 20));
-        let memory = Violation::Memory { limit: 64 << 20, peak: 64 << 20, events: 3, largest };
+        let (limit, peak) = (64 << 20, 64 << 20);
+        let memory = Violation::Memory { limit, peak, events: 3, largest, shared: false };
         let pids = Violation::Pids { limit: 32, refused: 7 };
         let ran = Duration::from_millis(1500);
         let exit =
@@ -109,6 +115,14 @@ mod tests {
         let wanted = "killed: memory limit 64 MiB reached, peak 64 MiB, 3 OOM events, largest process \"python3\" 58 MiB, \
                       after 1.5 s; limit of 32 processes reached, 7 forks refused";
         assert_eq!(Reason::Exited(exit).to_string(), wanted);
+        let of = |limit, shared| {
+            Violation::Memory { limit, peak: 5 << 20, events: 1, largest: None, shared }.to_string()
+        };
+        assert_eq!(
+            of(9 << 20, true),
+            "memory limit 9 MiB of its pod reached, peak 5 MiB, 1 OOM event"
+        );
+        assert_eq!(of(0, true), "no memory was left on the machine, peak 5 MiB, 1 OOM event");
         let why = Stop::TooLong { limit: Duration::from_secs(5) };
         let exit =
             Some(Exit { code: Some(143), signal: None, ran, violated: Vec::new(), fenced: None });

@@ -11,8 +11,8 @@ use nix::fcntl::OFlag;
 /// A record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg) is no longer than this.
 const LONGEST: usize = 8192;
 
-/// The last process that was ended because of the limit of a cgroup with this name. `None`: the kernel's log does not say
-/// so, or we may not read it.
+/// The last process that was ended in a cgroup with this name, or below it, whosever limit it was. `None`: the kernel's
+/// log does not say so, or we may not read it.
 pub(crate) fn last_of(cgroup: &Path) -> Option<Oom> {
     let mut file = OpenOptions::new()
         .read(true)
@@ -34,7 +34,7 @@ pub(crate) fn last_of(cgroup: &Path) -> Option<Oom> {
     found.last
 }
 
-/// Two records belong together: whose limit it was, and who was ended.
+/// Two records belong together: where it was, and who was ended.
 #[derive(Default)]
 struct Search {
     victim: Option<i32>,
@@ -51,7 +51,8 @@ impl Search {
                     .find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
                     .map(str::trim)
             };
-            let ours = field("oom_memcg").and_then(|path| path.rsplit('/').next()) == Some(name);
+            let ours =
+                field("task_memcg").is_some_and(|path| path.split('/').any(|part| part == name));
             self.victim = field("pid").filter(|_| ours).and_then(|pid| pid.parse().ok());
         } else if let Some((_, words)) = text.split_once("Killed process ") {
             let oom = killed(words);
@@ -90,5 +91,22 @@ mod tests {
         records.iter().for_each(|record| search.look_at(record, "web"));
         let resident = (59392 + 8) << 10;
         assert_eq!(search.last, Some(Oom { pid: 42, process: "py (3)".to_owned(), resident }));
+    }
+
+    #[test]
+    fn the_limit_may_be_that_of_a_cgroup_above_or_the_machines() {
+        for whose in
+            ["CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/hafen/pod", "CONSTRAINT_NONE,global_oom"]
+        {
+            let mut search = Search::default();
+            let record = format!(
+                "6,1,2,-;oom-kill:constraint={whose},task_memcg=/hafen/pod/web/inner,task=py,pid=42,uid=0\n"
+            );
+            search.look_at(&record, "web");
+            let record = "3,1,3,-;Out of memory: Killed process 42 (py) total-vm:7kB, anon-rss:4kB, file-rss:0kB, shmem-rss:0kB, UID:0\n";
+            search.look_at(record, "web");
+            let last = search.last.map(|oom| (oom.pid, oom.resident));
+            assert_eq!(last, Some((42, 4 << 10)), "{whose}");
+        }
     }
 }

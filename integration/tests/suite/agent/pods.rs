@@ -10,6 +10,7 @@ pub(super) fn trials() -> Vec<Case> {
     cases![
         a_pod_shares_network_and_ipc(Root, Busybox),
         limits_of_each_and_of_all(Root, Busybox, Limit("memory")),
+        the_limit_of_all_is_explained(Root, Busybox, Limit("memory")),
         tasks_of_a_pod_end_together(Root, Busybox),
         a_pod_outlives_the_agent(Root, Busybox),
         a_pod_is_taken_on_whole_or_not_at_all(Root, Busybox),
@@ -100,6 +101,31 @@ fn limits_of_each_and_of_all(t: &Test) {
         (96 << 20).to_string(),
         "the limit of all together"
     );
+}
+
+/// It has none of its own, or one that is larger.
+fn the_limit_of_all_is_explained(t: &Test) {
+    let node = Node::new(t);
+    for own in [None, Some(256 << 20)] {
+        let mut greedy = node.task_of("a", &["/inside", "eat", "134217728", "60"]);
+        if let Some(own) = own {
+            greedy["resources"] = json!({ "limit": { "memory": own } });
+        }
+        let limit = json!({ "memory": 48 << 20, "swap": 0 });
+        run(&node, &json!({ "id": "p", "tasks": [greedy], "limit": limit }));
+        let task = node.wait("p.a");
+        assert_eq!(task["reason"]["exit"]["signal"], 9, "{task:#}");
+        let said = sentence(&task);
+        assert!(
+            said.starts_with("killed: memory limit 48 MiB of its pod reached, peak "),
+            "{said}"
+        );
+        assert!(said.contains("largest process \"inside\""), "{said}");
+        let events = node.hafen(["events", "--since", "1", "--no-follow"]).ok().stdout;
+        let told = "out of memory: memory limit 48 MiB of its pod reached";
+        assert!(own.is_some() || events.contains(told), "{events}");
+        node.hafen(["pod", "rm", "p"]).ok();
+    }
 }
 
 fn tasks_of_a_pod_end_together(t: &Test) {
