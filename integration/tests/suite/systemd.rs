@@ -1,7 +1,9 @@
 //! Cgroups that systemd makes. It runs as the init of namespaces of its own: the machine's is left alone.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hafen_integration::{
@@ -12,9 +14,12 @@ use nix::unistd::Pid;
 
 const MIB: u64 = 1 << 20;
 const SYSTEMD: &str = "/lib/systemd/systemd";
+/// The unit that is given out.
+const AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/hafen-agent.service");
 
 /// Only systemd itself is in the folder: with processes in it no controller could be passed on. The mount program of
-/// busybox writes no file about what it mounts.
+/// busybox writes no file about what it mounts. Of units there are those that are written here: the machine's would do to
+/// its files what they do at a boot.
 const INIT: &str = r#"
 if [ "$2" != again ]; then
     echo 0 >"$1/cgroup.procs"
@@ -30,9 +35,15 @@ mkdir /run/dev/shm /run/dev/pts
 mount -o move /run/dev /dev
 /bin/busybox umount -l /sys/fs/cgroup
 mount -t cgroup2 cgroup /sys/fs/cgroup
-printf '[Unit]\nDefaultDependencies=no\n' >/run/systemd/system/hafen.target
+for name in hafen sysinit basic shutdown network local-fs; do
+    printf '[Unit]\nDefaultDependencies=no\n' >/run/systemd/system/$name.target
+done
+mount -t tmpfs programs /usr/local/sbin
+ln -s "$PROGRAMS/hafen" "$PROGRAMS/hafen-oci" /usr/local/sbin/
+mount -t tmpfs state /var/lib
+cp "$UNIT" /run/systemd/system/
 echo ready
-exec env -i container=hafen PATH="$PATH" /lib/systemd/systemd --system --unit=hafen.target --show-status=no --log-target=console
+exec env -i container=hafen PATH="$PATH" SYSTEMD_UNIT_PATH=/run/systemd/system /lib/systemd/systemd --system --unit=hafen.target --show-status=no --log-target=console
 "#;
 
 pub(crate) fn trials() -> Vec<Case> {
@@ -65,6 +76,8 @@ pub(crate) fn trials() -> Vec<Case> {
             Program("nsenter"),
             That("systemd", there)
         ),
+        the_agents_unit_is_well(Root, Busybox, Program("nsenter"), That("systemd", there)),
+        the_agent_is_a_service(Root, Busybox, Program("nsenter"), That("systemd", there)),
     ]
 }
 
@@ -99,7 +112,10 @@ impl<'t> Manager<'t> {
         let words = ["--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net"];
         let words =
             words.iter().copied().chain(["--mount-proc", "sh", "-e", &script, &folder_text]);
-        let mut outer = t.program("unshare", words).time_limit(Duration::from_secs(300)).spawn();
+        let oci = t.oci();
+        let programs = oci.program().parent().expect("a folder");
+        let call = t.program("unshare", words).env("PROGRAMS", programs).env("UNIT", AGENT);
+        let mut outer = call.time_limit(Duration::from_secs(300)).spawn();
         outer.await_text("ready");
         let child = || {
             let path = format!("/proc/{0}/task/{0}/children", outer.pid());
@@ -312,5 +328,115 @@ fn a_scope_of_somebody_else_is_left_alone(t: &Test) {
     let state: Value = manager.oci(["state", &id]).output().ok().json();
     assert_eq!(state["status"], "created", "{state}");
     let _ = manager.oci(["delete", "--force", &id]).output().ok();
+    manager.end();
+}
+
+fn the_agents_unit_is_well(t: &Test) {
+    let manager = Manager::start(t);
+    let unit = "/run/systemd/system/hafen-agent.service";
+    let verified = manager.call(["systemd-analyze", "verify", "--man=no", unit]).output().ok();
+    assert!(!format!("{verified}").contains("hafen-agent.service:"), "{verified}");
+    manager.end();
+}
+
+/// Stands where the journal listens: without one the unit's agent does not start, and one that does not read stops it.
+struct Journal {
+    path: PathBuf,
+    reading: JoinHandle<Vec<String>>,
+}
+
+impl Journal {
+    const END: &str = "no more";
+
+    fn of(manager: &Manager<'_>) -> Self {
+        let folder = PathBuf::from(format!("/proc/{}/root/run/systemd/journal", manager.pid));
+        fs::create_dir_all(&folder).expect("mkdir");
+        let path = folder.join("socket");
+        let ours = UnixDatagram::bind(&path).expect("bind");
+        let reading = thread::spawn(move || {
+            let (mut told, mut bytes) = (Vec::new(), [0; 16384]);
+            while let Ok(length) = ours.recv(&mut bytes) {
+                told.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+                if told.last().is_some_and(|text| text == Self::END) {
+                    break;
+                }
+            }
+            told
+        });
+        Self { path, reading }
+    }
+
+    /// All that was told.
+    fn end(self) -> Vec<String> {
+        let to = UnixDatagram::unbound().expect("a socket");
+        to.send_to(Self::END.as_bytes(), self.path).expect("sent");
+        self.reading.join().expect("it reads")
+    }
+}
+
+const UNIT: &str = "hafen-agent.service";
+
+fn the_agent_is_a_service(t: &Test) {
+    let manager = Manager::start(t);
+    let journal = Journal::of(&manager);
+    let hafen = |words: &[&str]| manager.enter(&[&["/usr/local/sbin/hafen"], words].concat());
+    let pid = |name: &str| {
+        let task = hafen(&["inspect", name]).output().ok().json();
+        (task["state"].as_str().map(str::to_owned), task["pid"].as_i64())
+    };
+    // It is told to have been started when it answers.
+    let _ = manager.call(["systemctl", "start", UNIT]).output().ok();
+    assert_eq!(manager.show(UNIT, "ActiveState"), "active");
+    assert_eq!(manager.show(UNIT, "Delegate"), "yes");
+    let rootfs = t.bundle().rootfs().display().to_string();
+    let run = ["run", "-d", "--name", "a", "--rootfs", &rootfs];
+    let limit: &[&str] = if cgroup::v1("memory").is_none() { &["--memory", "64M"] } else { &[] };
+    let words = [&run[..], limit, &["--", "/bin/sleep", "1000"]].concat();
+    let _ = hafen(&words).output().ok();
+    let _ = hafen(&["exec", "a", "/bin/true"]).output().ok();
+    let first = pid("a");
+    assert!(first.0.as_deref() == Some("STATE_RUNNING") && first.1 > Some(0), "{first:?}");
+    let main = || manager.show(UNIT, "MainPID");
+    let folder = manager.folder.join("hafen/hafen/a+1");
+    let holds = || {
+        assert_eq!(cgroup::value(&folder, "cgroup.procs").lines().count(), 1);
+        if !limit.is_empty() {
+            assert_eq!(cgroup::value(&folder, "memory.max"), (64 * MIB).to_string());
+        }
+    };
+    holds();
+    // systemd looks at everything again, and writes what it knows.
+    let _ = manager.call(["systemctl", "daemon-reload"]).output().ok();
+    holds();
+    // Killed, it is started again.
+    let before = main();
+    let _ =
+        manager.call(["systemctl", "kill", "-s", "KILL", "--kill-who=main", UNIT]).output().ok();
+    let again = wait_until(Duration::from_secs(30), || {
+        (manager.show(UNIT, "ActiveState") == "active" && main() != before).then_some(())
+    });
+    assert!(again.is_some(), "{}", manager.said());
+    assert_eq!(pid("a"), first);
+    // Started anew, as for another version.
+    let _ = manager.call(["systemctl", "restart", UNIT]).output().ok();
+    assert_eq!(pid("a"), first);
+    holds();
+    // While it is stopped, what runs goes on, and is kept.
+    let _ = manager.call(["systemctl", "stop", UNIT]).output().ok();
+    assert_eq!(manager.show(UNIT, "ActiveState"), "inactive");
+    hafen(&["ps"]).output().failed_with(6, ["no agent listens"]);
+    holds();
+    let _ = manager.call(["systemctl", "start", UNIT]).output().ok();
+    assert_eq!(pid("a"), first);
+    let _ = hafen(&["kill", "a"]).output().ok();
+    let ended = hafen(&["wait", "a"]).output().ok();
+    assert_eq!(ended.stdout, "137\n");
+    let _ = hafen(&["rm", "a"]).output().ok();
+    assert!(!folder.exists(), "{} remains", folder.display());
+    let _ = manager.call(["systemctl", "stop", UNIT]).output().ok();
+    // What it logs goes to the journal.
+    let told = journal.end();
+    let ready = told.iter().filter(|text| text.contains("\0ready\n")).count();
+    assert_eq!(ready, 4, "{told:#?}");
     manager.end();
 }
