@@ -187,7 +187,6 @@ impl Node {
         self.usual(&mut spec);
         let definition = resolve::definition(&spec)?;
         resolve::name_devices(&mut spec)?;
-        check_parts(&spec)?;
         let id = TaskId(spec.id.clone());
         let known = id.clone();
         // Before anything is done for it.
@@ -895,22 +894,6 @@ fn make_folder(folder: &Path, mode: u32) -> Result<(), CallError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.call(|| format!("mkdir {}", folder.display()))
-}
-
-fn check_parts(spec: &v1::TaskSpec) -> Result<(), Failure> {
-    crate::check::validate(&spec.checks).map_err(|e| Failure::of(Kind::Invalid, &e))?;
-    crate::secret::validate(&spec.secrets).map_err(|e| Failure::of(Kind::Invalid, &e))?;
-    for artifact in &spec.artifacts {
-        crate::artifact::validate(artifact).map_err(|e| Failure::of(Kind::Invalid, &e))?;
-    }
-    let Some(network) = &spec.network else { return Ok(()) };
-    crate::network::files::validate(network).map_err(|e| Failure::of(Kind::Invalid, &e))?;
-    crate::network::ports::validate(&network.ports).map_err(|e| Failure::of(Kind::Invalid, &e))?;
-    if !network.ports.is_empty() && network.mode() != v1::network::Mode::Cni {
-        let words = "network.ports: only a CNI network publishes ports: say network.mode MODE_CNI";
-        return Err(Failure::new(Kind::Invalid, words));
-    }
-    Ok(())
 }
 
 /// A name that nobody has: of time and chance.

@@ -11,7 +11,9 @@ use hafen_sys::signal;
 use pbjson_types::Duration as Wire;
 use serde_json::{Value, json};
 
+use crate::check::CheckError;
 use crate::failure::{Failure, Kind};
+use crate::network::files::NameError;
 
 const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(10);
@@ -27,6 +29,20 @@ const LOG_FILES: u32 = 5;
 const LONGEST_NAME: usize = 63;
 /// Of secrets in all.
 const MOST_SECRET_BYTES: usize = 1 << 20;
+/// Of one word of a command, or one variable: the kernel's bound (execve(2)), less an option of the runtime's before it.
+const LONGEST_WORD: usize = (128 << 10) - 64;
+/// Of all of them: less than a quarter of the usual limit of a stack, which is the kernel's bound.
+const MOST_WORD_BYTES: usize = 3 << 19;
+/// What a word takes beside its bytes: a pointer, an end, and an option.
+const OF_A_WORD: usize = 16;
+/// The kernel's bound of `pids.max`.
+const MOST_PIDS: u64 = 4 << 20;
+/// In thousandths: far below where the kernel's quota ends.
+const MOST_CPU: u64 = 1_000_000_000;
+/// The least quota of the kernel, 1 ms of 100.
+const LEAST_CPU: u64 = 10;
+/// Ten thousand years, as proto3 says.
+const LONGEST_TIME: u64 = 315_576_000_000;
 
 /// The name of a task, if it can be one.
 ///
@@ -101,12 +117,13 @@ fn optional(field: &str, wire: Option<&Wire>, problems: &mut Problems) -> Option
     let wire = wire?;
     let whole = u64::try_from(wire.seconds).ok();
     match whole.zip(u32::try_from(wire.nanos).ok()) {
-        Some((seconds, nanos)) => Some(Duration::new(seconds, nanos)),
-        None => {
-            problems.add(field, "is negative");
-            None
+        Some((seconds, nanos)) if seconds <= LONGEST_TIME => {
+            return Some(Duration::new(seconds, nanos));
         }
+        Some(_) => problems.add(field, "is more than ten thousand years"),
+        None => problems.add(field, "is negative"),
     }
+    None
 }
 
 fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
@@ -116,9 +133,16 @@ fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
         problems.add("id", why);
     }
     check_root(spec, problems);
-    for key in spec.env.keys() {
-        if key.is_empty() || key.contains(['=', '\0']) {
-            problems.add("env", format!("{key:?} is not a name of a variable"));
+    check_words(spec, problems);
+    for key in spec.labels.keys().filter(|key| key.is_empty() || key.contains(char::is_control)) {
+        problems.add("labels", format!("{key:?} is not a name of a label"));
+    }
+    if !spec.cwd.is_empty() && !spec.cwd.starts_with('/') {
+        problems.add("cwd", format!("{:?} is not an absolute path", spec.cwd));
+    }
+    for (field, text) in [("cwd", &spec.cwd), ("user", &spec.user)] {
+        if text.contains(char::is_control) {
+            problems.add(field, format!("{text:?} has a control character"));
         }
     }
     if let Some(kill) = spec.kill.as_ref().filter(|kill| !kill.signal.is_empty())
@@ -126,7 +150,7 @@ fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
     {
         problems.add("kill.signal", format!("there is no signal {:?}", kill.signal));
     }
-    check_amounts(spec.resources.as_ref(), problems);
+    check_resources(spec.resources.as_ref(), problems);
     for (i, mount) in spec.mounts.iter().enumerate() {
         check_mount(&format!("mounts[{i}]"), mount, problems);
     }
@@ -139,7 +163,63 @@ fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
         check_destination(&format!("secrets[{i}].destination"), &secret.destination, problems);
     }
     for (i, artifact) in spec.artifacts.iter().enumerate() {
-        check_destination(&format!("artifacts[{i}].destination"), &artifact.destination, problems);
+        let field = format!("artifacts[{i}]");
+        check_destination(&format!("{field}.destination"), &artifact.destination, problems);
+        problems.0.extend(crate::artifact::problem(&field, artifact));
+    }
+    if let Err(CheckError { field, reason }) = crate::check::validate(&spec.checks) {
+        problems.add(field, reason);
+    }
+    if let Err(e) = crate::secret::validate(&spec.secrets) {
+        problems.0.push(e.problem());
+    }
+    if let Some(network) = &spec.network {
+        check_network(network, problems);
+    }
+}
+
+/// What becomes arguments of programs.
+fn check_words(spec: &v1::TaskSpec, problems: &mut Problems) {
+    for key in spec.env.keys() {
+        if key.is_empty() || key.contains('=') || key.contains(char::is_control) {
+            problems.add("env", format!("{key:?} is not a name of a variable"));
+        }
+    }
+    let mut sum = |field: &str, words: &mut dyn Iterator<Item = (usize, &String)>| {
+        let mut sum = 0;
+        for (length, text) in words {
+            if length > LONGEST_WORD {
+                problems.add(field, format!("has one of {length} bytes, {LONGEST_WORD} at most"));
+            }
+            if text.contains('\0') {
+                problems.add(field, "has a zero byte, which no program can be given");
+            }
+            sum += length + OF_A_WORD;
+        }
+        sum
+    };
+    let variable = |(key, value): (&String, _)| (key.len() + 1 + String::len(value), value);
+    let env = sum("env", &mut spec.env.iter().map(variable));
+    let words = spec.command.iter().chain(&spec.entrypoint);
+    let command = sum("command", &mut words.map(|word| (word.len(), word)));
+    if env + command > MOST_WORD_BYTES {
+        let field = if env > command { "env" } else { "command" };
+        let words =
+            format!("is too much: {MOST_WORD_BYTES} bytes are the most for command and env");
+        problems.add(field, words);
+    }
+}
+
+fn check_network(network: &v1::Network, problems: &mut Problems) {
+    if let Err(NameError { field, reason }) = crate::network::files::validate(network) {
+        problems.add(format!("network.{field}"), reason);
+    }
+    if let Err(e) = crate::network::ports::validate(&network.ports) {
+        problems.0.push(e.problem());
+    }
+    if !network.ports.is_empty() && network.mode() != v1::network::Mode::Cni {
+        problems
+            .add("network.ports", "only a CNI network publishes ports: say network.mode MODE_CNI");
     }
 }
 
@@ -165,33 +245,70 @@ fn check_root(spec: &v1::TaskSpec, problems: &mut Problems) {
     if !matches!(kind, Some(Root::Image(_))) && spec.entrypoint.is_some() {
         problems.add("entrypoint", "is of images only");
     }
+    let upper = spec.root.as_ref().map_or("", |root| root.upper.as_str());
+    let (medium, size) = upper.split_once(':').map_or((upper, None), |(m, size)| (m, Some(size)));
+    let is_size =
+        |size| crate::amount::bytes(size).is_some_and(|bytes| (1..=MOST_BYTES).contains(&bytes));
+    if !matches!(medium, "" | "tmpfs" | "disk") || !size.is_none_or(is_size) {
+        problems.add(
+            "root.upper",
+            format!("{upper:?} is none of tmpfs, tmpfs:SIZE, disk and disk:SIZE"),
+        );
+    }
 }
 
-fn check_amounts(resources: Option<&v1::Resources>, problems: &mut Problems) {
+/// What a number of bytes can be for the kernel.
+const MOST_BYTES: u64 = i64::MAX.cast_unsigned();
+
+fn check_resources(resources: Option<&v1::Resources>, problems: &mut Problems) {
     let Some(resources) = resources else { return };
     let (request, limit) = (resources.request.unwrap_or_default(), resources.limit);
     let limit = limit.unwrap_or_default();
-    let mut both = |field: &str, request: Option<u64>, limit: Option<u64>| {
-        if limit == Some(0) {
-            problems.add(format!("resources.limit.{field}"), "is 0: leave it out for no limit");
+    check_limit("resources.limit", &limit, problems);
+    for ((field, request, most), (_, limit, _)) in
+        amounts(&request).into_iter().zip(amounts(&limit))
+    {
+        let field = format!("resources.request.{field}");
+        if request.is_some_and(|request| request > most) {
+            problems.add(&field, format!("is more than there can be, {most}"));
         }
-        if let (Some(request), Some(limit)) = (request, limit)
-            && request > limit
-        {
-            problems.add(format!("resources.request.{field}"), "is more than the limit");
+        if request.zip(limit).is_some_and(|(request, limit)| request > limit) {
+            problems.add(field, "is more than the limit");
         }
-    };
-    both("cpuMilli", request.cpu_milli, limit.cpu_milli);
-    both("memory", request.memory, limit.memory);
-    both("pids", request.pids, limit.pids);
-    both("disk", request.disk, limit.disk);
-    if limit.swap.is_some() && limit.memory.is_none() {
-        problems.add("resources.limit.swap", "needs resources.limit.memory");
     }
-    for (field, value) in [("memory", limit.memory), ("swap", limit.swap), ("disk", limit.disk)] {
-        if value.is_some_and(|v| i64::try_from(v).is_err()) {
-            problems.add(format!("resources.limit.{field}"), "is more than there can be");
+}
+
+/// Field, value and the most that it can be.
+fn amounts(of: &v1::Amounts) -> [(&'static str, Option<u64>, u64); 5] {
+    [
+        ("cpuMilli", of.cpu_milli, MOST_CPU),
+        ("memory", of.memory, MOST_BYTES),
+        ("pids", of.pids, MOST_PIDS),
+        ("disk", of.disk, MOST_BYTES),
+        ("swap", of.swap, MOST_BYTES),
+    ]
+}
+
+/// Of a task, or of a group.
+fn check_limit(path: &str, limit: &v1::Amounts, problems: &mut Problems) {
+    for (field, value, most) in amounts(limit) {
+        let Some(value) = value else { continue };
+        // No swap at all is a limit.
+        if value == 0 && field != "swap" {
+            problems.add(format!("{path}.{field}"), "is 0: leave it out for no limit");
         }
+        if value > most {
+            problems.add(format!("{path}.{field}"), format!("is more than there can be, {most}"));
+        }
+    }
+    if limit.cpu_milli.is_some_and(|milli| (1..LEAST_CPU).contains(&milli)) {
+        problems.add(
+            format!("{path}.cpuMilli"),
+            format!("is less than {LEAST_CPU}, the kernel's least"),
+        );
+    }
+    if limit.swap.is_some() && limit.memory.is_none() {
+        problems.add(format!("{path}.swap"), format!("needs {path}.memory"));
     }
 }
 
@@ -206,21 +323,27 @@ fn check_mount(field: &str, mount: &v1::Mount, problems: &mut Problems) {
         Some(Source::Volume(name)) if hafen_rootfs::volumes::valid_name(name).is_err() => {
             problems.add(format!("{field}.volume"), format!("{name:?} is not a name of a volume"));
         }
+        Some(Source::Tmpfs(bytes)) if *bytes > MOST_BYTES => {
+            problems.add(format!("{field}.tmpfs"), "is more than there can be");
+        }
         Some(_) => {}
     }
     // They are told to the runtime in one word.
-    let host = matches!(&mount.source, Some(Source::Host(path)) if path.contains(':'));
+    let cannot_be = |c: char| c == ':' || c.is_control();
+    let host = matches!(&mount.source, Some(Source::Host(path)) if path.contains(cannot_be));
+    let cannot_be_in_option = |c: char| c == ',' || cannot_be(c);
     if host
-        || mount.destination.contains(':')
-        || mount.options.iter().any(|o| o.contains([':', ',']))
+        || mount.destination.contains(cannot_be)
+        || mount.options.iter().any(|o| o.contains(cannot_be_in_option))
     {
-        problems.add(field, "has a colon or comma where there can be none");
+        problems.add(field, "has a colon, a comma or a control character where there can be none");
     }
 }
 
 fn check_destination(field: &str, path: &str, problems: &mut Problems) {
     let clean = Path::new(path).components().all(|c| !matches!(c, std::path::Component::ParentDir));
-    if !path.starts_with('/') || path == "/" || !clean || path.contains(':') {
+    let cannot_be = |c: char| c == ':' || c.is_control();
+    if !path.starts_with('/') || path == "/" || !clean || path.contains(cannot_be) {
         problems.add(field, format!("{path:?} is not an absolute path inside the container"));
     }
 }
@@ -228,8 +351,8 @@ fn check_destination(field: &str, path: &str, problems: &mut Problems) {
 fn check_log(log: Option<&v1::LogPolicy>, problems: &mut Problems) {
     const LEAST: u64 = 4096;
     let Some(log) = log else { return };
-    if log.max_bytes != 0 && log.max_bytes < LEAST {
-        problems.add("log.maxBytes", format!("is less than {LEAST}"));
+    if log.max_bytes != 0 && !(LEAST..=MOST_BYTES).contains(&log.max_bytes) {
+        problems.add("log.maxBytes", format!("is not from {LEAST} to {MOST_BYTES}"));
     }
     if log.max_files > 1000 {
         problems.add("log.maxFiles", "is more than 1000");
@@ -469,6 +592,12 @@ pub fn group(spec: &mut v1::PodSpec) -> Result<(), Failure> {
     }
     if spec.tasks.is_empty() {
         problems.add("tasks", "is empty: a pod has one task at least");
+    }
+    if let Some(limit) = &spec.limit {
+        check_limit("limit", limit, &mut problems);
+    }
+    if let Some(network) = &spec.network {
+        check_network(network, &mut problems);
     }
     let id = spec.id.clone();
     for (i, task) in spec.tasks.iter_mut().enumerate() {

@@ -6,11 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use hafen_protocol::v1;
+use hafen_spec::Problem;
 use hafen_sys::{CallError, Context};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Gid, Uid, fchown};
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, chain};
 
 const DEFAULT_MODE: u32 = 0o400;
 /// Of one: gRPC takes no more than 4 MiB in a message, and a secret is small.
@@ -40,6 +41,19 @@ pub enum SecretError {
     OnDisk { folder: PathBuf },
     #[error(transparent)]
     Call(#[from] CallError),
+}
+
+impl SecretError {
+    /// With the field of the request, where it is about one.
+    #[must_use]
+    pub fn problem(self) -> Problem {
+        match self {
+            Self::Invalid { index, field, reason } => {
+                Problem { field: format!("secrets[{index}].{field}"), reason }
+            }
+            other => Problem { field: "secrets".to_owned(), reason: chain(&other) },
+        }
+    }
 }
 
 /// Whether all secrets can be placed.

@@ -83,7 +83,10 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(&bytes).map_err(|e| Failure::new(Kind::Invalid, format!("body: {e}")))
+    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+    let read = serde_path_to_error::deserialize(&mut reader).map_err(|e| e.to_string());
+    let all = read.and_then(|read| reader.end().map(|()| read).map_err(|e| e.to_string()));
+    all.map_err(|why| Failure::new(Kind::Invalid, format!("body: {why}")))
 }
 
 async fn read(request: Request) -> Result<Bytes, Failure> {

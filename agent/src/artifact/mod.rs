@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use hafen_protocol::v1;
 use hafen_rootfs::release::remove_tree;
+use hafen_spec::Problem;
 use hafen_sys::CallError;
 use hafen_sys::file::sync_folder;
 use nix::fcntl::OFlag;
@@ -103,12 +104,16 @@ pub struct Fetcher {
     most: u64,
 }
 
-/// Whether an artifact can be fetched at all.
-///
-/// # Errors
-/// Names the field.
-pub fn validate(artifact: &v1::Artifact) -> Result<(), ArtifactError> {
-    Wanted::read(artifact, u64::MAX).map(drop).map_err(|reason| named(artifact, reason))
+/// Why an artifact cannot be fetched at all; `path` is where it stands.
+#[must_use]
+pub fn problem(path: &str, artifact: &v1::Artifact) -> Option<Problem> {
+    match Wanted::read(artifact, u64::MAX) {
+        Err(Reason::Invalid { field, reason }) => {
+            Some(Problem { field: format!("{path}.{field}"), reason })
+        }
+        // Reading a request finds nothing else.
+        _ => None,
+    }
 }
 
 fn named(artifact: &v1::Artifact, reason: Reason) -> ArtifactError {

@@ -14,6 +14,8 @@ const FAILURES: u32 = 3;
 const SUCCESSES: u32 = 1;
 /// More often would be a load of its own.
 const SHORTEST: Duration = Duration::from_millis(10);
+/// A hundred days of 24 hours.
+const LONGEST: Duration = Duration::from_secs(100 * 86_400);
 /// Of what a probe says.
 const LONGEST_MESSAGE: usize = 512;
 
@@ -65,6 +67,9 @@ impl Schedule {
         if check.name.is_empty() {
             return Err(wrong("name", "is missing"));
         }
+        if check.name.contains(char::is_control) {
+            return Err(wrong("name", &format!("{:?} has a control character", check.name)));
+        }
         let kind = match Kind::try_from(check.kind) {
             Ok(kind @ (Kind::Health | Kind::Readiness)) => kind,
             _ => return Err(wrong("kind", "must be health or readiness")),
@@ -74,6 +79,10 @@ impl Schedule {
         let time = |field, of: Option<pbjson_types::Duration>, absent, shortest| {
             let Some(of) = of else { return Ok(absent) };
             match Duration::try_from(of) {
+                Ok(time) if time > LONGEST => {
+                    let longest = humantime::format_duration(LONGEST);
+                    Err(wrong(field, &format!("must be {longest} or shorter")))
+                }
                 Ok(time) if time >= shortest => Ok(time),
                 _ => Err(wrong(
                     field,

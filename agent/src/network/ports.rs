@@ -5,9 +5,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use hafen_protocol::v1;
+use hafen_spec::Problem;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, chain};
 
 /// What is spoken on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +69,19 @@ pub enum PortError {
         "no free {protocol} port of the node was found: remove tasks that publish ports, or name the port"
     )]
     Exhausted { protocol: Protocol },
+}
+
+impl PortError {
+    /// With the field of the request, where it is about one.
+    #[must_use]
+    pub fn problem(self) -> Problem {
+        match self {
+            Self::Invalid { index, field, reason } => {
+                Problem { field: format!("network.ports[{index}].{field}"), reason }
+            }
+            other => Problem { field: "network.ports".to_owned(), reason: chain(&other) },
+        }
+    }
 }
 
 impl Publish {

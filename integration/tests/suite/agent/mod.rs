@@ -5,10 +5,12 @@ mod clock;
 mod faults;
 mod forks;
 mod functions;
+mod hostile;
 mod limits;
 mod network;
 mod oracle;
 mod pods;
+mod pressure;
 mod recovery;
 mod roots;
 mod storage;
@@ -22,24 +24,25 @@ use hafen_integration::{Agent, Case, Test, Value, json};
 pub(crate) fn trials() -> Vec<Case> {
     let modules = [
         functions::trials(),
+        terminals::trials(),
         api::trials(),
+        hostile::trials(),
         pods::trials(),
         limits::trials(),
+        pressure::trials(),
         roots::trials(),
-        terminals::trials(),
         network::trials(),
         recovery::trials(),
-        storage::trials(),
-        faults::trials(),
-    ];
-        pressure::trials(),
-    modules.into_iter().flatten().collect()
         clock::trials(),
+        storage::trials(),
+        oracle::trials(),
+        faults::trials(),
+        forks::trials(),
+    ];
+    modules.into_iter().flatten().collect()
 }
 
-        forks::trials(),
 /// An agent, and a root for its tasks.
-        oracle::trials(),
 struct Node<'t> {
     agent: Agent<'t>,
     rootfs: PathBuf,

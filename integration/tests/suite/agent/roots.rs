@@ -197,7 +197,7 @@ fn secrets_outlive_the_agent_and_go_with_the_task(t: &Test) {
 }
 
 /// Serves one folder over HTTP, for as long as the test runs.
-fn serve(folder: &Path) -> String {
+pub(super) fn serve(folder: &Path) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let folder = folder.to_owned();
@@ -224,7 +224,7 @@ fn serve(folder: &Path) -> String {
     format!("http://{address}")
 }
 
-fn sha256(path: &Path) -> String {
+pub(super) fn sha256(path: &Path) -> String {
     made::digest(&fs::read(path).expect("read")).trim_start_matches("sha256:").to_owned()
 }
 
