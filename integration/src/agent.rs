@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::disk::Disk;
 use crate::{Call, Output, Program, Test, cgroup, wait_until};
 
 const READY: Duration = Duration::from_secs(20);
@@ -33,6 +34,9 @@ pub struct Agent<'t> {
     process: Option<Child>,
     /// The test has said that it looks after what is left.
     is_over: bool,
+    /// Of what it writes down, if that has one of its own.
+    state: Option<Disk>,
+    _run: Disk,
 }
 
 /// An answer over HTTP.
@@ -78,22 +82,32 @@ impl<'t> Agent<'t> {
     #[must_use]
     pub fn new(test: &'t Test, name: &str) -> Self {
         let folder = test.dir().join(name);
-        let run = folder.join("run");
-        fs::create_dir_all(&run).expect("mkdir");
-        let kind = Some("tmpfs");
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(kind, &run, kind, flags, Some("mode=0755,size=16m"))
-            .unwrap_or_else(|e| panic!("mount a tmpfs on {}: {e}", run.display()));
-        let (variables, instance) = (Vec::new(), test.id());
+        let run = Disk::mount(&folder.join("run"), "mode=0755,size=16m");
         Self {
             test,
             folder,
-            instance,
-            variables,
+            instance: test.id(),
+            variables: Vec::new(),
             before: Vec::new(),
             process: None,
             is_over: false,
+            state: None,
+            _run: run,
         }
+    }
+
+    /// What it writes down is on a file system of its own, with these options of a tmpfs.
+    #[must_use]
+    pub fn state_on_a_disk(mut self, options: &str) -> Self {
+        self.state = Some(Disk::mount(&self.state(), options));
+        self
+    }
+
+    /// # Panics
+    /// Its state has none of its own.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        self.state.as_ref().expect("a disk of its own")
     }
 
     /// A key of its configuration, as `HAFEN_NAME`.
@@ -231,12 +245,31 @@ impl<'t> Agent<'t> {
     #[track_caller]
     pub fn restart(&mut self) {
         self.begin();
+        self.answers();
+    }
+
+    #[track_caller]
+    fn answers(&mut self) {
         let up = wait_until(READY, || {
             let ended = self.process.as_mut()?.try_wait().expect("wait for the agent");
             assert!(ended.is_none(), "the agent has ended, {ended:?}: {}", self.said());
             self.try_http("GET", "/healthz", "").filter(|answer| answer.status == 200)
         });
         assert!(up.is_some(), "the agent does not answer: {}", self.said());
+    }
+
+    /// Wait until it answers. Where it has ended by itself it is started again, as its supervisor would.
+    ///
+    /// # Panics
+    /// It does not come up in time.
+    #[track_caller]
+    pub fn revive(&mut self) {
+        let ended = self.process.as_mut().map(Child::try_wait);
+        if let Some(Ok(Some(_))) = ended {
+            self.process = None;
+            return self.restart();
+        }
+        self.answers();
     }
 
     /// `hafen agent` that is expected to end by itself.
@@ -527,11 +560,11 @@ pub(crate) fn http(socket: &Path, method: &str, path: &str, body: &str) -> Optio
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(crate::patience(TASK * 2))).ok()?;
     let length = body.len();
-    write!(
+    // Who refuses a body does not read all of it, and says why.
+    let _ = write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-    .ok()?;
+    );
     let mut all = Vec::new();
     stream.read_to_end(&mut all).ok()?;
     answer(&all)
@@ -552,6 +585,8 @@ impl Drop for Agent<'_> {
                 self.restart();
             }
             self.remove_all();
+            // What has gone is removed a moment later.
+            let _ = self.left();
             self.terminate();
         });
         let left = self.left();

@@ -1,31 +1,40 @@
 //! Several machines on this one: a network namespace for each, with a link to a switch in another one where the
 //! coordinator is. The namespaces belong to processes, so nothing of them stays.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use crate::agent::http;
-use crate::{Agent, Answer, Program, Test, wait_until};
+use crate::daemon::Daemon;
+use crate::disk::Disk;
+use crate::person::{Person, SOON, of};
+use crate::{Agent, Program, Test, wait_until};
 
 const READY: Duration = Duration::from_secs(20);
-/// Of waits for what a cluster does.
-const SOON: Duration = Duration::from_secs(30);
+/// Of the first coordinator, and of the first member of etcd, with its peers behind.
 const PORT: u16 = 7800;
-/// With TLS.
-const SECURE: u16 = 7801;
+const SECURE_PORT: u16 = 8800;
+const ETCD: u16 = 2379;
 
 /// A network of its own, for as long as its process lives.
 #[derive(Debug)]
-struct Namespace(Child);
+pub struct Namespace(Child);
 
 impl Namespace {
-    fn new() -> Self {
+    /// # Panics
+    /// There is none to be had.
+    #[must_use]
+    pub fn new() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "sleep", "infinity"]).stdin(Stdio::null());
         let space = Self(command.spawn().expect("unshare"));
@@ -41,15 +50,39 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.0.id())
     }
 
-    fn within(&self) -> [String; 2] {
+    /// Do something in there, by a thread of its own.
+    ///
+    /// # Panics
+    /// As `act` does.
+    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(self.path()).expect("a namespace");
+        let enter = || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(file.as_fd(), kind).expect("setns");
+            act()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join()).expect("no panic")
+    }
+
+    /// What a program is started by, to be in there.
+    #[must_use]
+    pub fn within(&self) -> [String; 2] {
         ["nsenter".to_owned(), format!("--net={}", self.path())]
     }
 
+    /// # Panics
+    /// It fails.
     #[track_caller]
-    fn run(&self, words: &[&str]) {
+    pub fn run(&self, words: &[&str]) {
         let [enter, space] = self.within();
         let output = Command::new(enter).arg(space).args(words).output().expect("nsenter");
         assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -65,7 +98,7 @@ impl Drop for Namespace {
 pub struct Machine<'t> {
     pub name: String,
     pub agent: Agent<'t>,
-    space: Namespace,
+    pub space: Namespace,
     number: usize,
 }
 
@@ -102,25 +135,158 @@ impl Machine<'_> {
     }
 }
 
-/// Machines, and the coordinator that directs them.
+/// What a cluster is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub machines: usize,
+    pub lease: Duration,
+    pub coordinators: usize,
+    /// Of etcd; with none the coordinator has a file of its own.
+    pub members: usize,
+    /// Coordinators and agents keep what they write down on disks of their own, with these options of a tmpfs.
+    pub disks: Option<&'static str>,
+    /// What coordinators are started by, such as `prlimit`.
+    pub before: &'static [&'static str],
+}
+
+impl Shape {
+    /// With one coordinator.
+    #[must_use]
+    pub const fn new(machines: usize, lease: Duration) -> Self {
+        Self { machines, lease, coordinators: 1, members: 0, disks: None, before: &[] }
+    }
+}
+
+/// One of those that may direct.
+#[derive(Debug)]
+pub struct Coordinator {
+    pub daemon: Daemon,
+    /// Of its state, if it has one of its own.
+    pub disk: Option<Disk>,
+    socket: PathBuf,
+}
+
+impl Coordinator {
+    fn new(folder: &Path, number: usize, before: &[String], words: &[String]) -> Self {
+        fs::create_dir(folder).expect("mkdir");
+        let (socket, state) = (folder.join("coordinator.sock"), folder.join("state"));
+        let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
+        let mut all: Vec<OsString> = before.iter().map(Into::into).collect();
+        all.extend([program.into(), "coordinator".into(), "--insecure".into()]);
+        let mut say = |name: &str, value: OsString| all.extend([name.into(), value]);
+        say("--name", format!("test{number}").into());
+        say("--listen", url(number).into());
+        say("--listen", secure_url(number).into());
+        say("--listen", format!("unix://{}", socket.display()).into());
+        say("--state", state.into());
+        // Of several only the one that directs has tokens.
+        if !words.iter().any(|word| word == "--etcd") {
+            say("--join-file", folder.join("join").into());
+        }
+        all.extend(words.iter().map(Into::into));
+        Self { daemon: Daemon::new(all, folder.join("log")), disk: None, socket }
+    }
+
+    /// Start it, where it went on before.
+    ///
+    /// # Panics
+    /// It does not come up.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.daemon.begin();
+        let up = wait_until(READY, || {
+            let ended = self.daemon.ended();
+            assert!(ended.is_none(), "it has ended, {ended:?}: {}", self.daemon.said());
+            http(&self.socket, "GET", "/healthz", "").filter(|answer| answer.status == 200)
+        });
+        assert!(up.is_some(), "the coordinator does not answer: {}", self.daemon.said());
+    }
+
+    /// Nobody else does.
+    #[must_use]
+    pub fn directs(&self) -> bool {
+        http(&self.socket, "GET", "/v1/cluster", "").is_some_and(|answer| answer.status == 200)
+    }
+
+    fn folder(&self) -> &Path {
+        self.socket.parent().expect("a folder")
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The certificate of the authority that signs it and its nodes.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.socket.with_file_name("state").join("ca/ca.pem")
+    }
+
+    /// The file that it logs to.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.socket.with_file_name("log")
+    }
+}
+
+/// Of a coordinator.
+fn url(number: usize) -> String {
+    format!("http://10.88.0.1:{}", usize::from(PORT) + number)
+}
+
+fn secure_url(number: usize) -> String {
+    format!("https://10.88.0.1:{}", usize::from(SECURE_PORT) + number)
+}
+
+/// Of a member of etcd: for clients, and for the others.
+fn member_urls(number: usize) -> [String; 2] {
+    [0, 1].map(|kind| format!("http://127.0.0.1:{}", usize::from(ETCD) + 2 * number + kind))
+}
+
+fn member(folder: &Path, number: usize, of: usize, within: [String; 2]) -> Daemon {
+    let [client, peer] = member_urls(number);
+    let peers = (0..of).map(|other| format!("e{other}={}", member_urls(other)[1]));
+    let peers = peers.collect::<Vec<_>>().join(",");
+    let mut words: Vec<OsString> = within.map(Into::into).into();
+    words.extend(["etcd", "--name", &format!("e{number}")].map(Into::into));
+    words.extend(["--initial-cluster", &peers].map(Into::into));
+    words.extend(["--listen-client-urls", &client].map(Into::into));
+    words.extend(["--advertise-client-urls", &client].map(Into::into));
+    words.extend(["--listen-peer-urls", &peer].map(Into::into));
+    words.extend(["--initial-advertise-peer-urls", &peer, "--data-dir"].map(Into::into));
+    words.push(folder.join(format!("e{number}")).into());
+    Daemon::new(words, folder.join(format!("e{number}.log")))
+}
+
+/// Machines, and who directs them. As a person, one talks to it.
 #[derive(Debug)]
 pub struct Cluster<'t> {
     pub machines: Vec<Machine<'t>>,
-    folder: PathBuf,
-    lease: Duration,
-    coordinator: Option<Child>,
+    pub coordinators: Vec<Coordinator>,
+    /// Of etcd.
+    pub members: Vec<Daemon>,
+    person: Person,
     switch: Namespace,
 }
 
+impl Deref for Cluster<'_> {
+    type Target = Person;
+
+    fn deref(&self) -> &Person {
+        &self.person
+    }
+}
+
 impl<'t> Cluster<'t> {
-    /// So many machines, named `m0` and so on, that the coordinator hears.
+    /// Machines named `m0` and so on, all of which are heard.
     ///
     /// # Panics
     /// They do not come up.
     #[must_use]
     #[track_caller]
-    pub fn start(test: &'t Test, count: usize, lease: Duration) -> Self {
-        Self::start_as(test, count, lease, |_, agent| agent)
+    pub fn start(test: &'t Test, shape: Shape) -> Self {
+        Self::start_as(test, shape, |_, agent| agent)
     }
 
     /// As [`Self::start`], with something else about their agents: see [`secure`] and [`under_pressure`].
@@ -131,31 +297,69 @@ impl<'t> Cluster<'t> {
     #[track_caller]
     pub fn start_as(
         test: &'t Test,
-        count: usize,
-        lease: Duration,
+        shape: Shape,
         change: impl Fn(&Self, Agent<'t>) -> Agent<'t>,
     ) -> Self {
-        let folder = test.dir().join("coordinator");
+        let folder = test.dir().join("coordinators");
         fs::create_dir(&folder).expect("mkdir");
         let switch = Namespace::new();
-        switch.run(&["ip", "link", "add", "switch", "type", "bridge"]);
+        // Of its own: else it is that of one of its cables, and may be another one with each that is added.
+        let address = ["address", "02:00:00:88:00:01"];
+        switch.run(&[&["ip", "link", "add", "switch"][..], &address, &["type", "bridge"]].concat());
         switch.run(&["ip", "address", "add", "10.88.0.1/24", "dev", "switch"]);
         switch.run(&["ip", "link", "set", "switch", "up"]);
-        let mut cluster = Self { machines: Vec::new(), folder, lease, coordinator: None, switch };
-        cluster.restart();
-        for number in 0..count {
-            let mut machine = cluster.machine(test, number);
+        let members: Vec<Daemon> = (0..shape.members)
+            .map(|number| member(&folder, number, shape.members, switch.within()))
+            .collect();
+        let mut words = vec!["--lease".to_owned(), format!("{}ms", shape.lease.as_millis())];
+        for number in 0..shape.members {
+            let [client, _] = member_urls(number);
+            words.extend(["--etcd".to_owned(), client]);
+        }
+        let before = shape.before.iter().map(|word| (*word).to_owned());
+        let before: Vec<String> = switch.within().into_iter().chain(before).collect();
+        let coordinators: Vec<Coordinator> = (0..shape.coordinators)
+            .map(|number| {
+                let folder = folder.join(number.to_string());
+                let mut one = Coordinator::new(&folder, number, &before, &words);
+                one.disk = shape.disks.map(|options| Disk::mount(&folder.join("state"), options));
+                one
+            })
+            .collect();
+        let known = (0..shape.coordinators).map(|number| {
+            let folder = folder.join(number.to_string());
+            (folder.join("coordinator.sock"), folder.join("log"))
+        });
+        let person = Person { coordinators: known.collect() };
+        let mut cluster = Self { machines: Vec::new(), coordinators, members, person, switch };
+        cluster.members.iter_mut().for_each(Daemon::begin);
+        cluster.coordinators.iter_mut().for_each(Coordinator::restart);
+        for number in 0..shape.machines {
+            let mut machine = cluster.machine(test, number, shape);
             machine.agent = change(&cluster, machine.agent);
             cluster.machines.push(machine);
         }
         cluster.machines.iter_mut().for_each(|machine| machine.agent.restart());
-        cluster.wait("all machines are heard", |view| {
-            of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == count
-        });
+        cluster.hears(shape.machines);
         cluster
     }
 
-    fn machine(&self, test: &'t Test, number: usize) -> Machine<'t> {
+    fn machine(&self, test: &'t Test, number: usize, shape: Shape) -> Machine<'t> {
+        let urls: Vec<String> = (0..shape.coordinators).map(url).collect();
+        let machine = self.connect(test, number);
+        let agent = machine.agent.variable("HAFEN_MASTER_URLS", urls.join(","));
+        let agent = agent.variable("HAFEN_MASTER_INSECURE", "true");
+        let agent = agent.variable("HAFEN_MASTER_DRAIN_WITHIN", "2s");
+        let agent = match shape.disks {
+            Some(options) => agent.state_on_a_disk(options),
+            None => agent,
+        };
+        Machine { agent, ..machine }
+    }
+
+    /// One more, on which nothing runs yet, and whose agent knows no master.
+    #[must_use]
+    pub fn connect(&self, test: &'t Test, number: usize) -> Machine<'t> {
         let (name, space) = (format!("m{number}"), Namespace::new());
         let (link, pid) = (format!("link{number}"), space.0.id().to_string());
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
@@ -168,15 +372,8 @@ impl<'t> Cluster<'t> {
             .within(space.within())
             .variable("HAFEN_NAME", &name)
             .variable("HAFEN_INSTANCE", format!("{}-{number}", test.id()))
-            .variable("HAFEN_MASTER_URLS", format!("http://10.88.0.1:{PORT}"))
-            .variable("HAFEN_MASTER_INSECURE", "true")
-            .variable("HAFEN_MASTER_DRAIN_WITHIN", "2s")
             .variable("HAFEN_ATTRIBUTES", format!("rack=r{number}"));
         Machine { name, agent, space, number }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.join("coordinator.sock")
     }
 
     /// A person's certificate, its key and the authority, in a file.
@@ -189,9 +386,9 @@ impl<'t> Cluster<'t> {
         let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
         let mut command = Command::new(program);
         command.args(["coordinator", "cert", name, "--number", &number.to_string(), "--state"]);
-        let output = command.arg(self.folder.join("state")).output().expect("hafen");
+        let output = command.arg(self.coordinators[0].folder().join("state")).output().expect("hafen");
         assert!(output.status.success(), "{output:?}");
-        let file = self.folder.join(format!("{name}-{number}.pem"));
+        let file = self.coordinators[0].folder().join(format!("{name}-{number}.pem"));
         fs::write(&file, output.stdout).expect("written");
         file
     }
@@ -207,55 +404,28 @@ impl<'t> Cluster<'t> {
         let [enter, space] = self.switch.within();
         let mut command = Command::new(enter);
         command.arg(space).arg(program).stdin(Stdio::null());
-        command.args(["--coordinator", &format!("https://10.88.0.1:{SECURE}")]);
+        command.args(["--coordinator", &self.secure_url()]);
         for flag in ["--tls-ca", "--tls-cert", "--tls-key"] {
             command.arg(flag).arg(person);
         }
         command
     }
 
-    /// What the coordinator has logged.
+    /// Where nodes with a certificate find the first coordinator.
     #[must_use]
-    pub fn said(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    pub fn secure_url(&self) -> String {
+        secure_url(0)
     }
 
-    /// Start the coordinator, where it went on before.
-    ///
-    /// # Panics
-    /// It does not come up.
+    /// Start the first coordinator, where it went on before.
     #[track_caller]
     pub fn restart(&mut self) {
-        assert!(self.coordinator.is_none(), "it runs");
-        let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
-        let [enter, space] = self.switch.within();
-        let log = File::options().create(true).append(true).open(self.folder.join("log"));
-        let log = log.expect("a log");
-        let mut command = Command::new(enter);
-        command.arg(space).arg(program).args(["coordinator", "--insecure", "--name", "test"]);
-        command.args(["--listen", &format!("http://10.88.0.1:{PORT}")]);
-        command.args(["--listen", &format!("https://10.88.0.1:{SECURE}")]);
-        command.args(["--listen", &format!("unix://{}", self.socket().display())]);
-        command.arg("--join-file").arg(self.folder.join("join"));
-        command.args(["--lease", &format!("{}ms", self.lease.as_millis())]);
-        command.arg("--state").arg(self.folder.join("state"));
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
-        self.coordinator = Some(command.spawn().expect("start hafen coordinator"));
-        let up = wait_until(READY, || {
-            let child = self.coordinator.as_mut()?;
-            let ended = child.try_wait().expect("wait for the coordinator");
-            assert!(ended.is_none(), "the coordinator has ended, {ended:?}: {}", self.said());
-            http(&self.socket(), "GET", "/healthz", "").filter(|answer| answer.status == 200)
-        });
-        assert!(up.is_some(), "the coordinator does not answer: {}", self.said());
+        self.coordinators[0].restart();
     }
 
-    /// End the coordinator at once.
+    /// End the first coordinator at once.
     pub fn kill9(&mut self) {
-        if let Some(mut child) = self.coordinator.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.coordinators[0].daemon.kill9();
     }
 
     /// The link of a machine is down, or up.
@@ -264,53 +434,14 @@ impl<'t> Cluster<'t> {
         self.switch.run(&["ip", "link", "set", &link, if on { "down" } else { "up" }]);
     }
 
-    /// A request to the coordinator.
-    ///
-    /// # Panics
-    /// There is no answer.
-    #[must_use]
-    #[track_caller]
-    pub fn http(&self, method: &str, path: &str, body: &Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        http(&self.socket(), method, path, &body)
-            .unwrap_or_else(|| panic!("no answer to {method} {path}: {}", self.said()))
-    }
-
-    #[must_use]
-    #[track_caller]
-    pub fn view(&self) -> Value {
-        self.http("GET", "/v1/cluster", &Value::Null).expect(200)
-    }
-
-    /// Look again and again until something is so.
-    ///
-    /// # Panics
-    /// It never is.
-    #[track_caller]
-    pub fn wait(&self, what: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        let found = wait_until(SOON, || {
-            last = self.view();
-            is_so(&last).then(|| last.clone())
-        });
-        found.unwrap_or_else(|| panic!("never so: {what}: {last:#}\n{}", self.said()))
-    }
-
-    /// Take a job on.
-    #[track_caller]
-    pub fn submit(&self, job: &Value) -> Value {
-        self.http("POST", "/v1/jobs", &serde_json::json!({ "job": job })).expect(201)
-    }
-
-    /// Wait until so many instances of a job are ready, and give them.
-    #[track_caller]
-    pub fn ready(&self, job: &str, count: usize) -> Vec<Value> {
-        let mut found = Vec::new();
-        self.wait(&format!("{count} of {job} are ready"), |view| {
-            found = ready(view, job);
-            found.len() == count
-        });
-        found
+    /// Every packet to and from any machine is late by this, and so much of them is lost: words of tc-netem(8).
+    pub fn are_far(&self, delay: &str, loss: &str) {
+        let netem = ["root", "netem", "delay", delay, "loss", loss];
+        for machine in &self.machines {
+            let link = format!("link{}", machine.number);
+            self.switch.run(&[&["tc", "qdisc", "add", "dev", &link][..], &netem].concat());
+            machine.space.run(&[&["tc", "qdisc", "add", "dev", "eth0"][..], &netem].concat());
+        }
     }
 
     /// The machine of that name.
@@ -322,16 +453,10 @@ impl<'t> Cluster<'t> {
         let known = self.machines.iter().position(|machine| machine.name == *name);
         known.unwrap_or_else(|| panic!("no machine {name}"))
     }
-}
 
-impl Cluster<'_> {
     /// Stop all jobs, until no machine has anything of them.
-    fn purge(&mut self) {
-        let purge = serde_json::json!({ "purge": true });
-        for job in of(&self.view(), "jobs", |_| true) {
-            let name = job["name"].as_str().expect("a name");
-            let _ = self.http("POST", &format!("/v1/jobs/{name}/stop"), &purge).expect(200);
-        }
+    fn empty(&self) {
+        self.person.purge();
         for machine in &self.machines {
             let mut last = Value::Null;
             let empty = wait_until(SOON, || {
@@ -341,17 +466,23 @@ impl Cluster<'_> {
             assert!(empty.is_some(), "{} has {last:#}\n{}", machine.name, machine.agent.said());
         }
     }
+
+    /// All that directs, at once.
+    fn end(&mut self) {
+        self.coordinators.iter_mut().for_each(|one| one.daemon.kill9());
+        self.members.iter_mut().for_each(Daemon::kill9);
+    }
 }
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the coordinator said: {}", self.said());
-            return self.kill9();
+            return self.end();
         }
-        let outcome = crate::attempt(|| self.purge());
+        let outcome = crate::attempt(|| self.empty());
         // Before the agents, whom it would give new work.
-        self.kill9();
+        self.end();
         outcome.unwrap_or_else(|words| panic!("{words}\n{}", self.said()));
     }
 }
@@ -367,25 +498,13 @@ pub fn under_pressure<'t>(agent: Agent<'t>, folder: &Path) -> Agent<'t> {
 /// With a certificate that it gets for a token.
 #[must_use]
 pub fn secure<'t>(cluster: &Cluster<'t>, agent: Agent<'t>) -> Agent<'t> {
-    let text = fs::read_to_string(cluster.folder.join("join")).expect("a token");
+    let text = fs::read_to_string(cluster.coordinators[0].folder().join("join")).expect("a token");
     let join: Value = serde_json::from_str(&text).expect("JSON");
     let word = |name: &str| join[name].as_str().expect("a word").to_owned();
     agent
-        .variable("HAFEN_MASTER_URLS", format!("https://10.88.0.1:{SECURE}"))
+        .variable("HAFEN_MASTER_URLS", cluster.secure_url())
         .variable("HAFEN_MASTER_TOKEN", word("token"))
         .variable("HAFEN_MASTER_AUTHORITY", word("authority"))
-}
-
-/// What of a list of the view is so.
-pub fn of<'v>(view: &'v Value, list: &str, is_so: impl Fn(&Value) -> bool) -> Vec<&'v Value> {
-    view[list].as_array().into_iter().flatten().filter(|one| is_so(one)).collect()
-}
-
-/// Instances of a job that are ready.
-#[must_use]
-pub fn ready(view: &Value, job: &str) -> Vec<Value> {
-    let fits = |one: &Value| one["job"] == job && one["phase"] == "PHASE_READY";
-    of(view, "instances", fits).into_iter().cloned().collect()
 }
 
 /// How often a line was written to a file.

@@ -69,17 +69,23 @@ mod bundle;
 mod case;
 pub mod cgroup;
 pub mod cluster;
+mod daemon;
+mod disk;
 mod host;
 pub mod keeper;
 mod need;
 mod oci;
+pub mod person;
 mod program;
 mod receive;
 mod terminal;
+mod up;
 
 pub use agent::{Agent, Answer};
 pub use bundle::Bundle;
 pub use case::{Case, Test, attempt, main};
+pub use daemon::Daemon;
+pub use disk::Disk;
 pub use hafen_inside::{Facts, Mount, Status};
 pub use host::Host;
 pub use keeper::Kept;
@@ -89,6 +95,7 @@ pub use program::{Program, patience, wait_until};
 pub use receive::{Receiver, read_terminal};
 pub use serde_json::{Value, json};
 pub use terminal::Terminal;
+pub use up::Up;
 
 /// `cases![name(Need, Need(..)), ..]`: a [`Case`] for each function `name` of this module.
 #[macro_export]

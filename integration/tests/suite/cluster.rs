@@ -5,11 +5,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use hafen_integration::cluster::{
-    Cluster, Machine, Way, lines, of, ready, secure, under_pressure, until,
+    Cluster, Machine, Shape, Way, lines, secure, under_pressure, until,
 };
+use hafen_integration::person::{of, ready};
 use hafen_integration::{Case, Test, Value, cases, json, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -44,25 +46,25 @@ const LEASE: Duration = Duration::from_millis(1500);
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
 /// A cluster, and a root for what runs in it.
-struct Lab<'t> {
-    cluster: Cluster<'t>,
+pub(crate) struct Lab<'t> {
+    pub(crate) cluster: Cluster<'t>,
     rootfs: PathBuf,
     /// Instances say here that they began, and what they find.
-    told: PathBuf,
+    pub(crate) told: PathBuf,
 }
 
 impl<'t> Lab<'t> {
     fn new(t: &'t Test, machines: usize) -> Self {
-        Self::of(t, Cluster::start(t, machines, LEASE))
+        Self::of(t, Cluster::start(t, Shape::new(machines, LEASE)))
     }
 
-    fn of(t: &'t Test, cluster: Cluster<'t>) -> Self {
+    pub(crate) fn of(t: &'t Test, cluster: Cluster<'t>) -> Self {
         let told = t.dir().join("told");
         fs::write(&told, "").expect("a file");
         Self { rootfs: t.bundle().rootfs(), cluster, told }
     }
 
-    fn task(&self, script: &str) -> Value {
+    pub(crate) fn task(&self, script: &str) -> Value {
         json!({
             "root": { "rootfs": self.rootfs },
             "command": ["/bin/sh", "-c", script],
@@ -71,7 +73,7 @@ impl<'t> Lab<'t> {
         })
     }
 
-    fn job(&self, name: &str, replicas: u32) -> Value {
+    pub(crate) fn job(&self, name: &str, replicas: u32) -> Value {
         let script = format!("echo {name} >> /told; {FOREVER}");
         json!({ "name": name, "replicas": replicas, "task": self.task(&script),
                 "reschedule": { "first": "0.1s", "most": "1s" } })
@@ -149,7 +151,7 @@ fn nodes(instances: &[Value]) -> BTreeSet<String> {
     instances.iter().map(|one| one["node"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-fn names(instances: &[Value]) -> BTreeSet<String> {
+pub(crate) fn names(instances: &[Value]) -> BTreeSet<String> {
     instances.iter().map(|one| one["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
@@ -188,9 +190,7 @@ fn a_dead_machine_is_replaced(t: &Test) {
     let lost = before.iter().filter(|one| one["node"] == *name).count();
     assert_eq!(stayed, 6 - lost, "only what was there is replaced");
     lab.cluster.machines[dead].agent.restart();
-    lab.cluster.wait("it is back", |view| {
-        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 3
-    });
+    lab.cluster.hears(3);
     lab.all_is_told();
 }
 
@@ -201,13 +201,13 @@ fn short_silences_change_nothing(t: &Test) {
     let machine = &lab.cluster.machines[0];
     for _ in 0..3 {
         machine.stop();
-        std::thread::sleep(LEASE / 3);
+        sleep(LEASE / 3);
         machine.go_on();
-        std::thread::sleep(LEASE / 3);
+        sleep(LEASE / 3);
         lab.cluster.cut(1, true);
-        std::thread::sleep(LEASE / 3);
+        sleep(LEASE / 3);
         lab.cluster.cut(1, false);
-        std::thread::sleep(LEASE / 3);
+        sleep(LEASE / 3);
     }
     assert_eq!(names(&lab.cluster.ready("web", 4)), before);
     assert_eq!(lines(&lab.told, "web"), 4, "none was started again");
@@ -243,9 +243,7 @@ fn one_way_is_no_way(t: &Test) {
             ready.len() == 2 && !nodes(&ready).contains(&machine.name)
         });
         machine.lose(way, false);
-        lab.cluster.wait("it is back", |view| {
-            of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
-        });
+        lab.cluster.hears(2);
         lab.all_is_told();
     }
 }
@@ -258,12 +256,10 @@ fn the_coordinator_dies(t: &Test) {
     until(Instant::now(), LEASE * 2);
     assert_eq!(lab.running(), before, "nobody minds");
     lab.cluster.restart();
-    lab.cluster.wait("all are heard again", |view| {
-        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
-    });
+    lab.cluster.hears(2);
     assert_eq!(names(&lab.cluster.ready("web", 4)), before);
     assert_eq!(lines(&lab.told, "web"), 4, "none was started again");
-    let _ = lab.cluster.http("POST", "/v1/jobs/web/scale", &json!({ "replicas": 1 })).expect(200);
+    lab.cluster.scale("web", 1);
     lab.cluster.ready("web", 1);
     lab.all_is_told();
 }
@@ -366,7 +362,7 @@ fn revocable_tasks_leave_under_pressure(t: &Test) {
     fs::create_dir_all(&folders[1]).expect("mkdir");
     let pressed =
         |cluster: &Cluster<'_>, agent| under_pressure(agent, &folders[cluster.machines.len()]);
-    let lab = Lab::of(t, Cluster::start_as(t, 2, LEASE, pressed));
+    let lab = Lab::of(t, Cluster::start_as(t, Shape::new(2, LEASE), pressed));
     let request = |memory: &str| json!({ "cpuMilli": "10", "memory": memory });
     let there = json!([{ "attribute": "node", "in": { "values": ["m0"] } }]);
     let jobs = [("firm", false, "1048576"), ("large", true, "3145728"), ("small", true, "1048576")];
@@ -412,7 +408,7 @@ fn revocable_tasks_leave_under_pressure(t: &Test) {
 }
 
 fn a_removed_machine_stays_away(t: &Test) {
-    let mut lab = Lab::of(t, Cluster::start_as(t, 2, LEASE, secure));
+    let mut lab = Lab::of(t, Cluster::start_as(t, Shape::new(2, LEASE), secure));
     lab.cluster.submit(&lab.job("web", 2));
     let before = lab.cluster.ready("web", 2);
     let gone = lab.cluster.number(&before[0]["node"]);
@@ -433,16 +429,14 @@ fn a_removed_machine_stays_away(t: &Test) {
     // It is no other one after a start, and what it has of before says nothing.
     lab.cluster.machines[gone].agent.kill9();
     lab.cluster.machines[gone].agent.restart();
-    std::thread::sleep(LEASE * 2);
+    sleep(LEASE * 2);
     assert!(is_gone(&lab.cluster.view()));
     // Somebody lets it join again: as a node that nobody knows.
     lab.cluster.machines[gone].agent.kill9();
     let link = lab.cluster.machines[gone].agent.state().join("agent/link");
     fs::remove_dir_all(&link).unwrap_or_else(|e| panic!("{}: {e}", link.display()));
     lab.cluster.machines[gone].agent.restart();
-    lab.cluster.wait("it has joined", |view| {
-        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 2
-    });
+    lab.cluster.hears(2);
     lab.all_is_told();
 }
 
@@ -453,7 +447,7 @@ fn a_person_is_sent_away(t: &Test) {
     assert!(seen.status.success(), "{seen:?}");
     let mut listens = lab.cluster.hafen(&person);
     let mut listens = listens.args(["events", "--cluster"]).spawn().expect("hafen");
-    std::thread::sleep(Duration::from_millis(500));
+    sleep(Duration::from_millis(500));
     assert!(listens.try_wait().expect("wait").is_none(), "it listens");
     let path = "/v1/certificates/withdraw";
     let withdrawn = lab.cluster.http("POST", path, &json!({ "user": "ann" })).expect(200);
@@ -554,36 +548,34 @@ fn whatever_happens(t: &Test) {
         match fault {
             0 => {
                 lab.cluster.cut(at, true);
-                std::thread::sleep(pause);
+                sleep(pause);
                 lab.cluster.cut(at, false);
             }
             1 => {
                 lab.cluster.machines[at].stop();
-                std::thread::sleep(pause);
+                sleep(pause);
                 lab.cluster.machines[at].go_on();
             }
             2 | 3 => {
                 let way = if fault == 2 { Way::ToIt } else { Way::FromIt };
                 lab.cluster.machines[at].lose(way, true);
-                std::thread::sleep(pause);
+                sleep(pause);
                 lab.cluster.machines[at].lose(way, false);
             }
             4 => {
                 lab.cluster.machines[at].agent.kill9();
-                std::thread::sleep(pause);
+                sleep(pause);
                 lab.cluster.machines[at].agent.restart();
             }
             _ => {
                 lab.cluster.kill9();
-                std::thread::sleep(pause);
+                sleep(pause);
                 lab.cluster.restart();
             }
         }
         lab.lives();
     }
-    lab.cluster.wait("all machines are heard", |view| {
-        of(view, "nodes", |node| node["presence"] == "PRESENCE_HERE").len() == 3
-    });
+    lab.cluster.hears(3);
     lab.cluster.ready("web", 5);
     lab.cluster.ready("only", 1);
     lab.all_is_told();

@@ -30,6 +30,7 @@ mod smoke;
 mod sockets;
 mod systemd;
 mod terminal;
+mod up;
 mod update;
 mod user;
 mod without;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         agent::trials(),
         cluster::trials(),
         page::trials(),
+        up::trials(),
         masters::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())

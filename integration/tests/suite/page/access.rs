@@ -33,9 +33,9 @@ fn names_roles_and_contrast(t: &Test) {
     const NAMED: [&str; 8] =
         ["button", "link", "textbox", "searchbox", "combobox", "checkbox", "table", "log"];
     let coordinator = small_with_more();
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     for (name, hash) in EVERYWHERE {
-        go(&mut browser, &coordinator, hash);
+        go(&mut browser, &coordinator.url, hash);
         for scheme in ["light", "dark"] {
             browser.prefers(scheme, "no-preference");
             assert_eq!(browser.js("look.pale()"), json!([]), "{name}, {scheme}");
@@ -56,7 +56,7 @@ fn names_roles_and_contrast(t: &Test) {
         }
     }
     browser.prefers("light", "reduce");
-    go(&mut browser, &coordinator, "");
+    go(&mut browser, &coordinator.url, "");
     let moves = "getComputedStyle(document.querySelector('.bar-used')).transitionProperty";
     assert_eq!(browser.js(moves), "none");
     browser.is_without_faults();
@@ -75,9 +75,9 @@ fn long(name: &str) -> Value {
 fn a_narrow_screen_and_large_text(t: &Test) {
     let name = "anamewithoutanyplacetobreakit".repeat(2);
     let coordinator = Coordinator::start(long(&name));
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     for (view, hash) in EVERYWHERE {
-        go(&mut browser, &coordinator, &hash.replace("api", &name).replace("n2", &name));
+        go(&mut browser, &coordinator.url, &hash.replace("api", &name).replace("n2", &name));
         // 640 pixels of a window at 200 % are 320 of the page's.
         for (width, scale) in [(320, 1.0), (320, 2.0), (834, 1.0), (1024, 1.0), (1920, 1.0)] {
             browser.size(width, 900, scale);
@@ -90,7 +90,7 @@ fn a_narrow_screen_and_large_text(t: &Test) {
         assert_eq!(browser.js("look.tooWide()"), 0, "{view} with large text");
         browser.size(1280, 900, 1.0);
     }
-    go(&mut browser, &coordinator, "#/tasks");
+    go(&mut browser, &coordinator.url, "#/tasks");
     browser.size(320, 900, 1.0);
     let label = "getComputedStyle(document.querySelector('tbody td'), '::before').content";
     assert_eq!(browser.js(label), "\"State\"", "a card says what its parts are");

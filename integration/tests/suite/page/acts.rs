@@ -36,7 +36,7 @@ fn tab_to(browser: &mut Browser, name: &str) {
 
 fn the_keyboard_is_enough(t: &Test) {
     let coordinator = small_with_more();
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     browser.press(TAB);
     assert_eq!(focused(&mut browser), "Skip to content");
     let top = browser.js("document.activeElement.getBoundingClientRect().top");
@@ -90,7 +90,7 @@ fn confirm(browser: &mut Browser) {
 
 fn nothing_is_done_without_a_question(t: &Test) {
     let coordinator = small_with_more();
-    let mut browser = opened(t, &coordinator, "#/nodes/n1");
+    let mut browser = opened(t, &coordinator.url, "#/nodes/n1");
     click(&mut browser, "Drain");
     browser.until(IS_OPEN);
     assert!(words(&mut browser, "#confirm").contains("Drain n1?"));
@@ -101,12 +101,12 @@ fn nothing_is_done_without_a_question(t: &Test) {
     assert_eq!(order(&coordinator, 1), ("/v1/nodes/n1/drain".to_owned(), json!({ "on": true })));
     browser.until("document.getElementById('announce').textContent === 'n1 is draining.'");
 
-    go(&mut browser, &coordinator, "#/nodes/n2");
+    go(&mut browser, &coordinator.url, "#/nodes/n2");
     click(&mut browser, "Take tasks again");
     confirm(&mut browser);
     assert_eq!(order(&coordinator, 2), ("/v1/nodes/n2/drain".to_owned(), json!({ "on": false })));
 
-    go(&mut browser, &coordinator, "#/jobs/api");
+    go(&mut browser, &coordinator.url, "#/jobs/api");
     click(&mut browser, "Scale");
     assert_eq!(browser.js("document.activeElement.value"), "4");
     browser.picture("scale");
@@ -136,7 +136,7 @@ fn nothing_is_done_without_a_question(t: &Test) {
 fn who_may_only_look_is_told_so(t: &Test) {
     let coordinator = Coordinator::start(small(1));
     coordinator.refuse();
-    let mut browser = opened(t, &coordinator, "#/nodes/n1");
+    let mut browser = opened(t, &coordinator.url, "#/nodes/n1");
     click(&mut browser, "Drain");
     confirm(&mut browser);
     browser.until("document.getElementById('confirm-error').innerText === 'you may only look'");

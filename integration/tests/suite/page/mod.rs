@@ -1,19 +1,20 @@
-//! The coordinator's page in a browser, in front of a coordinator that says what a test wants.
+//! The coordinator's page in a browser, in front of a coordinator that says what a test wants, and of a real one.
 
 mod access;
 mod acts;
 mod browser;
 mod cluster;
 mod coordinator;
+mod real;
 mod shows;
 
 use hafen_integration::{Case, Test, json};
 
 use browser::Browser;
-use coordinator::Coordinator;
 
 pub(crate) fn trials() -> Vec<Case> {
-    [shows::trials(), acts::trials(), access::trials()].into_iter().flatten().collect()
+    let all = [shows::trials(), acts::trials(), access::trials(), real::trials()];
+    all.into_iter().flatten().collect()
 }
 
 /// Lists, and one of each: a name, and where it is.
@@ -27,18 +28,18 @@ const EVERYWHERE: [(&str, &str); 6] = [
 ];
 
 /// A page that has shown its first view.
-fn opened(t: &Test, coordinator: &Coordinator, hash: &str) -> Browser {
+fn opened(t: &Test, url: &str, hash: &str) -> Browser {
     let mut browser = Browser::start(t);
     browser.size(1280, 900, 1.0);
     browser.prefers("light", "no-preference");
-    go(&mut browser, coordinator, hash);
+    go(&mut browser, url, hash);
     browser
 }
 
 /// As somebody who follows a link from elsewhere.
-fn go(browser: &mut Browser, coordinator: &Coordinator, hash: &str) {
+fn go(browser: &mut Browser, url: &str, hash: &str) {
     browser.open("about:blank");
-    browser.open(&format!("{}/{hash}", coordinator.url));
+    browser.open(&format!("{url}/{hash}"));
     browser.until("document.getElementById('loading')?.hidden");
 }
 

@@ -38,9 +38,9 @@ fn jobs_nodes_and_tasks(t: &Test) {
         ),
     ];
     let coordinator = small_with_more();
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     for ((name, hash), (rows, parts)) in EVERYWHERE.into_iter().zip(expected) {
-        go(&mut browser, &coordinator, hash);
+        go(&mut browser, &coordinator.url, hash);
         has_rows(&mut browser, rows);
         for part in parts {
             browser.until(&format!("look.says({})", json!(part)));
@@ -53,13 +53,13 @@ fn jobs_nodes_and_tasks(t: &Test) {
     }
     assert_eq!(browser.text("document.title"), "a1f40 \u{b7} Tasks \u{b7} Hafen");
     the_cluster_is_one(&mut browser, &coordinator);
-    go(&mut browser, &coordinator, "#/jobs/no-such");
+    go(&mut browser, &coordinator.url, "#/jobs/no-such");
     browser.until("look.says('There is no job of this name')");
     browser.is_without_faults();
 }
 
 fn the_cluster_is_one(browser: &mut Browser, coordinator: &Coordinator) {
-    go(browser, coordinator, "");
+    go(browser, &coordinator.url, "");
     assert_eq!(
         words(browser, "#summary"),
         "2 of 4 nodes here \u{b7} 6 jobs \u{b7} 8 of 16 tasks ready \u{b7} 1 waiting"
@@ -84,7 +84,7 @@ fn the_cluster_is_one(browser: &mut Browser, coordinator: &Coordinator) {
 
 fn a_change_touches_what_changed(t: &Test) {
     let coordinator = Coordinator::start(small(1));
-    let mut browser = opened(t, &coordinator, "#/tasks");
+    let mut browser = opened(t, &coordinator.url, "#/tasks");
     browser.js("window.row = look.row('a2032'); row.querySelector('a').focus(); look.watch()");
     let mut changed = small(2);
     changed["instances"][5]["phase"] = json!("PHASE_READY");
@@ -137,18 +137,18 @@ fn hostile_words_stay_words(t: &Test) {
         "STREAM_STDOUT",
         b"\x1b]8;;javascript:owned\x07link\x1b]8;;\x07 \xff\xfe \x1b[2J\x1b[1;31mred\x1b[m \x9b31m\n",
     );
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     for list in ["jobs", "nodes", "tasks"] {
-        go(&mut browser, &coordinator, &format!("#/{list}"));
+        go(&mut browser, &coordinator.url, &format!("#/{list}"));
         assert!(words(&mut browser, "table").contains("<img src=x onerror"), "{list}");
         let links = browser.js("[...document.querySelectorAll('table a')].map((a) => a.hash)");
         for hash in links.as_array().expect("a list").iter().filter_map(Value::as_str) {
-            go(&mut browser, &coordinator, hash);
+            go(&mut browser, &coordinator.url, hash);
             browser.until("document.querySelector('main h2 .name') !== null");
             assert_eq!(browser.js("look.isHarmless()"), true, "{hash}");
         }
     }
-    go(&mut browser, &coordinator, "#/tasks/javascript%3Awindow.owned%3D4");
+    go(&mut browser, &coordinator.url, "#/tasks/javascript%3Awindow.owned%3D4");
     browser.until("document.querySelectorAll('.line').length === 2");
     let said =
         browser.js("[...document.querySelectorAll('.said')].map((said) => said.textContent)");
@@ -160,7 +160,7 @@ fn hostile_words_stay_words(t: &Test) {
 
 fn two_thousand_tasks(t: &Test) {
     let coordinator = Coordinator::start(large(1, 2_000));
-    let mut browser = opened(t, &coordinator, "#/tasks");
+    let mut browser = opened(t, &coordinator.url, "#/tasks");
     has_rows(&mut browser, 200);
     browser.until("look.says('2,000 tasks')");
     let elements = browser.js("document.querySelectorAll('*').length");
@@ -189,7 +189,7 @@ fn two_thousand_tasks(t: &Test) {
 
 fn filters_are_in_the_address(t: &Test) {
     let coordinator = Coordinator::start(small(1));
-    let mut browser = opened(t, &coordinator, "#/tasks?state=Ready&namespace=default&text=n1");
+    let mut browser = opened(t, &coordinator.url, "#/tasks?state=Ready&namespace=default&text=n1");
     has_rows(&mut browser, 3);
     browser.until("look.says('3 of 10 tasks')");
     browser.js("document.querySelector('.filters input').focus()");
@@ -202,7 +202,7 @@ fn filters_are_in_the_address(t: &Test) {
     coordinator.publish(with(small(2), &json!({ "coordinator": "harbour-2" })));
     browser.until("document.getElementById('coordinator').textContent.includes('harbour-2')");
     assert_eq!(browser.js("document.querySelector('.filters input').value"), "n1 api nowhere");
-    go(&mut browser, &coordinator, "#/nodes?state=Draining");
+    go(&mut browser, &coordinator.url, "#/nodes?state=Draining");
     has_rows(&mut browser, 1);
     browser.is_without_faults();
 }
@@ -215,7 +215,7 @@ fn try_now(browser: &mut Browser) {
 fn a_log_is_followed(t: &Test) {
     const LINES: &str = "document.querySelectorAll('.line').length";
     let coordinator = Coordinator::start(small(1));
-    let mut browser = opened(t, &coordinator, "#/tasks/a1f40");
+    let mut browser = opened(t, &coordinator.url, "#/tasks/a1f40");
     browser.until("look.says('Nothing was written yet.')");
     for number in 0..2_500 {
         coordinator.say("STREAM_STDOUT", format!("line {number}\n").as_bytes());
@@ -243,7 +243,7 @@ fn a_log_is_followed(t: &Test) {
 fn a_lost_connection_is_told_and_mended(t: &Test) {
     const TOLD: &str = r"/^Connection lost: showing what was known at \d\d:\d\d:\d\d\.$/";
     let coordinator = Coordinator::start(small(1));
-    let mut browser = opened(t, &coordinator, "");
+    let mut browser = opened(t, &coordinator.url, "");
     let live = "document.getElementById('connection').innerText.trim() === 'Live'";
     browser.until(live);
     coordinator.is_down(true);
