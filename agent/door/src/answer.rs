@@ -80,6 +80,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_fits_into_a_header() {
+        let failure = Failure::new(Kind::Invalid, "\u{e4}".repeat(1 << 20));
+        assert!((1..=4096).contains(&failure.message.len()), "{}", failure.message.len());
+        assert!(Status::from(failure).message().starts_with('\u{e4}'));
+    }
+
+    #[test]
     fn http_tells_what_programs_expect() {
         let cases = [
             (Kind::Invalid, 400),

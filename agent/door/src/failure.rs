@@ -33,8 +33,11 @@ pub enum Kind {
 }
 
 impl Failure {
+    /// Not more than a sentence may have: what was wrong is told back, whatever its length.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        let mut message = message.into();
+        message.truncate(hafen_protocol::sentence(&message).len());
+        Self { kind, message }
     }
 
     /// An error with all that caused it.

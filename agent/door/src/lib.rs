@@ -5,6 +5,7 @@ mod caller;
 mod connection;
 mod door;
 pub mod failure;
+pub mod files;
 pub mod grpc;
 pub mod lock;
 pub mod news;

@@ -18,6 +18,7 @@ mod keeper;
 mod lifecycle;
 mod limits;
 mod masters;
+mod misuse;
 mod mounts;
 mod namespaces;
 mod netdevices;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         page::trials(),
         up::trials(),
         masters::trials(),
+        misuse::trials(),
     ];
     hafen_integration::main(modules.into_iter().flatten().collect())
 }

@@ -18,6 +18,7 @@ use super::engine::{Engine, Inlet};
 use crate::cluster::{Event, Presence};
 use crate::model::{self, Allocation, JobId, Namespace, NodeId};
 use crate::wire;
+use crate::wire::job::MOST_REPLICAS;
 
 /// How long a call waits for a change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -183,6 +184,10 @@ impl Desk {
 
     pub(super) async fn scale(&self, request: v1::ScaleJobRequest) -> Result<v1::Job, Failure> {
         let v1::ScaleJobRequest { name, replicas } = request;
+        if replicas > MOST_REPLICAS {
+            let words = format!("replicas: {replicas}: {MOST_REPLICAS} are the most");
+            return Err(Failure::new(Kind::Invalid, words));
+        }
         self.order(move |engine| {
             let record = engine.core.job(&JobId(name.clone())).ok_or_else(|| no_job(&name))?;
             let mut job = record.job().clone();

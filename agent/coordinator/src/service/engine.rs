@@ -349,6 +349,7 @@ impl Engine {
             }
             What::Drain(wish) => self.wish(session, node, &wish),
             What::Leaving(leaving) => {
+                self.streams.get_mut(&session).into_iter().for_each(|one| one.leaving = true);
                 self.board.tell(&self.events, node, "node leaving", &leaving.sentence);
             }
         }
@@ -361,8 +362,10 @@ impl Engine {
             Ok(within) => within,
             Err(rule) => return self.broken(session, rule.to_string()),
         };
-        self.board.tell(&self.events, node, "node wishes to be drained", "");
         let before = self.core.node(node).map_or_else(Drain::default, |(node, _)| node.drain);
+        if before.on != wish.on {
+            self.board.tell(&self.events, node, "node wishes to be drained", "");
+        }
         let bounds = before.within.filter(|_| wish.on).into_iter().chain(within);
         let event = Event::Drain { node: node.clone(), on: wish.on, within: bounds.min() };
         self.happened(event);

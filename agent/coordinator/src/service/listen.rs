@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, Response, header};
 use axum::response::IntoResponse;
 use hafen_door::failure::{Failure, Kind};
-use hafen_door::{Caller, Door, FIRST_WORDS, Host, Seats, rest, words};
+use hafen_door::{Caller, Door, FIRST_WORDS, Host, Seats, files, rest, words};
 use hyper::body::Incoming;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -157,6 +157,13 @@ pub(super) fn own_names(given: &[String], addresses: &[Address]) -> Vec<String> 
     names
 }
 
+/// Of so many connections: those that are made, and those whose TLS is not. No host has all of them.
+fn seats(room: usize) -> (Seats, Seats) {
+    let strangers = STRANGERS.min(room / 4);
+    let all = ALL.min(room - strangers);
+    (Seats::new(EACH.min(all * 3 / 4), all), Seats::new(strangers * 3 / 4, strangers))
+}
+
 /// What each connection needs.
 #[derive(Debug, Clone)]
 pub(super) struct Reception {
@@ -175,8 +182,9 @@ impl Reception {
         withdrawn: Withdrawn,
         ending: watch::Receiver<()>,
     ) -> Self {
-        let host = Host::new(Seats::new(EACH, ALL), STREAMS, ending);
-        Self { router, host, handshakes: Seats::new(STRANGERS, STRANGERS), group, withdrawn }
+        let (connections, handshakes) = seats(files::most_connections());
+        let host = Host::new(connections, STREAMS, ending);
+        Self { router, host, handshakes, group, withdrawn }
     }
 
     /// Until this is dropped.
@@ -345,6 +353,20 @@ mod tests {
         }
         for wrong in ["", "/run/c.sock", "unix://c.sock", "tcp://1.2.3.4:5", "http://a"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_host_cannot_take_all_seats() {
+        let greedy = stranger("10.0.0.1:1".parse().unwrap());
+        let other = stranger("10.0.0.2:1".parse().unwrap());
+        for room in [128, 1_000, 1_000_000] {
+            let (connections, handshakes) = seats(room);
+            for seats in [connections, handshakes] {
+                let held: Vec<_> = (0..room).map_while(|_| seats.take(greedy.party())).collect();
+                assert!(held.len() > 20 && held.len() < room, "{room}: {}", held.len());
+                assert!(seats.take(other.party()).is_some(), "{room}");
+            }
         }
     }
 

@@ -73,6 +73,8 @@ pub(super) struct Stream {
     heard: u64,
     sent: u64,
     pub(super) welcomed: bool,
+    /// It has said its last word.
+    pub(super) leaving: bool,
     /// Something was said since the last message was taken in.
     pub(super) answered: bool,
     /// The agent says that it takes no tasks, and we know of no reason.
@@ -105,6 +107,7 @@ impl Stream {
             heard: 1,
             sent: 0,
             welcomed: false,
+            leaving: false,
             answered: false,
             undrain: false,
             commands: BTreeMap::new(),
@@ -129,6 +132,9 @@ impl Stream {
         }
         if !self.welcomed {
             return Err("nothing is said between Hello and Welcome".to_owned());
+        }
+        if self.leaving {
+            return Err("nothing is said after Leaving".to_owned());
         }
         self.heard = number;
         self.answered = false;

@@ -21,6 +21,8 @@ const PODS: &str = "pods";
 const JOB_LABEL: &str = "hafen.job";
 const NAMESPACE_LABEL: &str = "hafen.namespace";
 const MOST_CONSTRAINTS: usize = 64;
+/// Places of one job.
+pub const MOST_REPLICAS: u32 = 100_000;
 
 /// Every problem of a job, each with its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,10 +67,11 @@ pub fn job(spec: &v1::JobSpec) -> Result<Job, Problems> {
     finding.name("namespace", &namespace);
     let rules = rules(spec, &mut finding);
     let template = what(spec, &namespace, rules, &mut finding);
+    let kind = kind(spec, &mut finding);
     let job = Job {
         id: JobId(spec.name.clone()),
         namespace: Namespace(namespace),
-        kind: kind(spec),
+        kind,
         template: Template {
             most_per_node: Some(spec.most_per_node).filter(|most| *most != 0),
             ..template
@@ -83,8 +86,16 @@ pub fn job(spec: &v1::JobSpec) -> Result<Job, Problems> {
     if finding.0.is_empty() { Ok(job) } else { Err(Problems(finding.0)) }
 }
 
-fn kind(spec: &v1::JobSpec) -> Kind {
+fn kind(spec: &v1::JobSpec, finding: &mut Finding) -> Kind {
     use v1::job_spec::Kind as Said;
+    let (field, count) = match &spec.kind {
+        Some(Said::Replicas(count)) => ("replicas", *count),
+        Some(Said::Batch(batch)) => ("batch.runs", batch.runs),
+        Some(Said::OnePerNode(_)) | None => ("replicas", 1),
+    };
+    if count > MOST_REPLICAS {
+        finding.add(field, format!("{count}: {MOST_REPLICAS} are the most"));
+    }
     match &spec.kind {
         Some(Said::Replicas(count)) => Kind::Replicas(*count),
         Some(Said::OnePerNode(true)) => Kind::OnePerNode,
@@ -289,10 +300,13 @@ mod tests {
             name: "no/name".into(),
             constraints: vec![v1::Constraint::default()],
             grace: Some(pbjson_types::Duration { seconds: -1, nanos: 0 }),
+            kind: Some(v1::job_spec::Kind::Replicas(u32::MAX)),
             ..Default::default()
         };
         let words = job(&spec).unwrap_err().to_string();
-        for field in ["name", "task", "constraints[0].attribute", "constraints[0]", "grace"] {
+        for field in
+            ["name", "task", "replicas", "constraints[0].attribute", "constraints[0]", "grace"]
+        {
             assert!(words.lines().any(|line| line.starts_with(field)), "{field}: {words}");
         }
     }
