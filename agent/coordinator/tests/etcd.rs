@@ -106,7 +106,6 @@ impl Drop for Cluster {
 }
 
 fn runtime() -> Runtime {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use hafen_integration::cluster::{
-    Cluster, Machine, Shape, Way, lines, secure, under_pressure, until,
+    Cluster, Coordinator, Machine, Shape, Way, lines, secure, under_pressure, until,
 };
 use hafen_integration::person::{of, ready};
 use hafen_integration::{Case, Test, Value, cases, json, wait_until};
@@ -39,6 +39,8 @@ pub(crate) fn trials() -> Vec<Case> {
         people_attach_to_a_task_on_any_machine(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
+        whatever_happens_to_disks(Root, Busybox, Program("ip")),
+        whatever_happens_to_coordinators(Root, Busybox, Program("ip"), Program("etcd")),
     ]
 }
 
@@ -518,66 +520,205 @@ fn an_update_goes_on_or_back(t: &Test) {
     lab.all_is_told();
 }
 
-/// Faults at random, and then everything is as it is wanted.
-fn whatever_happens(t: &Test) {
-    let seed = std::env::var("HAFEN_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| {
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(1, |d| d.as_secs())
-    });
-    eprintln!("{}: HAFEN_SEED={seed}", t.name());
-    let steps = std::env::var("HAFEN_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    let mut lab = Lab::new(t, 3);
-    lab.cluster.submit(&lab.job("web", 5));
+/// What can be wrong for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Of a machine.
+    Cut,
+    Stopped,
+    Deaf,
+    Mute,
+    Killed,
+    /// Of what its agent writes down.
+    FullDisk,
+    CoordinatorKilled,
+    CoordinatorStartedAgain,
+    /// Of what the coordinator writes down.
+    CoordinatorFullDisk,
+    LeaderStopped,
+    LeaderKilled,
+    /// Of etcd: one, and more than may be missing.
+    MemberKilled,
+    MembersKilled,
+}
+
+/// Numbers that a seed gives again (xorshift).
+struct Random(u64);
+
+impl Random {
+    /// From `HAFEN_SEED`, or from the clock.
+    fn new(t: &Test) -> Self {
+        let given = std::env::var("HAFEN_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed: u64 = given.unwrap_or_else(|| {
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(1, |d| d.as_secs())
+        });
+        eprintln!("{}: HAFEN_SEED={seed}", t.name());
+        Self(seed | 1)
+    }
+
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % most as u64).unwrap_or_default()
+    }
+}
+
+/// Faults at random, and then everything is as it is wanted: `HAFEN_CYCLES` of them, if that is said.
+fn schedule(t: &Test, shape: Shape, faults: &[Fault], steps: usize) {
+    let mut random = Random::new(t);
+    let steps = std::env::var("HAFEN_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(steps);
+    let mut lab = Lab::of(t, Cluster::start(t, shape));
+    let mut web = lab.job("web", 5);
+    web["mostPerNode"] = json!(3);
+    lab.cluster.submit(&web);
     lab.cluster.submit(&lab.one("only"));
     lab.cluster.ready("web", 5);
     lab.cluster.ready("only", 1);
-    let mut random = seed | 1;
-    let mut next = |most: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % most
-    };
+    let runs = lab.task("sleep 3; echo done >> /told");
+    lab.cluster
+        .submit(&json!({ "name": "runs", "batch": { "runs": 4, "tries": 1000 }, "task": runs,
+                                "reschedule": { "first": "0.1s", "most": "1s" } }));
     for step in 0..steps {
-        let at = usize::try_from(next(3)).unwrap_or_default();
-        let pause = Duration::from_millis(200 + next(3500));
-        let fault = next(6);
-        eprintln!("step {step}: fault {fault} at m{at} for {pause:?}");
-        match fault {
-            0 => {
-                lab.cluster.cut(at, true);
-                sleep(pause);
-                lab.cluster.cut(at, false);
-            }
-            1 => {
-                lab.cluster.machines[at].stop();
-                sleep(pause);
-                lab.cluster.machines[at].go_on();
-            }
-            2 | 3 => {
-                let way = if fault == 2 { Way::ToIt } else { Way::FromIt };
-                lab.cluster.machines[at].lose(way, true);
-                sleep(pause);
-                lab.cluster.machines[at].lose(way, false);
-            }
-            4 => {
-                lab.cluster.machines[at].agent.kill9();
-                sleep(pause);
-                lab.cluster.machines[at].agent.restart();
-            }
-            _ => {
-                lab.cluster.kill9();
-                sleep(pause);
-                lab.cluster.restart();
-            }
-        }
+        // Each comes in turn, and then whichever.
+        let fault = faults.get(step).copied().unwrap_or_else(|| faults[random.below(faults.len())]);
+        let at = random.below(shape.machines);
+        let pause = Duration::from_millis(200 + random.below(3500) as u64);
+        eprintln!("step {step}: {fault:?} at m{at} for {pause:?}");
+        lab.suffers(fault, at, pause, &mut random);
         lab.lives();
     }
-    lab.cluster.hears(3);
+    lab.cluster.hears(shape.machines);
     lab.cluster.ready("web", 5);
     lab.cluster.ready("only", 1);
+    lab.cluster.wait("all runs have ended well", |view| {
+        of(view, "jobs", |job| job["name"] == "runs" && job["finished"] == 4).len() == 1
+    });
+    assert!(lines(&lab.told, "done") >= 4, "a run is counted that never was");
     lab.all_is_told();
     lab.lives();
+}
+
+impl Lab<'_> {
+    fn suffers(&mut self, fault: Fault, at: usize, pause: Duration, random: &mut Random) {
+        let cluster = &mut self.cluster;
+        match fault {
+            Fault::Cut => {
+                cluster.cut(at, true);
+                sleep(pause);
+                cluster.cut(at, false);
+            }
+            Fault::Stopped => {
+                cluster.machines[at].stop();
+                sleep(pause);
+                cluster.machines[at].go_on();
+            }
+            Fault::Deaf | Fault::Mute => {
+                let way = if fault == Fault::Deaf { Way::ToIt } else { Way::FromIt };
+                cluster.machines[at].lose(way, true);
+                sleep(pause);
+                cluster.machines[at].lose(way, false);
+            }
+            Fault::Killed => {
+                cluster.machines[at].agent.kill9();
+                sleep(pause);
+                cluster.machines[at].agent.restart();
+            }
+            Fault::FullDisk => {
+                cluster.machines[at].agent.disk().fill();
+                sleep(pause / 2);
+                if random.below(2) == 0 {
+                    cluster.machines[at].agent.kill9();
+                    cluster.machines[at].agent.begin();
+                }
+                sleep(pause / 2);
+                cluster.machines[at].agent.disk().free();
+                cluster.machines[at].agent.revive();
+            }
+            Fault::CoordinatorKilled => {
+                cluster.kill9();
+                sleep(pause);
+                cluster.restart();
+            }
+            Fault::CoordinatorStartedAgain => {
+                cluster.kill9();
+                cluster.restart();
+            }
+            Fault::CoordinatorFullDisk => a_full_disk_is_said(cluster, pause),
+            Fault::LeaderStopped => {
+                let leader = leader(cluster);
+                cluster.coordinators[leader].daemon.signal(Signal::SIGSTOP);
+                sleep(LEADERS_LEASE + pause / 2);
+                cluster.coordinators[leader].daemon.signal(Signal::SIGCONT);
+            }
+            Fault::LeaderKilled => {
+                let leader = leader(cluster);
+                cluster.coordinators[leader].daemon.kill9();
+                sleep(pause);
+                cluster.coordinators[leader].restart();
+            }
+            Fault::MemberKilled | Fault::MembersKilled => {
+                let count = if fault == Fault::MemberKilled { 1 } else { 2 };
+                let first = random.below(cluster.members.len());
+                let dead: Vec<usize> =
+                    (first..).map(|n| n % cluster.members.len()).take(count).collect();
+                dead.iter().for_each(|n| cluster.members[*n].kill9());
+                sleep(pause);
+                dead.iter().for_each(|n| cluster.members[*n].begin());
+            }
+        }
+    }
+}
+
+/// In etcd.
+const LEADERS_LEASE: Duration = Duration::from_secs(2);
+
+fn leader(cluster: &Cluster<'_>) -> usize {
+    let found = wait_until(Duration::from_secs(20), || {
+        cluster.coordinators.iter().position(Coordinator::directs)
+    });
+    found.unwrap_or_else(|| panic!("nobody directs: {}", cluster.said()))
+}
+
+/// Whoever cannot write down what it is told ends, and says why.
+fn a_full_disk_is_said(cluster: &mut Cluster<'_>, pause: Duration) {
+    let large = json!({ "name": "large", "replicas": 0, "task": {
+        "root": { "host": true }, "command": ["true"], "env": { "LARGE": "x".repeat(2 << 20) } } });
+    cluster.coordinators[0].disk.as_ref().expect("a disk of its own").fill();
+    let answer = cluster.try_http("POST", "/v1/jobs", &json!({ "job": large }));
+    let one = &mut cluster.coordinators[0];
+    let ended = wait_until(Duration::from_secs(20), || one.daemon.ended());
+    let said = one.daemon.said();
+    let last = said.lines().last().unwrap_or_default();
+    let why = last.contains("No space left on device");
+    assert!(ended.is_some_and(|ended| !ended.success()) && why, "{answer:?}: {said}");
+    assert!(answer.is_none_or(|answer| answer.status == 503), "what is not written is not done");
+    sleep(pause);
+    one.disk.as_ref().expect("a disk of its own").free();
+    one.restart();
+}
+
+fn whatever_happens(t: &Test) {
+    use Fault::{CoordinatorKilled, Cut, Deaf, Killed, Mute, Stopped};
+    let faults = [Cut, Stopped, Deaf, Mute, Killed, CoordinatorKilled];
+    schedule(t, Shape::new(3, LEASE), &faults, 12);
+}
+
+fn whatever_happens_to_disks(t: &Test) {
+    use Fault::{
+        CoordinatorFullDisk, CoordinatorKilled, CoordinatorStartedAgain, FullDisk, Killed,
+    };
+    let faults =
+        [FullDisk, CoordinatorFullDisk, CoordinatorStartedAgain, Killed, CoordinatorKilled];
+    let shape = Shape { disks: Some("mode=0755,size=32m"), ..Shape::new(2, LEASE) };
+    schedule(t, shape, &faults, 6);
+}
+
+fn whatever_happens_to_coordinators(t: &Test) {
+    use Fault::{Cut, LeaderKilled, LeaderStopped, MemberKilled, MembersKilled};
+    let faults = [LeaderStopped, MemberKilled, LeaderKilled, MembersKilled, Cut];
+    let shape = Shape { coordinators: 2, members: 3, ..Shape::new(2, LEASE) };
+    schedule(t, shape, &faults, 5);
 }

@@ -196,6 +196,8 @@ impl Etcd {
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|e| wrong(&format!("read {}: {e}", path.display())))
         };
+        // One program has one provider; a second call finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder().no_proxy();
         if let Some(path) = &options.ca {
             let all = reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|e| wrong(&e))?;
