@@ -386,7 +386,8 @@ impl<'t> Cluster<'t> {
         let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
         let mut command = Command::new(program);
         command.args(["coordinator", "cert", name, "--number", &number.to_string(), "--state"]);
-        let output = command.arg(self.coordinators[0].folder().join("state")).output().expect("hafen");
+        let output =
+            command.arg(self.coordinators[0].folder().join("state")).output().expect("hafen");
         assert!(output.status.success(), "{output:?}");
         let file = self.coordinators[0].folder().join(format!("{name}-{number}.pem"));
         fs::write(&file, output.stdout).expect("written");

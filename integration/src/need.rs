@@ -51,6 +51,8 @@ pub enum Need {
     FileSystem(&'static str),
     /// A file system, `ext4` or `xfs`, that can be made, mounted, and bound what a project takes.
     ProjectQuota(&'static str),
+    /// Links that are slow and lose packets (tc-netem(8)).
+    Netem,
     /// At least this kernel (major, minor).
     Kernel(u32, u32),
     /// At least this many processors.
@@ -118,6 +120,7 @@ impl Need {
             Self::File(path) => Path::new(path).exists(),
             Self::FileSystem(name) => has_file_system(name),
             Self::ProjectQuota(name) => has_project_quota(name),
+            Self::Netem => has_netem(),
             Self::Kernel(major, minor) => kernel().is_some_and(|found| found >= (major, minor)),
             Self::Cpus(count) => {
                 std::thread::available_parallelism().is_ok_and(|n| n.get() >= count)
@@ -166,6 +169,7 @@ impl Need {
                     | Self::Weaken
                     | Self::FileSystem(_)
                     | Self::ProjectQuota(_)
+                    | Self::Netem
                     | Self::Cpus(..=2)
                     | Self::Capability(_)
                     | Self::UserNamespaces
@@ -205,6 +209,7 @@ impl fmt::Display for Need {
             Self::Weaken => f.write_str("hafen-oci with the feature weaken"),
             Self::File(path) => write!(f, "file {path}"),
             Self::FileSystem(name) => write!(f, "file system {name}"),
+            Self::Netem => f.write_str("the kernel's sch_netem, with tc"),
             Self::ProjectQuota(name) => write!(f, "project quotas of {name} (kernel, mkfs.{name})"),
             Self::Kernel(major, minor) => write!(f, "Linux {major}.{minor}"),
             Self::Cpus(count) => write!(f, "{count} processors"),
@@ -259,6 +264,15 @@ fn has_project_quota(name: &str) -> bool {
         let _ = std::fs::remove_dir_all(&folder);
         done
     })
+}
+
+/// In a network namespace that goes with it.
+fn has_netem() -> bool {
+    const WORDS: [&str; 11] =
+        ["--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms", "loss"];
+    let mut add = std::process::Command::new("unshare");
+    add.args(WORDS).arg("1%").stderr(Stdio::null());
+    add.status().is_ok_and(|status| status.success())
 }
 
 fn kernel() -> Option<(u32, u32)> {

@@ -12,7 +12,7 @@ use hafen_integration::cluster::{
     Cluster, Coordinator, Machine, Shape, Way, lines, secure, under_pressure, until,
 };
 use hafen_integration::person::{of, ready};
-use hafen_integration::{Case, Test, Value, cases, json, wait_until};
+use hafen_integration::{Case, Test, Value, cases, json, patience, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -38,6 +38,7 @@ pub(crate) fn trials() -> Vec<Case> {
         a_person_is_sent_away(Root, Busybox, Program("ip")),
         people_attach_to_a_task_on_any_machine(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
+        far_machines_are_one_cluster(Root, Busybox, Program("ip"), Netem),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
         whatever_happens_to_disks(Root, Busybox, Program("ip")),
         whatever_happens_to_coordinators(Root, Busybox, Program("ip"), Program("etcd")),
@@ -57,7 +58,7 @@ pub(crate) struct Lab<'t> {
 
 impl<'t> Lab<'t> {
     fn new(t: &'t Test, machines: usize) -> Self {
-        Self::of(t, Cluster::start(t, Shape::new(machines, LEASE)))
+        Self::of(t, Cluster::start(t, Shape::new(machines, patience(LEASE))))
     }
 
     pub(crate) fn of(t: &'t Test, cluster: Cluster<'t>) -> Self {
@@ -517,6 +518,28 @@ fn an_update_goes_on_or_back(t: &Test) {
     });
     assert!(lines(&lab.told, "third") >= 1, "{view:#}");
     assert!(lines(&lab.told, "third") < 4, "it was stopped in time");
+    lab.all_is_told();
+}
+
+/// Late and lossy links are no silence.
+fn far_machines_are_one_cluster(t: &Test) {
+    let lab = Lab::of(t, Cluster::start(t, Shape::new(2, patience(Duration::from_secs(5)))));
+    lab.cluster.are_far("200ms", "5%");
+    let mut job = lab.job("web", 4);
+    job["mostPerNode"] = json!(3);
+    lab.cluster.submit(&job);
+    let before = names(&lab.cluster.ready("web", 4));
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        let view = lab.cluster.view();
+        let lost = of(&view, "nodes", |node| node["presence"] == "PRESENCE_UNREACHABLE");
+        assert!(lost.is_empty(), "{lost:?}\n{}", lab.cluster.said());
+        assert_eq!(names(&ready(&view, "web")), before);
+        sleep(Duration::from_millis(200));
+    }
+    lab.cluster.scale("web", 6);
+    assert!(names(&lab.cluster.ready("web", 6)).is_superset(&before));
+    assert_eq!(lines(&lab.told, "web"), 6, "none was started again");
     lab.all_is_told();
 }
 
