@@ -3,6 +3,9 @@
 //! That one reads `/proc/self/maps` to find the end of the stack and installs handlers on a stack of their own, so that
 //! an overflow is told in words: a fiftieth of a launch. What else it does is done here.
 
+#[cfg(known_libc)]
+pub mod c_library;
+
 use std::ffi::{c_char, c_int};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -15,6 +18,8 @@ static ARGUMENTS: AtomicPtr<*const c_char> = AtomicPtr::new(std::ptr::null_mut()
 #[macro_export]
 macro_rules! program {
     ($main:path) => {
+        $crate::libc_start!();
+
         // SAFETY: the C library calls `main` once, with the arguments that the kernel gave, and nothing else has the name.
         #[unsafe(no_mangle)]
         extern "C" fn main(
@@ -24,6 +29,60 @@ macro_rules! program {
             $crate::start::run(arguments, $main)
         }
     };
+}
+
+/// For [`program!`]: what the C library has in the same file, so that the file is left out.
+#[cfg(known_libc)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! libc_start {
+    () => {
+        // SAFETY: the library's `_start` calls this function, and nothing else does.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn __libc_start_main(
+            main: $crate::start::c_library::Main,
+            count: ::std::ffi::c_int,
+            arguments: *mut *const ::std::ffi::c_char,
+            _: usize,
+            _: usize,
+            _: usize,
+            stack: *mut ::std::ffi::c_void,
+        ) -> ! {
+            // SAFETY: our caller is that `_start`.
+            unsafe { $crate::start::c_library::start(main, count, arguments, stack) }
+        }
+        $crate::libc_start! {
+            __x86_data_cache_size = DATA_CACHE,
+            __x86_data_cache_size_half = DATA_CACHE / 2,
+            __x86_shared_cache_size = SHARED_CACHE,
+            __x86_shared_cache_size_half = SHARED_CACHE / 2,
+            __x86_shared_non_temporal_threshold = NON_TEMPORAL,
+            __x86_rep_movsb_threshold = REPEATED,
+            __x86_rep_stosb_threshold = REPEATED,
+            __x86_rep_movsb_stop_threshold = NON_TEMPORAL,
+            __x86_string_control = 0,
+        }
+    };
+    ($($name:ident = $value:expr,)*) => {
+        $(
+            // SAFETY: the library's functions for strings read a word of this name.
+            #[unsafe(no_mangle)]
+            #[allow(non_upper_case_globals)]
+            static $name: ::std::ffi::c_long = {
+                #[allow(unused_imports)]
+                use $crate::start::c_library::{DATA_CACHE, NON_TEMPORAL, REPEATED, SHARED_CACHE};
+                $value
+            };
+        )*
+    };
+}
+
+/// The C library starts by itself.
+#[cfg(not(known_libc))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! libc_start {
+    () => {};
 }
 
 /// For [`program!`].
