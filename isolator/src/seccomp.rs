@@ -81,8 +81,9 @@ const COMPILER: u32 = 3;
 /// The kernel decides nothing, it only has to know the actions. `None`: it cannot be told.
 #[must_use]
 pub fn recipe(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
-    let mut rules = profile.clone();
-    rules.set_flags(None).set_listener_path(None).set_listener_metadata(None);
+    // All fields but the flags and the listener.
+    let default = (profile.default_action(), profile.default_errno_ret());
+    let rules = (default, profile.architectures(), profile.syscalls());
     let library = ScmpVersion::current().map(|v| (v.major, v.minor, v.micro));
     serde_json::to_vec(&(COMPILER, library.ok()?, std::env::consts::ARCH, rules)).ok()
 }
