@@ -24,6 +24,7 @@ fn begin() -> u8 {
     }
     if commands::hasten() {
         HEAP.hasten();
+        hafen_sys::start::hasten_stack();
     }
     if let Some(kept) = commands::go_on_after_ourselves() {
         return kept.unwrap_or_else(|error| {

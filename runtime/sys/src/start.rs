@@ -96,6 +96,19 @@ pub fn run(arguments: *mut *const c_char, main: fn() -> u8) -> c_int {
     std::process::exit(main().into())
 }
 
+/// The stack is about to be used as deep as a launch needs it: have memory for it in one call instead of a page fault for
+/// each page (MADV_POPULATE_WRITE, Linux 5.14). Where it fails the page faults happen.
+pub fn hasten_stack() {
+    const PAGE: usize = 4096;
+    // A stack begins with 128 KiB (setup_arg_pages, fs/exec.c), and grows by faults only.
+    const DEPTH: usize = 96 << 10;
+    let here = 0_u8;
+    let end = &raw const here as usize & !(PAGE - 1);
+    let arguments = [end - DEPTH, DEPTH, raw::reg(libc::MADV_POPULATE_WRITE), 0, 0, 0];
+    // It changes no byte of the stack.
+    let _ = raw::plain(libc::SYS_madvise, arguments);
+}
+
 /// A file that is opened later must not become stdin, stdout or stderr.
 fn hold_standard_descriptors() {
     let mut all = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
