@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod assembler;
+pub mod bounds;
 pub mod bundle;
 pub mod cluster;
 pub mod device_program;
@@ -21,3 +22,4 @@ pub mod programs;
 pub mod report;
 pub mod stats;
 pub mod steps;
+pub mod tracer;

@@ -261,18 +261,14 @@ pub(crate) fn rounded(value: Option<f64>) -> Value {
 }
 
 /// A table without frame, so that it can be pasted anywhere.
-pub(crate) fn table(head: &[&str]) -> Table {
+pub fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(head);
     table
 }
 
 /// Its first `named` columns hold names, the others numbers.
-pub(crate) fn filled(
-    head: &[&str],
-    named: usize,
-    rows: impl Iterator<Item = Vec<String>>,
-) -> Table {
+pub fn filled(head: &[&str], named: usize, rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = table(head);
     rows.for_each(|row| {
         table.add_row(row);

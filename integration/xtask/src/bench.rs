@@ -30,6 +30,13 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// System calls and instructions of one launch, against the bounds that the repository keeps
+    #[command(disable_help_flag = true)]
+    Bounds {
+        /// Options of bench-bounds, such as --runs N and --write (`--help` shows them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// A short command in a running container, against crun and runc
     #[command(disable_help_flag = true)]
     Exec {
@@ -59,6 +66,7 @@ impl Bench {
         match self {
             Self::Agent { words } => ("bench-agent", words, Group::BenchAgent),
             Self::Launch { words } => ("bench-launch", words, Group::Bench),
+            Self::Bounds { words } => ("bench-bounds", words, Group::Up),
             Self::Exec { words } => ("bench-exec", words, Group::Bench),
             Self::Cluster { words } => ("bench-cluster", words, Group::Up),
             Self::Images { words } => ("bench-images", words, Group::BenchImages),
@@ -66,17 +74,24 @@ impl Bench {
     }
 }
 
+fn build(bench: &Bench) -> Result<()> {
+    if matches!(bench, Bench::Bounds { .. }) {
+        workspace::build_release(workspace::PRODUCT)?;
+        return workspace::build_release(&["hafen-bench"]);
+    }
+    // Built alone: together with others it would get their choice of features.
+    workspace::build_release(&["hafen-oci"])?;
+    if bench.program().2 == Group::Bench {
+        return workspace::build_release(&["hafen-bench", "hafen-reference"]);
+    }
+    workspace::build_release(&["hafen"])?;
+    workspace::build_release(&["hafen-bench"])
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (name, words, group) = options.bench.program();
     setup::install(group)?;
-    // Built alone, as `up` does: together with others it would get their choice of features.
-    workspace::build_release(&["hafen-oci"])?;
-    if group == Group::Bench {
-        workspace::build_release(&["hafen-bench", "hafen-reference"])?;
-    } else {
-        workspace::build_release(&["hafen"])?;
-        workspace::build_release(&["hafen-bench"])?;
-    }
+    build(&options.bench)?;
     let program = workspace::target()?.join("release").join(name);
     let status = Command::new(&program)
         .args(words)

@@ -145,6 +145,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(artifacts) = build(&mut session) {
         let validates = build_validation(&mut session, options);
         if !options.vm {
+            if options.checks_code() {
+                // Whose launches must not take more than they did.
+                session.act("build the release", || workspace::build_release(workspace::PRODUCT));
+            }
             test_natively(&mut session, options, &artifacts);
             if validates
                 && let Some(run) = validation(&mut session, false, options.filter.as_deref())

@@ -30,7 +30,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     setup::install(Group::Up)?;
-    workspace::build_release(&["hafen", "hafen-oci"])?;
+    workspace::build_release(workspace::PRODUCT)?;
     let scratch = tempfile::Builder::new().prefix("hafen-up.").tempdir().context("mkdtemp")?;
     let programs = workspace::target()?.join("release");
     let mut node = Node::start(&programs, scratch.path())?;

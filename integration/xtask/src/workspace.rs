@@ -28,6 +28,9 @@ pub(crate) fn vm_run() -> PathBuf {
     root().join("integration/vm/vm-run")
 }
 
+/// What is delivered, built together: one alone has fewer features of what both stand on.
+pub(crate) const PRODUCT: &[&str] = &["hafen", "hafen-oci"];
+
 /// `cargo build --release` of one package or more.
 pub(crate) fn build_release(packages: &[&str]) -> Result<()> {
     let mut command = Command::new(cargo());
