@@ -136,6 +136,7 @@ impl Node {
             _locks: locks,
         };
         let node = Self { inputs, shared: Arc::new(shared) };
+        tokio::spawn(keep_a_thread());
         tokio::spawn(crate::watch::pressure(node.clone()));
         tokio::spawn(crate::housekeeping::run(node.clone()));
         tokio::spawn(crate::link::stop_unheard(node.clone()));
@@ -797,6 +798,16 @@ impl Node {
         let phases = self.ask(|driver| driver.phases.clone()).await?;
         let uptime = self.shared.begun.elapsed();
         Ok(Metrics { usage, status, debug, phases, uptime }.text())
+    }
+}
+
+/// One thread for what blocks is always there: tokio panics where it has none and the machine gives none (`pids.max`), and
+/// waits for one that it has. It ends them after 10 s without work.
+async fn keep_a_thread() {
+    const OFTEN: Duration = Duration::from_secs(4);
+    loop {
+        let _ = tokio::task::spawn_blocking(|| {}).await;
+        tokio::time::sleep(OFTEN).await;
     }
 }
 

@@ -95,6 +95,8 @@ fn no_process_more(t: &Test) {
     again["restart"] = json!({ "when": "WHEN_ALWAYS", "backOff": "0.3s", "backOffMost": "0.3s" });
     node.run(&again);
     node.wait_for("again", "ran", |task| task["attempt"].as_u64() >= Some(2));
+    // Nothing was done for so long that threads without work have ended.
+    std::thread::sleep(Duration::from_secs(11));
     cell.close();
     let refused = try_one(&node, "a").expect("it is taken on");
     assert_eq!(refused["state"], "STATE_ERROR", "{refused:#}");
