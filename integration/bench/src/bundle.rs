@@ -22,6 +22,17 @@ pub enum Kind {
     Limits,
 }
 
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Default => "default",
+            Self::Podman => "podman",
+            Self::Limits => "limits",
+        }
+    }
+}
+
 /// Memory in bytes, CPU quota and period in microseconds, number of processes.
 pub const MEMORY: u64 = 64 << 20;
 pub const QUOTA: u64 = 50_000;

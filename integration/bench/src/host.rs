@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// One line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,17 @@ impl Host {
 
     pub fn is_hybrid(&self) -> bool {
         self.legacy().next().is_some()
+    }
+
+    /// What every report says of it.
+    pub fn facts(&self) -> Vec<(&'static str, Value)> {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        vec![
+            ("kernel", kernel.trim().into()),
+            ("processors", processors.into()),
+            ("cgroups", if self.is_hybrid() { "hybrid" } else { "unified" }.into()),
+        ]
     }
 
     /// crun refuses a hybrid host whose cgroup2 tree has controllers. It then runs where an empty file, in `folder`,

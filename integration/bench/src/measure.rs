@@ -4,7 +4,7 @@
 //! What the machine does meanwhile then falls on all alike, and none always follows the
 //! same other one (the kernel takes a network namespace apart after its container is gone).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -19,6 +19,8 @@ use std::time::Duration;
 pub struct Job {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
+    /// It is over when all that it has left running has ended, and that is in the sums.
+    pub with_descendants: bool,
 }
 
 impl Job {
@@ -26,7 +28,20 @@ impl Job {
         Self {
             program: program.to_owned(),
             arguments: arguments.into_iter().map(Into::into).collect(),
+            with_descendants: false,
         }
+    }
+
+    /// A script of sh(1) with its arguments.
+    pub fn shell(script: &str, arguments: &[&dyn AsRef<OsStr>]) -> Self {
+        let head = ["-c", script, "sh"].map(OsString::from);
+        let arguments = arguments.iter().map(|word| word.as_ref().to_owned());
+        Self::new(Path::new("/bin/sh"), head.into_iter().chain(arguments))
+    }
+
+    #[must_use]
+    pub fn with_descendants(self) -> Self {
+        Self { with_descendants: true, ..self }
     }
 }
 
@@ -206,6 +221,7 @@ impl Bench<'_> {
         // A file: a pipe would be kept open by whatever a killed program leaves behind.
         let errors = tempfile::NamedTempFile::new()?;
         let output = Command::new(self.stopwatch)
+            .args(job.with_descendants.then_some("--all"))
             .arg(self.settings.timeout.as_millis().to_string())
             .args([cover, with])
             .arg(&job.program)

@@ -2,7 +2,7 @@
 //! to run a bundle.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -90,11 +90,12 @@ fn first_version(text: &str) -> Option<String> {
     words.find(|w| w.starts_with(|c: char| c.is_ascii_digit())).map(str::to_owned)
 }
 
+pub(crate) fn words(list: &[&dyn AsRef<OsStr>]) -> Vec<OsString> {
+    list.iter().map(|word| word.as_ref().to_owned()).collect()
+}
+
 /// A launch: `run` of the bundle, which ends when the container has ended and is gone.
 pub fn launch(program: &Program, bundle: &Path, state: &Path, id: &str) -> Subject {
-    let words = |list: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
-        list.iter().map(|w| w.as_ref().to_owned()).collect()
-    };
     let run = match program.kind {
         Kind::Floor => words(&[&bundle]),
         Kind::Runtime => words(&[&"--root", &state, &"run", &"--bundle", &bundle, &id]),
@@ -118,15 +119,67 @@ pub fn launch(program: &Program, bundle: &Path, state: &Path, id: &str) -> Subje
 
 /// `exec` of a short command in the container `id`, which runs.
 pub fn exec(program: &Program, state: &Path, id: &str) -> Subject {
-    let words = |list: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
-        list.iter().map(|w| w.as_ref().to_owned()).collect()
-    };
     Subject {
         name: program.name.into(),
         before: vec![],
         measured: Job::new(&program.path, words(&[&"--root", &state, &"exec", &id, &"/bin/true"])),
         after: vec![],
         rescue: vec![],
+        state: state.to_owned(),
+        cover: None,
+    }
+}
+
+/// The commands of a container's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Create,
+    Start,
+    Kill,
+    Delete,
+}
+
+impl Phase {
+    pub const ALL: [Self; 4] = [Self::Create, Self::Start, Self::Kill, Self::Delete];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Kill => "kill",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// Until the process that the file names has ended; whoever is its parent may not have waited for it.
+const ENDED: &str = r#"read -r pid <"$1"
+while [ -d "/proc/$pid" ] && ! grep -q '^State:.Z' "/proc/$pid/status"; do sleep 0.005; done 2>/dev/null"#;
+
+/// A container's life, of which one command is measured. The bundle's program is one that does not end by itself.
+pub fn phase(program: &Program, phase: Phase, bundle: &Path, state: &Path, id: &str) -> Subject {
+    let pid_file = state.with_extension("pid");
+    let job = |command: &[&dyn AsRef<OsStr>]| {
+        Job::new(&program.path, [words(&[&"--root", &state]), words(command)].concat())
+    };
+    let life = [
+        (
+            Some(Phase::Create),
+            job(&[&"create", &"--bundle", &bundle, &"--pid-file", &pid_file, &id]),
+        ),
+        (Some(Phase::Start), job(&[&"start", &id])),
+        (Some(Phase::Kill), job(&[&"kill", &id, &"KILL"])),
+        (None, Job::shell(ENDED, &[&pid_file])),
+        (Some(Phase::Delete), job(&[&"delete", &id])),
+    ];
+    let at = life.iter().position(|(of, _)| *of == Some(phase)).unwrap_or_default();
+    let jobs = |part: &[(Option<Phase>, Job)]| part.iter().map(|(_, job)| job.clone()).collect();
+    Subject {
+        name: program.name.into(),
+        before: jobs(&life[..at]),
+        measured: life[at].1.clone(),
+        after: jobs(&life[at + 1..]),
+        rescue: vec![job(&[&"delete", &"--force", &id])],
         state: state.to_owned(),
         cover: None,
     }
@@ -142,5 +195,17 @@ mod tests {
         assert_eq!(first_version("runc version 1.1.5+ds1").as_deref(), Some("1.1.5+ds1"));
         assert_eq!(first_version("tool v0.7.0").as_deref(), Some("0.7.0"));
         assert_eq!(first_version(""), None);
+    }
+
+    #[test]
+    fn every_phase_is_in_a_whole_life() {
+        let (path, version) = (PathBuf::from("/x/runc"), "1".to_owned());
+        let program = Program { name: "runc", kind: Kind::Runtime, path, version };
+        for (n, each) in Phase::ALL.into_iter().enumerate() {
+            let subject = phase(&program, each, Path::new("/b"), Path::new("/s"), "id");
+            assert_eq!(subject.measured.arguments[2], each.name());
+            assert_eq!(subject.before.len() + subject.after.len(), Phase::ALL.len());
+            assert_eq!(subject.before.len(), if each == Phase::Delete { 4 } else { n });
+        }
     }
 }

@@ -7,12 +7,22 @@ use serde_json::{Map, Value, json};
 
 use crate::measure::{Sample, Series};
 use crate::programs::{FLOOR, OURS};
+use crate::sheet::{Plot, Sheet};
 use crate::stats::{Spread, median, ratio, spread};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     AtMost(f64),
     AtLeast(f64),
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "<= {most}"),
+            Self::AtLeast(least) => write!(f, ">= {least}"),
+        }
+    }
 }
 
 /// A goal on one of the numbers that a report names.
@@ -38,18 +48,18 @@ impl Goal {
         }
     }
 
-    /// With what was measured; `None` when nothing was.
-    pub(crate) fn line(&self, value: Option<f64>) -> String {
-        let verdict = match value.map(|v| self.is_met(v)) {
+    /// Of what was measured; `None` when nothing was.
+    pub(crate) fn verdict(&self, value: Option<f64>) -> &'static str {
+        match value.map(|v| self.is_met(v)) {
             Some(true) => "met",
             Some(false) => "NOT met",
             None => "not measured",
-        };
-        let bound = match self.bound {
-            Bound::AtMost(most) => format!("<= {most}"),
-            Bound::AtLeast(least) => format!(">= {least}"),
-        };
-        format!("goal {} {bound}: {} ({verdict})", self.name, number(value))
+        }
+    }
+
+    pub(crate) fn line(&self, value: Option<f64>) -> String {
+        let Self { name, bound } = self;
+        format!("goal {name} {bound}: {} ({})", number(value), self.verdict(value))
     }
 
     pub(crate) fn json(&self, value: Option<f64>) -> Value {
@@ -69,7 +79,7 @@ pub struct Row {
 }
 
 impl Row {
-    fn values(&self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+    pub(crate) fn values(&self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
         self.series.samples.iter().map(of).collect()
     }
 
@@ -175,6 +185,7 @@ impl Report {
             all.insert((*name).into(), value.clone());
         }
         all.insert("notes".into(), self.all_notes().into());
+        all.insert("sheet".into(), self.sheet().json());
         all.into()
     }
 
@@ -190,7 +201,11 @@ impl Report {
     }
 
     pub fn text(&self) -> String {
-        let head = [
+        self.sheet().text()
+    }
+
+    fn sheet(&self) -> Sheet {
+        let head = vec![
             "program",
             "version",
             "wall ms",
@@ -204,10 +219,22 @@ impl Report {
             "runs",
             "failed",
         ];
-        let rows = self.rows.iter().map(|row| self.cells(row));
-        let goals = self.goals().into_iter().map(|(goal, value)| goal.line(value));
-        let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
-        page(&self.facts, &filled(&head, 2, rows), goals.chain(notes))
+        let wall = |row: &Row| (row.series.name.clone(), row.values(Sample::wall_ms));
+        Sheet {
+            facts: self.facts.clone(),
+            head,
+            named: 2,
+            rows: self.rows.iter().map(|row| self.cells(row)).collect(),
+            others: Vec::new(),
+            goals: self.goals(),
+            notes: self.all_notes(),
+            plots: vec![Plot {
+                name: "wall".into(),
+                title: format!("Wall time of {}", self.verb),
+                axis: "ms",
+                series: self.rows.iter().map(wall).collect(),
+            }],
+        }
     }
 
     fn cells(&self, row: &Row) -> Vec<String> {
@@ -277,16 +304,6 @@ pub fn filled(head: &[&str], named: usize, rows: impl Iterator<Item = Vec<String
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
-}
-
-pub(crate) fn page(
-    facts: &[(&'static str, Value)],
-    table: &Table,
-    lines: impl Iterator<Item = String>,
-) -> String {
-    let facts: Vec<String> = facts.iter().map(fact_line).collect();
-    let lines: Vec<String> = lines.collect();
-    format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
 }
 
 /// The result of a measuring program, on its output.

@@ -57,9 +57,9 @@ pub fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
-/// MiB that are to be had without swapping.
-pub fn available_mib() -> Option<u64> {
+/// What is to be had without swapping.
+pub fn available_kib() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+    line.split_whitespace().next()?.parse().ok()
 }

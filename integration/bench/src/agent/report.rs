@@ -3,8 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::round::Seen;
-use super::{containerd, hafen};
-use crate::report::{Goal, filled, number, page, rounded};
+use super::{containerd, hafen, podman};
+use crate::report::{Goal, number, rounded};
+use crate::sheet::{Plot, Sheet};
 use crate::stats::{median, percentile, ratio, spread};
 
 const GOALS: [Goal; 6] = [
@@ -55,12 +56,17 @@ impl Line {
             ("exit ms p50", percentile(&exit, 50.0)),
             ("exit p99", percentile(&exit, 99.0)),
             ("KiB each", middle(|s| Some(s.kib_each))),
+            ("host KiB each", middle(|s| s.host_kib_each)),
             ("daemon MiB", middle(|s| Some(s.daemon_kib? / 1024.0))),
             ("stats ms", median(&self.all(|s| &s.stats))),
             ("idle % daemon", middle(|s| s.idle_daemon)),
             ("all", middle(|s| Some(s.idle_all))),
             ("recover ms", middle(|s| s.recover)),
         ]
+    }
+
+    fn label(&self) -> String {
+        format!("{} {}", self.name, self.count)
     }
 
     fn value(&self, wanted: &str) -> Option<f64> {
@@ -81,14 +87,33 @@ impl Report {
         self.lines.iter().find(|line| line.name == name && line.count == count)
     }
 
-    fn versus(&self, count: usize, value: &str) -> Option<f64> {
+    fn versus(&self, count: usize, value: &str, peer: &str) -> Option<f64> {
         let of = |name| self.line(name, count).and_then(|line| line.value(value));
-        ratio(of(hafen::NAME), of(containerd::NAME))
+        ratio(of(hafen::NAME), of(peer))
+    }
+
+    fn most(&self) -> usize {
+        self.lines.iter().map(|line| line.count).max().unwrap_or_default()
+    }
+
+    /// Beside the goals, and at the largest count as they are: ours divided by theirs.
+    fn others(&self) -> Vec<(String, Option<f64>)> {
+        let versus = |name: &str, value, peer| {
+            (format!("{name}_vs_{peer}"), self.versus(self.most(), value, peer))
+        };
+        vec![
+            versus("start_rate", "starts/s", podman::NAME),
+            versus("destroy_rate", "destroyed/s", containerd::NAME),
+            versus("destroy_rate", "destroyed/s", podman::NAME),
+            versus("memory", "KiB each", podman::NAME),
+            versus("host_memory", "host KiB each", containerd::NAME),
+            versus("host_memory", "host KiB each", podman::NAME),
+        ]
     }
 
     /// The value of each goal, at the largest count.
     pub fn named(&self) -> [(Goal, Option<f64>); GOALS.len()] {
-        let most = self.lines.iter().map(|line| line.count).max().unwrap_or_default();
+        let most = self.most();
         let ours = self.line(hafen::NAME, most);
         let own = |name: &str| ours.and_then(|line| line.value(name));
         let many = |name: &str| own(name).filter(|_| most >= MANY);
@@ -99,8 +124,8 @@ impl Report {
             .flat_map(|line| line.all(|s| &s.exit))
             .collect();
         let values = [
-            self.versus(most, "starts/s"),
-            self.versus(most, "KiB each"),
+            self.versus(most, "starts/s", containerd::NAME),
+            self.versus(most, "KiB each", containerd::NAME),
             percentile(&exits, 99.0),
             many("stats ms"),
             many("idle % daemon"),
@@ -118,13 +143,19 @@ impl Report {
             goals.insert(goal.name.into(), goal.json(value));
         }
         all.insert("goals".into(), goals.into());
+        all.extend(self.others().into_iter().map(|(name, value)| (name, rounded(value))));
         all.insert("rows".into(), self.lines.iter().map(line_json).collect());
         all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         all.insert("notes".into(), self.all_notes().into());
+        all.insert("sheet".into(), self.sheet().json());
         all.into()
     }
 
     pub fn text(&self) -> String {
+        self.sheet().text()
+    }
+
+    fn sheet(&self) -> Sheet {
         let values =
             Line { name: "", version: String::new(), count: 0, rounds: vec![], first_error: None }
                 .values();
@@ -138,9 +169,41 @@ impl Report {
             cells.push(line.rounds.len().to_string());
             cells
         });
-        let goals = self.named().map(|(goal, value)| goal.line(value)).into_iter();
-        let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
-        page(&self.facts, &filled(&head, 2, rows), goals.chain(notes))
+        Sheet {
+            facts: self.facts.clone(),
+            head,
+            named: 2,
+            rows: rows.collect(),
+            // Without a peer there is nothing to say of it.
+            others: self.others().into_iter().filter(|(_, value)| value.is_some()).collect(),
+            goals: self.named().into(),
+            notes: self.all_notes(),
+            plots: self.plots(),
+        }
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        let plot = |name: &str, title: &str, axis, of: &dyn Fn(&Line) -> Vec<f64>| Plot {
+            name: name.to_owned(),
+            title: title.to_owned(),
+            axis,
+            series: self.lines.iter().map(|line| (line.label(), of(line))).collect(),
+        };
+        let each = |of: fn(&Seen) -> f64| move |line: &Line| line.each(|seen| Some(of(seen)));
+        let plots = [
+            plot("start", "From the request to the container's first words", "ms", &|line| {
+                line.all(|seen| &seen.start)
+            }),
+            plot("exit", "From a process's death until the end is told", "ms", &|line| {
+                line.all(|seen| &seen.exit)
+            }),
+            plot("rate", "Containers started at once", "per second", &each(|s| s.start_rate)),
+            plot("memory", "Memory of each idle container's keepers", "KiB", &each(|s| s.kib_each)),
+            plot("host", "Memory that the host has less for each", "KiB", &|line| {
+                line.each(|seen| seen.host_kib_each)
+            }),
+        ];
+        plots.into_iter().filter(|plot| plot.series.iter().any(|(_, v)| !v.is_empty())).collect()
     }
 
     fn all_notes(&self) -> Vec<String> {

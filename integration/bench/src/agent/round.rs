@@ -18,6 +18,8 @@ use super::{Error, Node, Wanted, processes};
 const STATS: u32 = 5;
 /// Between the last start and the look at what is there without a request.
 const SETTLED: Duration = Duration::from_secs(8);
+/// Between the last end and the first look at the host's memory.
+const FREED: Duration = Duration::from_secs(3);
 /// An end that is not told within this is not told.
 const LATEST: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,8 @@ pub struct Seen {
     pub exit: Vec<f64>,
     /// Of all processes that are not the containers', for each container.
     pub kib_each: f64,
+    /// What the host has less memory for each container: kernel and the container's own process are in it.
+    pub host_kib_each: Option<f64>,
     /// Of the process that answers.
     pub daemon_kib: Option<f64>,
     pub stats: Vec<f64>,
@@ -80,10 +84,16 @@ impl Scene<'_> {
         let mut seen = Seen::default();
         let singles = self.start_singles(node, &mut seen)?;
         node.destroy(&singles)?;
+        // What the kernel still frees of those would be counted as gained.
+        thread::sleep(FREED);
+        let before = processes::available_kib();
         let wanted = self.start_all(node, count, &mut seen)?;
         // What follows from a start is over then: what launches takes more than what keeps.
         thread::sleep(SETTLED);
         let processes = processes::of(&self.mark.join(node.name()));
+        let taken = before.zip(processes::available_kib());
+        seen.host_kib_each =
+            taken.map(|(before, now)| before.saturating_sub(now) as f64 / count as f64);
         seen.kib_each = processes::pss_kib(&processes) as f64 / count as f64;
         seen.daemon_kib = node.daemon().map(|pid| processes::pss_kib(&[pid]) as f64);
         seen.stats = ask_for_stats(node, count)?;

@@ -1,6 +1,5 @@
 //! `bench-agent`: what it costs a node to run many containers, against containerd and Podman.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -200,19 +199,16 @@ fn note(line: &mut Line, seen: Result<Seen, Error>) {
 }
 
 fn facts(options: &Options, host: &Host, place: &Place, load: f64) -> Vec<(&'static str, Value)> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let on = |folder: &TempDir| host.fs_type(folder.path()).to_owned();
-    vec![
-        ("kernel", kernel.trim().into()),
-        ("processors", processors.into()),
-        ("cgroups", if host.is_hybrid() { "hybrid" } else { "unified" }.into()),
+    let mut facts = host.facts();
+    facts.extend([
         ("everything_on", on(&place.folder).into()),
         ("run_on", on(&place.run).into()),
         ("at_once", options.at_once.into()),
         ("load_before", load.into()),
         ("load_after", processes::load().into()),
-    ]
+    ]);
+    facts
 }
 
 fn notes(load: f64, missing: &[String]) -> Vec<String> {

@@ -1,6 +1,5 @@
 //! `bench-cluster`: what a coordinator decides, hears and brings about, with made-up nodes and with real ones.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -196,8 +195,6 @@ fn program() -> Result<PathBuf, Error> {
 }
 
 fn facts(all: &All<'_>, load: f64) -> Vec<(&'static str, Value)> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let on = |folder: &TempDir| all.host.fs_type(folder.path()).to_owned();
     let version = |name: &str, variable| {
         locate(name, variable).map(|program| ask_version(&program, all.place.folder.path()))
@@ -207,9 +204,8 @@ fn facts(all: &All<'_>, load: f64) -> Vec<(&'static str, Value)> {
         "hafen": version("hafen", "HAFEN"),
         OURS: version(OURS, "HAFEN_OCI"),
     });
-    vec![
-        ("kernel", kernel.trim().into()),
-        ("processors", processors.into()),
+    let mut facts = all.host.facts();
+    facts.extend([
         ("versions", versions),
         ("everything_on", on(&all.place.folder).into()),
         ("run_on", on(&all.place.run).into()),
@@ -217,7 +213,8 @@ fn facts(all: &All<'_>, load: f64) -> Vec<(&'static str, Value)> {
         ("window_s", all.options.window.into()),
         ("load_before", load.into()),
         ("load_after", processes::load().into()),
-    ]
+    ]);
+    facts
 }
 
 fn notes(options: &Options, load: f64) -> Vec<String> {

@@ -13,7 +13,7 @@ use hafen_bench::host::Host;
 use hafen_bench::measure::{Bench, Settings, Subject};
 use hafen_bench::programs::{self, Program};
 use hafen_bench::report::{Goal, Report, Row, tell};
-use serde_json::json;
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Measures `exec ID /bin/true` of hafen-oci, crun and runc, interleaved, each in a container that
@@ -112,7 +112,8 @@ fn run(options: &Options) -> Result<String, Error> {
     let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
     let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
     let host = Host::read()?;
-    let folder = tempfile::Builder::new().prefix("bench-exec-").tempdir_in("/run")?;
+    let parent = host.folder_of_state();
+    let folder = tempfile::Builder::new().prefix("bench-exec-").tempdir_in(parent)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -143,10 +144,17 @@ fn run(options: &Options) -> Result<String, Error> {
         verb: "exec",
         rows: rows.map(|(c, series)| Row { version: c.program.version.clone(), series }).collect(),
         goals: vec![Goal::at_most("exec_vs_crun", 0.6)],
-        facts: vec![("cgroups", if host.is_hybrid() { "hybrid" } else { "unified" }.into())],
+        facts: facts(options, &host, folder.path()),
         notes,
     };
     Ok(if options.json { format!("{:#}", report.json()) } else { report.text() })
+}
+
+fn facts(options: &Options, host: &Host, folder: &Path) -> Vec<(&'static str, Value)> {
+    let mut facts = vec![("bundle", options.bundle.name().into())];
+    facts.extend(host.facts());
+    facts.push(("bundle_and_state_on", host.fs_type(folder).into()));
+    facts
 }
 
 fn settings(options: &Options) -> Settings {

@@ -287,17 +287,15 @@ impl All<'_> {
     }
 
     fn facts(&self, about: &[String], space: &Space) -> Vec<(&'static str, Value)> {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let on = |folder: &Path| self.host.fs_type(folder).to_owned();
-        vec![
-            ("kernel", kernel.trim().into()),
-            ("processors", processors.into()),
+        let mut facts = self.host.facts();
+        facts.extend([
             ("everything_on", on(self.scene.folder.path()).into()),
             ("state_of_containers_on", on(self.scene.state.path()).into()),
             ("space_needed_gib", json!((space.needed_gib * 10.0).round() / 10.0)),
             ("images", about.join("; ").into()),
-        ]
+        ]);
+        facts
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use hafen_bench::assembler::Assembler;
 use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::{Delegation, Host};
@@ -164,16 +164,11 @@ fn floor_steps(subjects: &[Subject], scene: &Scene, bench: &Bench<'_>) -> Result
 }
 
 fn facts(options: &Options, host: &Host, folder: &Path) -> Vec<(&'static str, Value)> {
-    let kind = options.bundle.to_possible_value();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let layout = if host.is_hybrid() { "hybrid" } else { "unified" };
-    vec![
-        ("bundle", kind.map_or_else(String::new, |k| k.get_name().to_owned()).into()),
-        ("kernel", kernel.trim().into()),
-        ("cgroups", layout.into()),
-        ("bundle_and_state_on", host.fs_type(folder).into()),
-        ("pause_ms", options.pause.into()),
-    ]
+    let mut facts = vec![("bundle", options.bundle.name().into())];
+    facts.extend(host.facts());
+    facts.push(("bundle_and_state_on", host.fs_type(folder).into()));
+    facts.push(("pause_ms", options.pause.into()));
+    facts
 }
 
 fn notes(missing: &[&str], subjects: &[Subject]) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! `stopwatch TIMEOUT_MS COVER WITH PROGRAM ARG...`: runs a program and prints
+//! `stopwatch [--all] TIMEOUT_MS COVER WITH PROGRAM ARG...`: runs a program and prints
 //! `wall_ns user_us sys_us peak_kib (exit|signal|timeout) N` on one line.
 //!
 //! A process keeps the peak memory of the program image that it was before exec
@@ -6,6 +6,8 @@
 //! bound to what is measured. Hence this small program between `bench-launch` and it.
 //!
 //! What a program that fails or is killed leaves running is killed too.
+//!
+//! With `--all` it is over when everything has ended that the program has left running, and the resources are of all.
 //!
 //! The program gets /dev/null as stdin and stdout. When COVER is not `-`, it runs in a mount
 //! namespace of its own in which the file WITH covers the file COVER.
@@ -40,8 +42,9 @@ fn run() -> Result<String, String> {
     let words: Result<Vec<CString>, _> =
         std::env::args_os().skip(1).map(|a| CString::new(a.into_vec())).collect();
     let words = words.map_err(|e| e.to_string())?;
-    let [timeout, cover, with, program @ ..] = words.as_slice() else {
-        return Err("usage: stopwatch TIMEOUT_MS COVER WITH PROGRAM ARG...".into());
+    let all = words.first().is_some_and(|word| word.as_bytes() == b"--all");
+    let [timeout, cover, with, program @ ..] = &words[usize::from(all)..] else {
+        return Err("usage: stopwatch [--all] TIMEOUT_MS COVER WITH PROGRAM ARG...".into());
     };
     let timeout = timeout.to_str().ok().and_then(|t| t.parse().ok()).ok_or("bad TIMEOUT_MS")?;
     if cover.as_bytes() != b"-" {
@@ -49,22 +52,27 @@ fn run() -> Result<String, String> {
     }
     let mut argv: Vec<*mut c_char> = program.iter().map(|a| a.as_ptr().cast_mut()).collect();
     argv.push(ptr::null_mut());
-    measure(&argv, timeout)
+    measure(&argv, timeout, all)
 }
 
-fn measure(argv: &[*mut c_char], timeout_ms: c_int) -> Result<String, String> {
+fn measure(argv: &[*mut c_char], timeout_ms: c_int, all: bool) -> Result<String, String> {
     let actions = null_stdio()?;
     adopt_orphans();
     let began = now();
     let pid = spawn(argv, &actions)?;
-    let in_time = wait_exit(pid, timeout_ms).map_err(|e| format!("wait for {pid}: {e}"))?;
+    let mut in_time = wait_exit(pid, timeout_ms).map_err(|e| format!("wait for {pid}: {e}"))?;
     if !in_time {
         // SAFETY: `pid` is our child and not yet waited for, so nobody else has the number.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
-    let (status, usage) = reap(pid).map_err(|e| format!("wait4 {pid}: {e}"))?;
+    let (status, mut usage) = reap(pid).map_err(|e| format!("wait4 {pid}: {e}"))?;
+    if all && in_time && status == 0 {
+        let left = i64::from(timeout_ms) - (now() - began) / 1_000_000;
+        in_time = reap_descendants(left).map_err(|e| format!("wait for descendants: {e}"))?;
+        usage = of_children();
+    }
     let wall = now() - began;
-    if status != 0 {
+    if status != 0 || !in_time {
         kill_descendants();
     }
     let ending = match status {
@@ -82,15 +90,37 @@ fn adopt_orphans() {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
+/// False if there still are any after `left_ms`.
+fn reap_descendants(left_ms: i64) -> io::Result<bool> {
+    let end = now() + left_ms * 1_000_000;
+    while let Some(pid) = children().first() {
+        let left = c_int::try_from((end - now()) / 1_000_000).unwrap_or(c_int::MAX).max(0);
+        if !wait_exit(*pid, left)? {
+            return Ok(false);
+        }
+        reap(*pid)?;
+    }
+    Ok(true)
+}
+
+/// Those that became ours are among them.
+fn children() -> Vec<libc::pid_t> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Of all that were waited for, and of all that those waited for.
+fn of_children() -> libc::rusage {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is valid for the call to fill; it cannot fail with this first argument.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };
+    // SAFETY: rusage is integers only, zeroed above.
+    unsafe { usage.assume_init() }
+}
+
 /// Kills children until there are none: killing one makes its own children ours.
 fn kill_descendants() {
-    while let Ok(children) = std::fs::read_to_string("/proc/thread-self/children") {
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        let killed = pids.filter(|pid| kill_and_reap(*pid)).count();
-        if killed == 0 {
-            return;
-        }
-    }
+    while children().into_iter().filter(|pid| kill_and_reap(*pid)).count() > 0 {}
 }
 
 fn kill_and_reap(pid: libc::pid_t) -> bool {

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::report::{Goal, fact_line, filled, number, rounded};
+use crate::report::{Goal, number, rounded};
+use crate::sheet::{Plot, Sheet};
 use crate::stats::percentile;
 
 /// Parts, as `--only` names them.
@@ -92,28 +93,47 @@ impl Report {
         all.insert("rows".into(), self.rows.iter().map(Row::json).collect());
         all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         all.insert("notes".into(), self.notes.clone().into());
+        all.insert("sheet".into(), self.sheet().json());
         all.into()
     }
 
     #[must_use]
     pub fn text(&self) -> String {
-        let facts: Vec<String> = self.facts.iter().map(fact_line).collect();
-        let head = ["part", "case", "what", "median", "least", "most", "runs"];
-        let table = filled(&head, 3, self.rows.iter().map(Row::cells));
-        let mut lines = vec![facts.join(", "), table.to_string()];
-        lines.extend(self.goals().iter().map(|(goal, value)| goal.line(*value)));
-        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
-        lines.join("\n")
+        self.sheet().text()
+    }
+
+    fn sheet(&self) -> Sheet {
+        let without_goal = self.named.all().into_iter();
+        let without_goal =
+            without_goal.filter(|(name, _)| !GOALS.iter().any(|goal| goal.name == *name));
+        let live = self.rows.iter().filter(|row| row.part == LIVE);
+        Sheet {
+            facts: self.facts.clone(),
+            head: Row::HEAD.into(),
+            named: 3,
+            rows: self.rows.iter().map(Row::cells).collect(),
+            others: without_goal.map(|(name, value)| (name.to_owned(), value)).collect(),
+            goals: self.goals().into(),
+            notes: self.notes.clone(),
+            plots: vec![Plot {
+                name: LIVE.to_owned(),
+                title: "A job on three nodes".to_owned(),
+                axis: "s",
+                series: live.map(Row::series).collect(),
+            }],
+        }
     }
 }
 
 impl Row {
+    pub(crate) const HEAD: [&str; 7] = ["part", "case", "what", "median", "least", "most", "runs"];
+
     /// Median, least and most.
     fn spread(&self) -> [Option<f64>; 3] {
         [50.0, 0.0, 100.0].map(|percent| percentile(&self.values, percent))
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let [median, least, most] = self.spread().map(rounded);
         let values: Vec<Value> = self.values.iter().map(|value| rounded(Some(*value))).collect();
         json!({
@@ -127,7 +147,12 @@ impl Row {
         })
     }
 
-    fn cells(&self) -> Vec<String> {
+    fn series(&self) -> (String, Vec<f64>) {
+        let name = self.what.strip_suffix(", s").unwrap_or(self.what);
+        (name.to_owned(), self.values.clone())
+    }
+
+    pub(crate) fn cells(&self) -> Vec<String> {
         let mut cells = vec![self.part.to_owned(), self.case.clone(), self.what.to_owned()];
         cells.extend(self.spread().map(number));
         cells.push(self.values.len().to_string());

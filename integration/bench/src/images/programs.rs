@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{Made, TAG};
 use super::says;
 use crate::measure::{Job, Subject};
-use crate::programs::{ask_version, locate};
+use crate::programs::{ask_version, locate, words};
 
 /// What ends with a root file system that a container can be started on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub fn subject(
         name: program.name.into(),
         before: vec![fresh(place.store)],
         measured: measured(program, verb, made, registry, place),
-        after: vec![shell(r#"rm -rf -- "$1""#, place.store)],
+        after: vec![Job::shell(r#"rm -rf -- "$1""#, &[&place.store])],
         rescue: vec![],
         state: place.store.to_owned(),
         cover,
@@ -126,11 +126,7 @@ pub fn subject(
 const SHELL: &str = "/bin/sh";
 
 fn fresh(store: &Path) -> Job {
-    shell(r#"rm -rf -- "$1" && mkdir -- "$1" && sync -f -- "$1""#, store)
-}
-
-fn shell(script: &str, store: &Path) -> Job {
-    Job::new(Path::new(SHELL), words(&[&"-c", &script, &SHELL, &store]))
+    Job::shell(r#"rm -rf -- "$1" && mkdir -- "$1" && sync -f -- "$1""#, &[&store])
 }
 
 fn measured(program: &Program, verb: Verb, made: &Made, image: &str, place: Place<'_>) -> Job {
@@ -209,10 +205,6 @@ fn podman(program: &Path, place: Place<'_>) -> Vec<OsString> {
     arguments.extend(words(&[&program, &"--root", &root, &"--runroot", &run, &"--tmpdir", &tmp]));
     arguments.extend(words(&[&"--storage-driver", &"overlay", &"--events-backend", &"none"]));
     arguments
-}
-
-fn words(list: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<OsString> {
-    list.iter().map(|w| w.as_ref().to_owned()).collect()
 }
 
 /// A second start: `/bin/true` on the root file system that the words name.

@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::programs::OURS;
 use crate::measure::Sample;
-use crate::report::{Goal, Row, failures, filled, number, page, rounded};
+use crate::report::{Goal, Row, failures, number, rounded};
+use crate::sheet::{Plot, Sheet};
 use crate::stats::ratio;
 
 /// The row of starts without an image.
@@ -122,11 +123,16 @@ impl Report {
         all.insert("rows".into(), self.lines.iter().map(line_json).collect());
         all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         all.insert("notes".into(), self.all_notes().into());
+        all.insert("sheet".into(), self.sheet().json());
         all.into()
     }
 
     pub fn text(&self) -> String {
-        let head = [
+        self.sheet().text()
+    }
+
+    fn sheet(&self) -> Sheet {
+        let head = vec![
             "image",
             "operation",
             "program",
@@ -141,12 +147,27 @@ impl Report {
             "runs",
             "failed",
         ];
-        let rows = self.lines.iter().map(|line| self.cells(line));
-        let goals = self.named().map(|(goal, value)| goal.line(value));
-        let others = self.others().into_iter();
-        let others = others.map(|(name, value)| format!("{name}: {}", number(value)));
-        let notes = self.all_notes().into_iter().map(|note| format!("note: {note}"));
-        page(&self.facts, &filled(&head, 4, rows), others.chain(goals).chain(notes))
+        Sheet {
+            facts: self.facts.clone(),
+            head,
+            named: 4,
+            rows: self.lines.iter().map(|line| self.cells(line)).collect(),
+            others: self.others(),
+            goals: self.named().into(),
+            notes: self.all_notes(),
+            plots: self.parts().into_iter().map(|part| self.plot(part)).collect(),
+        }
+    }
+
+    fn plot(&self, (image, verb): (&'static str, &'static str)) -> Plot {
+        let lines = self.lines.iter().filter(|line| line.is_of(image, verb));
+        let wall = |line: &Line| (line.name().to_owned(), line.row.values(Sample::wall_ms));
+        Plot {
+            name: format!("{image}-{verb}"),
+            title: format!("Wall time of {verb}, {image}"),
+            axis: "ms",
+            series: lines.map(wall).collect(),
+        }
     }
 
     fn cells(&self, line: &Line) -> Vec<String> {
