@@ -15,6 +15,7 @@ use hafen_bench::agent::report::{Line, Report};
 use hafen_bench::agent::round::{Scene, Seen, Settings};
 use hafen_bench::agent::{Error, Node, image, processes};
 use hafen_bench::host::{Delegation, Host};
+use hafen_bench::images::layout::Made;
 use hafen_bench::programs::locate;
 use hafen_bench::report::tell;
 use serde_json::Value;
@@ -81,7 +82,7 @@ fn run(options: &Options) -> Result<String, Error> {
     let _delegation = Delegation::new(&host, &["cpu", "memory", "pids", "io"])?;
     let place = Place::new(options, &host)?;
     let gate = Gate::open(&place.folder.path().join("gate"))?;
-    let (mut nodes, missing) = nodes(options, &host, &place, &gate)?;
+    let (mut nodes, lacking) = nodes(options, &host, &place, &gate)?;
     let serial = AtomicU64::new(0);
     let settings = Settings {
         at_once: options.at_once,
@@ -95,7 +96,7 @@ fn run(options: &Options) -> Result<String, Error> {
         return Err("interrupted".into());
     }
     let report =
-        Report { lines, facts: facts(options, &host, &place, load), notes: notes(load, &missing) };
+        Report { lines, facts: facts(options, &host, &place, load), notes: notes(load, lacking) };
     Ok(if options.json { format!("{:#}", report.json()) } else { report.text() })
 }
 
@@ -131,31 +132,40 @@ fn nodes(
     gate: &Gate,
 ) -> Result<(Nodes, Vec<String>), Error> {
     let made = image::make(&place.folder.path().join("image"))?;
-    let (mut nodes, mut missing): (Nodes, _) = (Vec::new(), Vec::new());
+    let (mut nodes, mut notes): (Nodes, _) = (Vec::new(), Vec::new());
     for name in &options.peers {
-        let (folder, run) = place.at(name);
         let variable = format!("HAFEN_{}", name.to_uppercase());
         let variable = if name == hafen::NAME { "HAFEN" } else { &variable };
         let Some(program) = locate(name, variable) else {
-            missing.push(name.clone());
+            notes.push(format!("not found: {name}"));
             continue;
         };
-        nodes.push(match name.as_str() {
-            hafen::NAME => {
-                Box::new(Hafen::new(&program, (&folder, &run), &made, &gate.folder, host)?)
-            }
-            containerd::NAME => {
-                Box::new(Containerd::new(&program, &folder, &run, &made, &gate.folder, host)?)
-            }
-            podman::NAME => {
-                Box::new(Podman::new(&program, &folder, &run, &made, &gate.folder, host)?)
-            }
-            other => {
-                return Err(format!("--peers: {other} is none of hafen, containerd, podman").into());
-            }
-        });
+        match node(name, &program, place, &made, gate, host) {
+            Ok(node) => nodes.push(node),
+            Err(e) => notes.push(format!("{name} does not begin: {e}")),
+        }
     }
-    Ok((nodes, missing))
+    Ok((nodes, notes))
+}
+
+fn node(
+    name: &str,
+    program: &Path,
+    place: &Place,
+    made: &Made,
+    gate: &Gate,
+    host: &Host,
+) -> Result<Box<dyn Node>, Error> {
+    let (folder, run) = place.at(name);
+    let gate = &gate.folder;
+    Ok(match name {
+        hafen::NAME => Box::new(Hafen::new(program, (&folder, &run), made, gate, host)?),
+        containerd::NAME => Box::new(Containerd::new(program, &folder, &run, made, gate, host)?),
+        podman::NAME => Box::new(Podman::new(program, &folder, &run, made, gate, host)?),
+        other => {
+            return Err(format!("--peers: {other} is none of hafen, containerd, podman").into());
+        }
+    })
 }
 
 fn measure(
@@ -211,7 +221,7 @@ fn facts(options: &Options, host: &Host, place: &Place, load: f64) -> Vec<(&'sta
     facts
 }
 
-fn notes(load: f64, missing: &[String]) -> Vec<String> {
+fn notes(load: f64, lacking: Vec<String>) -> Vec<String> {
     let mut notes = vec![
         "hafen is asked through its gRPC API, containerd and Podman through a process of ctr or podman for each call"
             .to_owned(),
@@ -220,6 +230,6 @@ fn notes(load: f64, missing: &[String]) -> Vec<String> {
     if load > QUIET {
         notes.push(format!("the machine was not quiet: a load of {load} before the first round"));
     }
-    notes.extend(missing.iter().map(|name| format!("not found: {name}")));
+    notes.extend(lacking);
     notes
 }

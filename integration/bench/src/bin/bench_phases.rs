@@ -31,6 +31,9 @@ struct Options {
     /// Measured runs of each program and command
     #[arg(long, default_value_t = 40)]
     runs: u32,
+    /// Runs of each before the measured ones
+    #[arg(long, default_value_t = 3)]
+    warmup: u32,
     /// What is made
     #[arg(long, value_enum, default_value = "podman")]
     bundle: Kind,
@@ -105,7 +108,7 @@ fn subject(
 fn settings(options: &Options) -> Settings {
     Settings {
         rounds: options.runs,
-        warmup: 3,
+        warmup: options.warmup,
         timeout: Duration::from_secs(10),
         pause: Duration::from_millis(20),
         seed: options.seed,
