@@ -17,6 +17,7 @@ use crate::workspace;
 
 const APT_LIMIT: Duration = Duration::from_secs(15 * 60);
 const VM_LIMIT: Duration = Duration::from_secs(20 * 60);
+const YOUKI_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Options {
@@ -30,7 +31,7 @@ pub(crate) struct Options {
 pub(crate) enum Group {
     /// Build and run containers
     Up,
-    /// Measure against Debian's runtimes
+    /// Measure against Debian's runtimes and youki
     Bench,
     /// Measure against what else runs many containers
     BenchAgent,
@@ -42,8 +43,10 @@ pub(crate) enum Group {
 
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     install(options.group)?;
-    if options.group == Group::Test {
-        install_vm()?;
+    match options.group {
+        Group::Test => install_vm()?,
+        Group::Bench => install_youki()?,
+        Group::Up | Group::BenchAgent | Group::BenchImages => {}
     }
     let name = options.group.to_possible_value();
     println!("set up for {}", name.as_ref().map_or("it", PossibleValue::get_name));
@@ -158,6 +161,13 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Of its packages.
+    pub(crate) fn names(self) -> Vec<&'static str> {
+        self.packages().into_iter().map(|package| package.name).collect()
+    }
+}
+
 impl Package {
     fn is_installed(self) -> bool {
         match self.proof {
@@ -168,6 +178,41 @@ impl Package {
             }
         }
     }
+}
+
+/// Folder of what is installed from crates.io.
+const PEERS: &str = "target/peers";
+/// Its library is the reference engine's, of the same version. Without systemd, which asks for its bus.
+const YOUKI: [&str; 6] = [
+    "youki",
+    "--version=0.7.0",
+    "--locked",
+    "--no-default-features",
+    "--features",
+    "v1,v2,seccomp",
+];
+
+/// Where the set-up puts youki.
+pub(crate) fn youki() -> PathBuf {
+    workspace::root().join(PEERS).join("bin/youki")
+}
+
+/// A peer that Debian does not have.
+pub(crate) fn install_youki() -> Result<()> {
+    if youki().is_file() {
+        return Ok(());
+    }
+    let mut command = limited(YOUKI_LIMIT, workspace::cargo());
+    command.current_dir(workspace::root()).args(["install", "--root", PEERS]).args(YOUKI);
+    // Not among our own artefacts, whose features would be others.
+    command.env("CARGO_TARGET_DIR", workspace::root().join(PEERS).join("build"));
+    eprintln!("{}", command::line(&command));
+    let output = command.output().with_context(|| format!("run {}", command::line(&command)))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let why = said.lines().rfind(|line| line.starts_with("error")).unwrap_or_default();
+    ensure!(output.status.success(), "{}: {}: {why}", command::line(&command), output.status);
+    let _ = fs::remove_dir_all(workspace::root().join(PEERS).join("build"));
+    Ok(())
 }
 
 /// Installs what is missing of a group's packages.

@@ -1,5 +1,16 @@
-//! `cargo xtask bench`: builds what is measured and runs the measuring program.
+//! `cargo xtask bench`: builds what is measured, and runs one measuring program, or all of them and writes a page of what
+//! they say, `docs/benchmarks.md`.
+//!
+//! The page is made of `docs/benchmarks/run.json` and `page.md` beside this file; nobody writes a number into it.
 
+mod machine;
+mod page;
+mod parts;
+mod plot;
+mod record;
+mod whole;
+
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -9,93 +20,99 @@ use crate::setup::{self, Group};
 use crate::workspace;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
     #[command(subcommand)]
-    bench: Bench,
+    bench: Option<Bench>,
+    #[command(flatten)]
+    whole: whole::Whole,
+}
+
+#[derive(Debug, Args)]
+struct Words {
+    /// Options of the program, such as --runs N and --json (`--help` shows them)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// Many containers on a node: started, looked at and destroyed, against containerd and Podman
     #[command(disable_help_flag = true)]
-    Agent {
-        /// Options of bench-agent, such as --count N and --json (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
-    /// One container, from the command's start to its end, against crun, runc, libcontainer and a floor
+    Agent(Words),
+    /// One container, from the command's start to its end, against crun, runc, youki, libcontainer and a floor
     #[command(disable_help_flag = true)]
-    Launch {
-        /// Options of bench-launch, such as --runs N and --json (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
+    Launch(Words),
     /// System calls and instructions of one launch, against the bounds that the repository keeps
     #[command(disable_help_flag = true)]
-    Bounds {
-        /// Options of bench-bounds, such as --runs N and --write (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
-    /// A short command in a running container, against crun and runc
+    Bounds(Words),
+    /// A short command in a running container, against crun, runc and youki
     #[command(disable_help_flag = true)]
-    Exec {
-        /// Options of bench-exec, such as --runs N and --json (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
+    Exec(Words),
+    /// create, start, kill and delete, each by itself, against crun, runc and youki
+    #[command(disable_help_flag = true)]
+    Phases(Words),
+    /// What a container writes, into its log, against conmon
+    #[command(disable_help_flag = true)]
+    Stdio(Words),
+    /// How exactly limits of CPU time and memory hold, and what a neighbour feels
+    #[command(disable_help_flag = true)]
+    Enforcement(Words),
     /// Many nodes under a coordinator: placement, heartbeats, a job's start and its return after a node's death
     #[command(disable_help_flag = true)]
-    Cluster {
-        /// Options of bench-cluster, such as --only model and --json (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
+    Cluster(Words),
     /// Pull, import and unpacking of images, and starts on them, against skopeo with umoci and Podman
     #[command(disable_help_flag = true)]
-    Images {
-        /// Options of bench-images, such as --runs N and --json (`--help` shows them)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
+    Images(Words),
 }
 
 impl Bench {
     /// The program, its options, and the packages that it needs.
     const fn program(&self) -> (&str, &Vec<String>, Group) {
         match self {
-            Self::Agent { words } => ("bench-agent", words, Group::BenchAgent),
-            Self::Launch { words } => ("bench-launch", words, Group::Bench),
-            Self::Bounds { words } => ("bench-bounds", words, Group::Up),
-            Self::Exec { words } => ("bench-exec", words, Group::Bench),
-            Self::Cluster { words } => ("bench-cluster", words, Group::Up),
-            Self::Images { words } => ("bench-images", words, Group::BenchImages),
+            Self::Agent(Words { words }) => ("bench-agent", words, Group::BenchAgent),
+            Self::Launch(Words { words }) => ("bench-launch", words, Group::Bench),
+            Self::Bounds(Words { words }) => ("bench-bounds", words, Group::Up),
+            Self::Exec(Words { words }) => ("bench-exec", words, Group::Bench),
+            Self::Phases(Words { words }) => ("bench-phases", words, Group::Bench),
+            Self::Stdio(Words { words }) => ("bench-stdio", words, Group::BenchAgent),
+            Self::Enforcement(Words { words }) => ("bench-enforcement", words, Group::Up),
+            Self::Cluster(Words { words }) => ("bench-cluster", words, Group::Up),
+            Self::Images(Words { words }) => ("bench-images", words, Group::BenchImages),
         }
     }
 }
 
-fn build(bench: &Bench) -> Result<()> {
-    if matches!(bench, Bench::Bounds { .. }) {
-        workspace::build_release(workspace::PRODUCT)?;
-        return workspace::build_release(&["hafen-bench"]);
-    }
-    // Built alone: together with others it would get their choice of features.
-    workspace::build_release(&["hafen-oci"])?;
-    if bench.program().2 == Group::Bench {
-        return workspace::build_release(&["hafen-bench", "hafen-reference"]);
-    }
-    workspace::build_release(&["hafen"])?;
-    workspace::build_release(&["hafen-bench"])
-}
-
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let (name, words, group) = options.bench.program();
+    let Some(bench) = &options.bench else { return whole::run(&options.whole) };
+    let (name, words, group) = bench.program();
     setup::install(group)?;
-    build(&options.bench)?;
+    if group == Group::Bench
+        && let Err(error) = setup::install_youki()
+    {
+        eprintln!("without youki: {error:#}");
+    }
+    build(group == Group::Bench)?;
     let program = workspace::target()?.join("release").join(name);
-    let status = Command::new(&program)
+    let status = measuring(Command::new(&program))
         .args(words)
         .status()
         .with_context(|| format!("run {}", program.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is delivered, as `up` builds it, and what measures it.
+fn build(with_reference: bool) -> Result<()> {
+    workspace::build_release(workspace::PRODUCT)?;
+    let all = ["hafen-bench", "hafen-reference"];
+    workspace::build_release(&all[..if with_reference { 2 } else { 1 }])
+}
+
+/// A measuring program, which finds what the set-up has installed beside Debian's packages.
+fn measuring(mut command: Command) -> Command {
+    let youki = setup::youki();
+    if Path::is_file(&youki) && std::env::var_os("HAFEN_YOUKI").is_none() {
+        command.env("HAFEN_YOUKI", youki);
+    }
+    command
 }
