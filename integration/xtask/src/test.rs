@@ -65,13 +65,14 @@ const FIRST_MACHINE: &[&str] = &[
 ];
 
 /// What these ask of the kernel the rest of their modules asks as well: they are about documents, names, registries, much
-/// output, many deaths, short leases and a browser, and take half an hour where a processor is emulated.
+/// output, many deaths, short leases, a minute of pressure and a browser, and take half an hour where a processor is emulated.
 const NATIVE_ONLY: &[&str] = &[
     "agent::api::",
     "agent::faults::",
     "agent::functions::",
     "agent::hostile::",
     "agent::oracle::",
+    "agent::pressure::one_that_is_short_of_memory",
     "agent::recovery::",
     "agent::roots::",
     "agent::storage::",
