@@ -170,7 +170,7 @@ pub(super) const ALL: &[Part] = &[
         program: "bench-phases",
         words: &["--warmup", "1"],
         quick: &["--runs", "1"],
-        usual: &["--runs", "3"],
+        usual: &["--runs", "2"],
         full: &["--runs", "10"],
         ..IN_VM
     },
