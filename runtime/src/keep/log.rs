@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use hafen_spec::keep::{self, LogFormat, rotated};
 use hafen_sys::file::replace;
 use hafen_sys::{CallError, Context};
+use memchr::{memchr, memrchr};
 use nix::fcntl::{SpliceFFlags, splice};
-use serde::Serialize;
 
 /// A line longer than this is told in pieces, of which only the last has an end.
 const LONGEST_LINE: usize = 16 << 10;
@@ -57,16 +57,6 @@ pub(crate) struct Log {
 pub(crate) fn check(policy: &keep::Log) -> Result<(), CallError> {
     let Some(path) = &policy.path else { return Ok(()) };
     newest(path, false).map(drop).call(|| format!("open log {}", path.display()))
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    time: &'a str,
-    stream: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
 }
 
 impl Log {
@@ -186,30 +176,42 @@ impl Log {
         }
     }
 
+    /// Of bytes after which there are more: so many that no line has to be held for its end.
+    pub(crate) fn whole(&self, bytes: &[u8]) -> usize {
+        let lines = || memrchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
+        if self.policy.format == LogFormat::Json { lines() } else { bytes.len() }
+    }
+
     fn write_lines(&mut self, stream: Stream, bytes: &[u8]) {
         let mut open = std::mem::take(&mut self.open[stream as usize]);
-        let time = now();
+        let head = head(stream.name());
         let (mut text, mut raw) = (Vec::new(), 0);
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = LONGEST_LINE - open.len();
             let window = &rest[..rest.len().min(room)];
-            let end = window.iter().position(|b| *b == b'\n').map(|at| at + 1);
+            let end = memchr(b'\n', window).map(|at| at + 1);
             let (piece, after) = rest.split_at(end.unwrap_or(window.len()));
             rest = after;
-            open.extend_from_slice(piece);
-            if end.is_none() && open.len() < LONGEST_LINE {
+            if end.is_none() && piece.len() < room {
+                open.extend_from_slice(piece);
                 break;
             }
+            let line = if open.is_empty() {
+                piece
+            } else {
+                open.extend_from_slice(piece);
+                &open
+            };
             let before = text.len();
-            put_line(&mut text, &time, stream.name(), &open);
+            put_line(&mut text, &head, line);
             if before > 0 && self.size + text.len() as u64 > self.policy.max_bytes {
                 // It is the first of the next file.
                 let next = text.split_off(before);
                 self.append(&text, raw);
                 (text, raw) = (next, 0);
             }
-            raw += open.len();
+            raw += line.len();
             open.clear();
         }
         self.append(&text, raw);
@@ -223,7 +225,7 @@ impl Log {
             let open = std::mem::take(&mut self.open[stream as usize]);
             if !open.is_empty() {
                 let mut text = Vec::new();
-                put_line(&mut text, &now(), stream.name(), &open);
+                put_line(&mut text, &head(stream.name()), &open);
                 self.append(&text, open.len());
             }
             self.hold(stream, false);
@@ -271,7 +273,7 @@ impl Log {
         let words = format!("{lost} bytes could not be written here\n");
         let mut text = Vec::new();
         match self.policy.format {
-            LogFormat::Json => put_line(&mut text, &now(), "keeper", words.as_bytes()),
+            LogFormat::Json => put_line(&mut text, &head("keeper"), words.as_bytes()),
             LogFormat::Plain => {
                 text = format!("[keeper: {words}").replace('\n', "]\n").into_bytes();
             }
@@ -324,16 +326,27 @@ fn fresh(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn now() -> String {
-    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+/// What all lines of one moment begin with. Nothing in it needs an escape.
+fn head(stream: &str) -> String {
+    let time = humantime::format_rfc3339_nanos(SystemTime::now());
+    format!(r#"{{"time":"{time}","stream":"{stream}","#)
 }
 
-fn put_line(text: &mut Vec<u8>, time: &str, stream: &str, line: &[u8]) {
-    let log = std::str::from_utf8(line).ok();
-    let base64 = log.is_none().then(|| STANDARD.encode(line));
-    // Text and numbers into memory: nothing can fail.
-    let _ = serde_json::to_writer(&mut *text, &Line { time, stream, log, base64 });
-    text.push(b'\n');
+fn put_line(text: &mut Vec<u8>, head: &str, line: &[u8]) {
+    text.extend_from_slice(head.as_bytes());
+    match std::str::from_utf8(line) {
+        Ok(log) => {
+            text.extend_from_slice(br#""log":"#);
+            // Into memory: nothing can fail.
+            let _ = serde_json::to_writer(&mut *text, log);
+        }
+        Err(_) => {
+            text.extend_from_slice(br#""base64":""#);
+            text.extend_from_slice(STANDARD.encode(line).as_bytes());
+            text.push(b'"');
+        }
+    }
+    text.extend_from_slice(b"}\n");
 }
 
 #[cfg(test)]
@@ -367,6 +380,15 @@ mod tests {
             ["stdout", "open", null]
         ]);
         assert_eq!(serde_json::to_value(text).unwrap(), wanted);
+    }
+
+    #[test]
+    fn of_much_only_whole_lines_are_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let json = log(folder.path(), LogFormat::Json, 1 << 20);
+        assert_eq!([json.whole(b"one\ntw"), json.whole(b"one\n"), json.whole(b"one")], [4, 4, 3]);
+        let plain = log(folder.path(), LogFormat::Plain, 1 << 20);
+        assert_eq!(plain.whole(b"one\ntw"), 6);
     }
 
     #[test]

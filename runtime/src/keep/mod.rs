@@ -627,6 +627,8 @@ impl Keeper {
         match read {
             Ok(0) => *from = None,
             Ok(n) => {
+                // Of a fifo that is full more comes: what has no end of line yet is looked at again, with that.
+                let n = if is_fifo && n == CHUNK { self.log.whole(&bytes) } else { n };
                 self.distribute(stream, &bytes[..n]);
                 // What is written down may go.
                 if is_fifo && stdio::take(end, &mut bytes[..n]).is_err() {
