@@ -412,6 +412,7 @@ async fn with_terminal(
         let _ = sender.send(Err(failure)).await;
         return;
     }
+    let (feeds, feeding) = tokio::sync::oneshot::channel();
     let terminal = {
         let sender = sender.clone();
         async move {
@@ -419,14 +420,17 @@ async fn with_terminal(
             let Ok(copy) = master.try_clone() else { return };
             let sink = Sink::Terminal(tokio::fs::File::from_std(copy.into()));
             size.iter().for_each(|size| sink.resize(size));
-            let feeding = tokio::spawn(feed_exec(words, sink, input));
+            // It holds the connection, and a terminal may have ended before its program is told to have.
+            let _ = feeds.send(tokio::spawn(feed_exec(words, sink, input)));
             let from = tokio::fs::File::from_std(master.into());
             pump(from, sender, v1::output::What::Stdout).await;
-            feeding.abort();
         }
     };
     let pump = tokio::spawn(terminal);
     finish(news, sender, vec![pump]).await;
+    if let Ok(feeding) = feeding.await {
+        feeding.abort();
+    }
     // It is let go where it still waits.
     let _ = std::os::unix::net::UnixStream::connect(&waiting.path);
 }
