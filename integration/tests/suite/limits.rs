@@ -498,7 +498,33 @@ fn has_huge_pages() -> bool {
     Reserved::new(4).is_some()
 }
 
+/// Controllers that the root of the cgroup2 tree gives to its children: the runtime switches on what it needs, for good.
+struct Given {
+    file: PathBuf,
+    before: String,
+}
+
+impl Given {
+    fn now() -> Option<Self> {
+        let unified = cgroup::hierarchies().into_iter().find(cgroup::Hierarchy::is_unified)?;
+        let file = unified.mount.join("cgroup.subtree_control");
+        let before = std::fs::read_to_string(&file).ok()?;
+        Some(Self { file, before })
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let now = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let had = |name: &str| self.before.split_whitespace().any(|before| before == name);
+        for name in now.split_whitespace().filter(|name| !had(name)) {
+            let _ = std::fs::write(&self.file, format!("-{name}"));
+        }
+    }
+}
+
 fn huge_pages_are_bounded(t: &Test) {
+    let _given = Given::now();
     let _pages = Reserved::new(4).expect("pages");
     let mount = json!({ "destination": "/mnt", "type": "hugetlbfs", "source": "none", "options": ["pagesize=2M"] });
     let bundle = |limit: u64| {

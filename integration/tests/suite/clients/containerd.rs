@@ -50,6 +50,8 @@ pub(super) struct Containerd<'t> {
     runtime: Runtime,
     daemon: Option<Running>,
     had_sockets: bool,
+    /// Folders of containerd's own in the cgroup tree, which runc makes and leaves.
+    groups: Vec<PathBuf>,
 }
 
 impl<'t> Containerd<'t> {
@@ -59,8 +61,10 @@ impl<'t> Containerd<'t> {
         let file = folder.join("config.toml");
         fs::write(&file, settings(&folder)).expect("write config.toml");
         let had_sockets = Path::new(SOCKETS).exists();
+        let groups = cgroup::hierarchies().into_iter().map(|one| one.mount.join("default"));
+        let groups = groups.filter(|group| !group.exists()).collect();
         let daemon = test.program("containerd", ["--config".as_ref(), file.as_os_str()]).spawn();
-        let containerd = Self { test, folder, runtime, daemon: Some(daemon), had_sockets };
+        let containerd = Self { test, folder, runtime, daemon: Some(daemon), had_sockets, groups };
         let up = wait_until(Duration::from_secs(20), || {
             (containerd.ctr(["version"]).output().exit == Some(0)).then_some(())
         });
@@ -197,6 +201,9 @@ impl Drop for Containerd<'_> {
         }
         if !self.had_sockets {
             let _ = fs::remove_dir_all(SOCKETS);
+        }
+        for group in &self.groups {
+            let _ = fs::remove_dir(group);
         }
     }
 }

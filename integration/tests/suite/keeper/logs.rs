@@ -1,11 +1,11 @@
 //! What a program writes, in files.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hafen_integration::keeper::{Line, files, lines, whole};
-use hafen_integration::{Bundle, Case, Kept, Test, cases, json, patience, wait_until};
+use hafen_integration::{Bundle, Case, Disk, Kept, Test, cases, json, patience, wait_until};
 use hafen_spec::keep::ExitRecord;
 
 use super::{Place, noise, sha};
@@ -159,25 +159,6 @@ fn a_million_lines(t: &Test) {
     assert!(files(&place.log).len() > 3, "it has rotated");
 }
 
-/// A small file system of the test's own, unmounted at the end.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(t: &Test, options: &str) -> Self {
-        let path = t.dir().join("small");
-        fs::create_dir(&path).expect("mkdir");
-        let target = path.to_str().expect("UTF-8");
-        let _ = t.program("mount", ["-t", "tmpfs", "-o", options, "none", target]).output().ok();
-        Self(path)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
 fn log_in(t: &Test, folder: &Path) -> Place {
     Place { log: folder.join("log"), ..Place::new(t) }
 }
@@ -185,17 +166,18 @@ fn log_in(t: &Test, folder: &Path) -> Place {
 const WRITTEN: u64 = 400_000;
 
 /// Much more than finds room; then there is room again.
-fn fill_up(t: &Test, options: &[&str]) -> (Place, Small, ExitRecord) {
-    let small = Small::mount(t, "size=256k");
-    let place = log_in(t, &small.0);
-    fs::write(small.0.join("filler"), vec![0; 128 << 10]).expect("fill");
+fn fill_up(t: &Test, options: &[&str]) -> (Place, Disk, ExitRecord) {
+    let folder = t.dir().join("small");
+    let small = Disk::mount(&folder, "size=256k");
+    let place = log_in(t, &folder);
+    fs::write(folder.join("filler"), vec![0; 128 << 10]).expect("fill");
     let script = "cat /data; touch /mnt/full; until test -e /mnt/go; do usleep 10000; done; echo after; exit 5";
     let data: Vec<u8> = (0..WRITTEN / 40).flat_map(|n| format!("{n:039}\n").into_bytes()).collect();
     let bundle = t.bundle().file("data", data).sh(script).set("/root/readonly", json!(false));
     let kept = place.keep(&bundle, options);
     let passed = || bundle.rootfs().join("mnt/full").exists().then_some(());
     assert!(wait_until(Duration::from_secs(10), passed).is_some(), "the program goes on");
-    fs::remove_file(small.0.join("filler")).expect("make room");
+    fs::remove_file(folder.join("filler")).expect("make room");
     let _ = bundle.file("mnt/go", "");
     let exit = kept.end();
     assert_eq!(exit.exit_code, Some(5));
@@ -240,8 +222,9 @@ fn a_full_disk_stops_no_bytes(t: &Test) {
 }
 
 fn a_log_that_cannot_be_is_refused(t: &Test) {
-    let small = Small::mount(t, "ro");
-    let place = log_in(t, &small.0);
+    let folder = t.dir().join("small");
+    let _small = Disk::mount(&folder, "ro");
+    let place = log_in(t, &folder);
     let call = Kept::spawn(&place.oci, &place.dir, place.words(&t.bundle(), &[]));
     call.wait().error_with(["open log", "small/log", "Read-only file system"]);
     assert_eq!(place.oci.status(&place.id), None, "there is no container");
