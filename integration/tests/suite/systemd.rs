@@ -43,7 +43,7 @@ ln -s "$PROGRAMS/hafen" "$PROGRAMS/hafen-oci" /usr/local/sbin/
 mount -t tmpfs state /var/lib
 cp "$UNIT" /run/systemd/system/
 echo ready
-exec env -i container=hafen PATH="$PATH" SYSTEMD_UNIT_PATH=/run/systemd/system /lib/systemd/systemd --system --unit=hafen.target --show-status=no --log-target=console
+exec env -i container=hafen PATH="$PATH" SYSTEMD_UNIT_PATH=/run/systemd/system.control:/run/systemd/transient:/run/systemd/system /lib/systemd/systemd --system --unit=hafen.target --show-status=no --log-target=console
 "#;
 
 pub(crate) fn trials() -> Vec<Case> {
@@ -393,6 +393,8 @@ fn the_agent_is_a_service(t: &Test) {
     let limit: &[&str] = if cgroup::v1("memory").is_none() { &["--memory", "64M"] } else { &[] };
     let words = [&run[..], limit, &["--", "/bin/sleep", "1000"]].concat();
     let _ = hafen(&words).output().ok();
+    let runs = || pid("a").0.filter(|state| state == "STATE_RUNNING");
+    assert!(wait_until(Duration::from_secs(30), runs).is_some(), "{}", manager.said());
     let _ = hafen(&["exec", "a", "/bin/true"]).output().ok();
     let first = pid("a");
     assert!(first.0.as_deref() == Some("STATE_RUNNING") && first.1 > Some(0), "{first:?}");
