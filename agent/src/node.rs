@@ -753,7 +753,7 @@ impl Node {
     }
 
     fn capacity(&self, allocated: v1::Amounts) -> v1::Capacity {
-        let [cpu, memory, io] = ["cpu", "memory", "io"].map(stats::pressure);
+        let [cpu, memory, io] = v1::Capacity::WAITS.map(stats::pressure);
         v1::Capacity {
             total: Some(stats::machine()),
             reserved: Some(self.reserved()),

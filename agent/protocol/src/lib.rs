@@ -26,6 +26,22 @@ pub mod v1 {
         }
     }
 
+    impl Capacity {
+        /// What processes of a node may wait for, by the names that `Pressure.of` has.
+        pub const WAITS: [&'static str; 3] = ["cpu", "memory", "io"];
+
+        /// Percent of the time in which some process waited for each of [`Self::WAITS`], and in which all did.
+        #[must_use]
+        pub const fn waits(&self) -> [(&'static str, Option<f64>, Option<f64>); 3] {
+            let [cpu, memory, io] = Self::WAITS;
+            [
+                (cpu, self.cpu_pressure, None),
+                (memory, self.memory_pressure, self.memory_pressure_full),
+                (io, self.io_pressure, self.io_pressure_full),
+            ]
+        }
+    }
+
     /// Without the content.
     impl std::fmt::Debug for Secret {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

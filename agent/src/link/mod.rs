@@ -80,7 +80,7 @@ impl Link {
         let lease = disk.known().lease;
         let identity = Identity::of(node.config(), &master);
         identity.check(&master)?;
-        if ["cpu", "memory", "io"].iter().all(|of| stats::pressure(of) == (None, None)) {
+        if v1::Capacity::WAITS.iter().all(|of| stats::pressure(of) == (None, None)) {
             tracing::warn!("the kernel counts no pressure (PSI): the master hears of none");
         }
         let (said, heard) = watch::channel(Said::default());

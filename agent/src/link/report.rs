@@ -62,8 +62,8 @@ pub(super) struct Meter {
     short: BTreeSet<&'static str>,
 }
 
-/// Of which the node is short, from how many percent on. It is so no more below half of that.
-const SHORT: [(&str, f64); 3] = [("cpu", 50.0), ("memory", 10.0), ("io", 25.0)];
+/// From how many percent on the node is short of each of [`v1::Capacity::WAITS`]. It is so no more below half of that.
+const SHORT: [f64; 3] = [50.0, 10.0, 25.0];
 /// What the kernel's numbers are the average of.
 const AVERAGE: Duration = Duration::from_secs(10);
 
@@ -95,9 +95,8 @@ impl Meter {
 
     /// What lasts is told each time: a report may be lost, and a master may be another one.
     fn pressure(&mut self, capacity: &v1::Capacity) -> Vec<v1::Pressure> {
-        let some = [capacity.cpu_pressure, capacity.memory_pressure, capacity.io_pressure];
         let mut told = Vec::new();
-        for ((of, from), percent) in SHORT.into_iter().zip(some) {
+        for ((of, percent, _), from) in capacity.waits().into_iter().zip(SHORT) {
             let percent = percent.unwrap_or_default();
             let was_short = self.short.contains(of);
             let is_short = percent >= if was_short { from / 2.0 } else { from };

@@ -7,11 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::agent::{Error, call, says, wait_until};
 use crate::cluster::report::Row;
-use crate::report::rounded;
 use crate::sheet::{Plot, Sheet};
 use crate::stats::{median, percentile, ratio};
 
@@ -263,14 +262,8 @@ impl Report {
     /// One object: what is looked for first, then what it comes from.
     #[must_use]
     pub fn json(&self) -> Value {
-        let named = self.named().into_iter();
-        let mut all: Map<String, Value> =
-            named.map(|(name, value)| (name, rounded(value))).collect();
-        all.insert("rows".into(), self.rows.iter().map(Row::json).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.notes.clone().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let rows = self.rows.iter().map(Row::json).collect();
+        self.sheet().report(self.named(), [("rows".into(), rows)])
     }
 
     #[must_use]

@@ -1,10 +1,10 @@
 //! What is said of the commands of a container's life, each by itself.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::measure::Sample;
 use crate::programs::{OURS, Phase};
-use crate::report::{Row, failures, number, rounded};
+use crate::report::{Row, failures, number};
 use crate::sheet::{Plot, Sheet};
 use crate::stats::ratio;
 
@@ -62,14 +62,8 @@ impl Report {
     /// One object: the ratios, then what they come from.
     #[must_use]
     pub fn json(&self) -> Value {
-        let ratios = self.ratios().into_iter();
-        let mut all: Map<String, Value> =
-            ratios.map(|(name, value)| (name, rounded(value))).collect();
-        all.insert("rows".into(), self.lines.iter().map(line_json).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.all_notes().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let rows = self.lines.iter().map(line_json).collect();
+        self.sheet().report(self.ratios(), [("rows".into(), rows)])
     }
 
     #[must_use]

@@ -31,7 +31,7 @@ pub const OURS: &str = "hafen-oci";
 pub const FLOOR: &str = "floor";
 
 /// (name, file, variable that names it, kind)
-const KNOWN: [(&str, &str, &str, Kind); 6] = [
+const KNOWN: [Known; 6] = [
     (FLOOR, "floor", "HAFEN_FLOOR", Kind::Floor),
     (OURS, "hafen-oci", "HAFEN_OCI", Kind::Runtime),
     ("crun", "crun", "HAFEN_CRUN", Kind::Runtime),
@@ -43,8 +43,20 @@ const KNOWN: [(&str, &str, &str, Kind); 6] = [
 /// Those that are here, and the names of those that are not. `scratch` is for what they write
 /// when asked for their version.
 pub fn find(scratch: &Path) -> (Vec<Program>, Vec<&'static str>) {
+    find_of(&KNOWN, scratch)
+}
+
+/// The same of those alone that have commands for each step of a container's life.
+pub fn runtimes(scratch: &Path) -> (Vec<Program>, Vec<&'static str>) {
+    let runtimes = KNOWN.into_iter().filter(|(.., kind)| *kind == Kind::Runtime);
+    find_of(&runtimes.collect::<Vec<_>>(), scratch)
+}
+
+type Known = (&'static str, &'static str, &'static str, Kind);
+
+fn find_of(known: &[Known], scratch: &Path) -> (Vec<Program>, Vec<&'static str>) {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for (name, file, variable, kind) in KNOWN {
+    for &(name, file, variable, kind) in known {
         match locate(file, variable) {
             Some(path) => {
                 let version = version(&path, kind, scratch);
@@ -54,6 +66,20 @@ pub fn find(scratch: &Path) -> (Vec<Program>, Vec<&'static str>) {
         }
     }
     (found, missing)
+}
+
+/// A note of programs that were looked for, if there are any.
+pub fn not_found(missing: &[impl AsRef<str>]) -> Option<String> {
+    let names: Vec<&str> = missing.iter().map(AsRef::as_ref).collect();
+    (!names.is_empty()).then(|| format!("not found: {}", names.join(", ")))
+}
+
+/// What measures one command.
+///
+/// # Errors
+/// It was not built.
+pub fn stopwatch() -> Result<PathBuf, &'static str> {
+    locate("stopwatch", "HAFEN_STOPWATCH").ok_or("no program `stopwatch` next to this one")
 }
 
 /// What the environment names, else next to this program, else in PATH.

@@ -172,21 +172,13 @@ impl Report {
 
     /// One object: the ratios, then what they come from.
     pub fn json(&self) -> Value {
-        let mut all = self.ratios();
         let each = |of: &dyn Fn(&Row) -> Value| -> Value {
             self.rows.iter().map(|r| (r.series.name.clone(), of(r))).collect()
         };
-        all.insert("medians".into(), each(&|r| self.row_json(r)));
-        all.insert("versions".into(), each(&|r| r.version.clone().into()));
-        let goals = self.goals();
-        let goals = goals.iter().map(|(goal, value)| (goal.name.to_owned(), goal.json(*value)));
-        all.insert("goals".into(), goals.collect());
-        for (name, value) in &self.facts {
-            all.insert((*name).into(), value.clone());
-        }
-        all.insert("notes".into(), self.all_notes().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let medians = ("medians".to_owned(), each(&|r| self.row_json(r)));
+        let versions = ("versions".to_owned(), each(&|r| r.version.clone().into()));
+        let rest = self.ratios().into_iter().chain([medians, versions]);
+        self.sheet().report(std::iter::empty::<(String, _)>(), rest)
     }
 
     fn row_json(&self, row: &Row) -> Value {

@@ -1,6 +1,6 @@
 //! What a measuring program has to say, in one shape for all: printed, or put into a page (`cargo xtask bench`).
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::report::{Goal, fact_line, filled, number, rounded};
 use crate::stats::spread;
@@ -43,9 +43,29 @@ impl Sheet {
         format!("{}\n{table}\n{}", facts.join(", "), lines.join("\n"))
     }
 
-    /// The same for a page: what is printed as it is printed, and the dots of the plots.
+    /// One object for programs: what is looked for by its name, the `rest` of what it comes from, and goals, facts and notes; under
+    /// `sheet` what a page is made of.
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub fn report<N: Into<String>>(
+        &self,
+        named: impl IntoIterator<Item = (N, Option<f64>)>,
+        rest: impl IntoIterator<Item = (String, Value)>,
+    ) -> Value {
+        let named = named.into_iter().map(|(name, value)| (name.into(), rounded(value)));
+        let mut all: Map<String, Value> = named.chain(rest).collect();
+        if !self.goals.is_empty() {
+            let goals = self.goals.iter();
+            let goals = goals.map(|(goal, value)| (goal.name.to_owned(), goal.json(*value)));
+            all.insert("goals".into(), goals.collect());
+        }
+        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        all.insert("notes".into(), self.notes.clone().into());
+        all.insert("sheet".into(), self.json());
+        all.into()
+    }
+
+    /// The same for a page: what is printed as it is printed, and the dots of the plots.
+    fn json(&self) -> Value {
         let others = self.others.iter().map(|(name, value)| json!([name, number(*value)]));
         let goals = self.goals.iter().map(|(goal, value)| {
             json!({

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::measure::{Job, Sample, Subject};
 use crate::programs::{OURS, ask_version, locate, words};
@@ -233,14 +233,8 @@ impl Report {
     /// One object: the ratios, then what they come from.
     #[must_use]
     pub fn json(&self) -> Value {
-        let ratios = self.ratios().into_iter();
-        let mut all: Map<String, Value> =
-            ratios.map(|(name, value)| (name, rounded(value))).collect();
-        all.insert("rows".into(), self.lines.iter().map(|line| self.line_json(line)).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.all_notes().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let rows = self.lines.iter().map(|line| self.line_json(line)).collect();
+        self.sheet().report(self.ratios(), [("rows".into(), rows)])
     }
 
     fn line_json(&self, line: &Line) -> Value {

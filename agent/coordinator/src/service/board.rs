@@ -32,8 +32,6 @@ pub(super) struct Said {
     pub(super) short: BTreeMap<String, v1::Pressure>,
 }
 
-/// Of which a node may be short.
-pub(super) const KINDS: [&str; 3] = ["cpu", "memory", "io"];
 /// What cannot be taken back from a task that has it, but by its end.
 const HELD: &str = "memory";
 
@@ -146,7 +144,8 @@ impl Board {
         if report.capacity.is_some() {
             said.capacity = report.capacity;
         }
-        let known = report.pressure.iter().filter(|one| KINDS.contains(&one.of.as_str()));
+        let is_known = |one: &&v1::Pressure| v1::Capacity::WAITS.contains(&one.of.as_str());
+        let known = report.pressure.iter().filter(is_known);
         let mut news = Vec::new();
         for one in known {
             let before = match one.ended {

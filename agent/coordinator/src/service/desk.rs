@@ -18,7 +18,7 @@ use super::engine::{Engine, Inlet};
 use crate::cluster::{Event, Presence};
 use crate::model::{self, Allocation, JobId, Namespace, NodeId};
 use crate::wire;
-use crate::wire::job::MOST_REPLICAS;
+use crate::wire::job::too_many;
 
 /// How long a call waits for a change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -184,9 +184,8 @@ impl Desk {
 
     pub(super) async fn scale(&self, request: v1::ScaleJobRequest) -> Result<v1::Job, Failure> {
         let v1::ScaleJobRequest { name, replicas } = request;
-        if replicas > MOST_REPLICAS {
-            let words = format!("replicas: {replicas}: {MOST_REPLICAS} are the most");
-            return Err(Failure::new(Kind::Invalid, words));
+        if let Some(why) = too_many(replicas) {
+            return Err(Failure::new(Kind::Invalid, format!("replicas: {why}")));
         }
         self.order(move |engine| {
             let record = engine.core.job(&JobId(name.clone())).ok_or_else(|| no_job(&name))?;

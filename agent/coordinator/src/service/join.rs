@@ -87,7 +87,8 @@ impl Gate {
         }
         let _turn = self.turn.lock().await;
         let number = self.withdrawn.least(&format!("{NODE}{node}"));
-        let again = self.examine(who, &token, &asked(&node, number, &csr))?;
+        let asked = asked(&node, number, &csr);
+        let again = self.examine(who, &token, &asked)?;
         let signed = self.sign(&node, number, &csr)?;
         if again {
             return Ok(signed);
@@ -96,7 +97,7 @@ impl Gate {
         if desk.ask(move |engine| engine.knows(&name)).await? {
             return Err(Status::already_exists(format!("another node is {node}")));
         }
-        let change = self.tokens().take(&token, &asked(&node, number, &csr));
+        let change = self.tokens().take(&token, &asked);
         Self::save(desk, change.into_iter().collect()).await?;
         tracing::info!(node, %who, "joined");
         Ok(signed)

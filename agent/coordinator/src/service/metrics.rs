@@ -139,16 +139,12 @@ fn pressure(registry: &mut Registry, nodes: &[v1::ClusterNode]) {
         nodes.iter().filter(|node| node.presence() != v1::cluster_node::Presence::Unreachable);
     for node in heard {
         let capacity = node.capacity.unwrap_or_default();
-        for (family, resource, percent) in [
-            (&some, "cpu", capacity.cpu_pressure),
-            (&some, "memory", capacity.memory_pressure),
-            (&some, "io", capacity.io_pressure),
-            (&full, "memory", capacity.memory_pressure_full),
-            (&full, "io", capacity.io_pressure_full),
-        ] {
-            let Some(percent) = percent else { continue };
+        for (resource, of_some, of_all) in capacity.waits() {
             let of = Waits { node: node.name.clone(), resource: resource.to_owned() };
-            family.get_or_create(&of).set(percent);
+            for (family, percent) in [(&some, of_some), (&full, of_all)] {
+                let Some(percent) = percent else { continue };
+                family.get_or_create(&of).set(percent);
+            }
         }
     }
     let help = "Time of the last 10 s in which some process of the node waited";

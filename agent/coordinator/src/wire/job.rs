@@ -22,7 +22,7 @@ const JOB_LABEL: &str = "hafen.job";
 const NAMESPACE_LABEL: &str = "hafen.namespace";
 const MOST_CONSTRAINTS: usize = 64;
 /// Places of one job.
-pub const MOST_REPLICAS: u32 = 100_000;
+const MOST_REPLICAS: u32 = 100_000;
 
 /// Every problem of a job, each with its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +86,11 @@ pub fn job(spec: &v1::JobSpec) -> Result<Job, Problems> {
     if finding.0.is_empty() { Ok(job) } else { Err(Problems(finding.0)) }
 }
 
+/// Why there cannot be so many places.
+pub fn too_many(count: u32) -> Option<String> {
+    (count > MOST_REPLICAS).then(|| format!("{count}: {MOST_REPLICAS} are the most"))
+}
+
 fn kind(spec: &v1::JobSpec, finding: &mut Finding) -> Kind {
     use v1::job_spec::Kind as Said;
     let (field, count) = match &spec.kind {
@@ -93,8 +98,8 @@ fn kind(spec: &v1::JobSpec, finding: &mut Finding) -> Kind {
         Some(Said::Batch(batch)) => ("batch.runs", batch.runs),
         Some(Said::OnePerNode(_)) | None => ("replicas", 1),
     };
-    if count > MOST_REPLICAS {
-        finding.add(field, format!("{count}: {MOST_REPLICAS} are the most"));
+    if let Some(why) = too_many(count) {
+        finding.add(field, why);
     }
     match &spec.kind {
         Some(Said::Replicas(count)) => Kind::Replicas(*count),

@@ -155,11 +155,7 @@ fn state(node: &v1::ClusterNode) -> String {
 /// Percent of the last 10 s in which something waited, where it is worth a word.
 fn pressure(node: &v1::ClusterNode) -> String {
     let capacity = node.capacity.unwrap_or_default();
-    let all = [
-        ("cpu", capacity.cpu_pressure),
-        ("memory", capacity.memory_pressure),
-        ("io", capacity.io_pressure),
-    ];
+    let all = capacity.waits().map(|(of, some, _)| (of, some));
     if all.iter().all(|(_, percent)| percent.is_none()) {
         return if capacity.total.is_some() { "not counted" } else { "" }.to_owned();
     }

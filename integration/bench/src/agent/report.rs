@@ -1,6 +1,6 @@
 //! What is said of nodes.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::round::Seen;
 use super::{containerd, hafen, podman};
@@ -137,18 +137,9 @@ impl Report {
 
     /// One object: the goals' numbers, then what they come from.
     pub fn json(&self) -> Value {
-        let (mut all, mut goals) = (Map::new(), Map::new());
-        for (goal, value) in self.named() {
-            all.insert(goal.name.into(), rounded(value));
-            goals.insert(goal.name.into(), goal.json(value));
-        }
-        all.insert("goals".into(), goals.into());
-        all.extend(self.others().into_iter().map(|(name, value)| (name, rounded(value))));
-        all.insert("rows".into(), self.lines.iter().map(line_json).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.all_notes().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let goals = self.named().into_iter().map(|(goal, value)| (goal.name.to_owned(), value));
+        let rows = self.lines.iter().map(line_json).collect();
+        self.sheet().report(goals.chain(self.others()), [("rows".into(), rows)])
     }
 
     pub fn text(&self) -> String {

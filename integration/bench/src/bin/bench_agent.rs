@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,10 +15,10 @@ use hafen_bench::agent::round::{Scene, Seen, Settings};
 use hafen_bench::agent::{Error, Node, image, processes};
 use hafen_bench::host::{Delegation, Host};
 use hafen_bench::images::layout::Made;
+use hafen_bench::measure::interruption;
 use hafen_bench::programs::locate;
 use hafen_bench::report::tell;
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 /// Above this, others have a part in every number.
@@ -74,10 +73,7 @@ fn run(options: &Options) -> Result<String, Error> {
     if options.only_quiet && load > QUIET {
         return Err(format!("the machine has a load of {load}: it is to be quiet").into());
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let host = Host::read()?;
     let _delegation = Delegation::new(&host, &["cpu", "memory", "pids", "io"])?;
     let place = Place::new(options, &host)?;

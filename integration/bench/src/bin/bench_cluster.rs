@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -14,10 +13,10 @@ use hafen_bench::cluster::nodes::{self, Machine};
 use hafen_bench::cluster::report::{HEARTBEAT, LIVE, MODEL, Report};
 use hafen_bench::cluster::{Error, go_on, heartbeat, live, packing, recovery, speed};
 use hafen_bench::host::{Delegation, Host};
+use hafen_bench::measure::interruption;
 use hafen_bench::programs::{OURS, ask_version, locate};
 use hafen_bench::report::tell;
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 /// Above this, others have a part in every number.
@@ -82,10 +81,7 @@ fn run(options: &Options) -> Result<String, Error> {
     if options.only_quiet && load > QUIET {
         return Err(format!("the machine has a load of {load}: it is to be quiet").into());
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let host = Host::read()?;
     let place = Place::new(options, &host)?;
     let all = All { options, lease, host: &host, place: &place, interrupted: &interrupted };

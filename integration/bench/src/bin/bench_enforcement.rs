@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,10 +14,10 @@ use hafen_bench::enforcement::{
     work_regularly,
 };
 use hafen_bench::host::{Delegation, Host};
+use hafen_bench::measure::interruption;
 use hafen_bench::programs::{OURS, ask_version, locate};
 use hafen_bench::report::tell;
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 const PARTS: [&str; 3] = [CPU, MEMORY, NEIGHBOUR];
 /// Limits in CPUs and how many loops are busy under them.
@@ -86,10 +85,7 @@ fn run(options: &Options) -> Result<String, Error> {
     let host = Host::read()?;
     let parent = host.folder_of_state();
     let folder = tempfile::Builder::new().prefix("bench-enforcement-").tempdir_in(parent)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let _delegation = Delegation::new(&host, &bundle::CONTROLLERS)?;
     let id = format!("hafen-bench-{}", std::process::id());
     let config = bundle::config(Kind::Minimal, &id, &host)?;

@@ -3,18 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Parser;
 use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::Host;
-use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::measure::{Bench, Settings, Subject, interruption};
 use hafen_bench::programs::{self, Program};
 use hafen_bench::report::{Goal, Report, Row, tell};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Measures `exec ID /bin/true` of hafen-oci, crun and runc, interleaved, each in a container that
 /// it has made itself of the same bundle.
@@ -109,18 +107,12 @@ impl Drop for Container<'_> {
 }
 
 fn run(options: &Options) -> Result<String, Error> {
-    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
-    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let stopwatch = programs::stopwatch()?;
     let host = Host::read()?;
     let parent = host.folder_of_state();
     let folder = tempfile::Builder::new().prefix("bench-exec-").tempdir_in(parent)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    let (mut found, mut missing) = programs::find(folder.path());
-    found.retain(|p| p.kind == programs::Kind::Runtime);
-    missing.retain(|m| *m != programs::FLOOR && *m != "libcontainer");
+    let interrupted = interruption()?;
+    let (found, missing) = programs::runtimes(folder.path());
     let mut containers = Vec::new();
     let mut notes = Vec::new();
     for program in &found {
@@ -136,9 +128,7 @@ fn run(options: &Options) -> Result<String, Error> {
     if interrupted.load(Ordering::Relaxed) {
         return Err("interrupted".into());
     }
-    if !missing.is_empty() {
-        notes.push(format!("not found: {}", missing.join(", ")));
-    }
+    notes.extend(programs::not_found(&missing));
     let rows = containers.iter().zip(series);
     let report = Report {
         verb: "exec",

@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Parser;
@@ -15,11 +14,10 @@ use hafen_bench::images::programs::{self as images, OURS, Place, Program, Verb};
 use hafen_bench::images::recipe::{Recipe, recipes};
 use hafen_bench::images::registry::Registry;
 use hafen_bench::images::report::{Line, NO_IMAGE, Report, START};
-use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::measure::{Bench, Settings, Subject, interruption};
 use hafen_bench::programs;
 use hafen_bench::report::{Row, tell};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 /// Measures pull, import and unpacking of two images, of 60 layers and of 50,000 files, and a second start from what
@@ -66,13 +64,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String, Error> {
-    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
-    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let stopwatch = programs::stopwatch()?;
     let runtime = programs::locate(programs::OURS, "HAFEN_OCI").ok_or("no program `hafen-oci`")?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let recipes = recipes(options.small);
     let space = Space::look(&options.dir, &recipes)?;
     let host = Host::read()?;
@@ -192,10 +186,7 @@ impl All<'_> {
             }
             self.clear(&made)?;
         }
-        let notes = match missing.is_empty() {
-            true => vec![],
-            false => vec![format!("not found: {}", missing.join(", "))],
-        };
+        let notes = programs::not_found(&missing).into_iter().collect();
         let large = recipes.last().map_or("", |r| r.name);
         Ok(Report { lines, large, facts: self.facts(&about, space), notes })
     }

@@ -4,20 +4,17 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser;
 use hafen_bench::assembler::Assembler;
 use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::{Delegation, Host};
-use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::measure::{Bench, Settings, Subject, interruption};
 use hafen_bench::programs::{self, Program};
 use hafen_bench::report::{Goal, Report, Row, tell};
 use hafen_bench::{launch_plan, steps};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 /// Measures `run` of one container: hafen-oci, crun, runc, youki and the libcontainer
@@ -67,14 +64,10 @@ fn main() -> ExitCode {
 type Error = Box<dyn std::error::Error>;
 
 fn run(options: &Options) -> Result<String, Error> {
-    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
-    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let stopwatch = programs::stopwatch()?;
     let host = Host::read()?;
     let scene = Scene::new(options, &host)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let bench =
         Bench { settings: settings(options), stopwatch: &stopwatch, interrupted: &interrupted };
     let result = measure(options, &host, &scene, &bench);
@@ -173,9 +166,7 @@ fn facts(options: &Options, host: &Host, folder: &Path) -> Vec<(&'static str, Va
 
 fn notes(missing: &[&str], subjects: &[Subject]) -> Vec<String> {
     let mut notes = Vec::new();
-    if !missing.is_empty() {
-        notes.push(format!("not found: {}", missing.join(", ")));
-    }
+    notes.extend(programs::not_found(missing));
     for subject in subjects.iter().filter(|s| s.cover.is_some()) {
         notes.push(format!(
             "{} runs where the cgroup2 tree shows no controllers: it refuses this host otherwise",

@@ -3,19 +3,17 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Parser;
 use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::Host;
-use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::measure::{Bench, Settings, Subject, interruption};
 use hafen_bench::phases::{Line, Report};
 use hafen_bench::programs::{self, Phase, Program};
 use hafen_bench::report::{Row, tell};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Measures create, start, kill (SIGKILL) and delete of one container: hafen-oci, crun, runc and youki, interleaved on one
 /// bundle whose program sleeps. Each run is a container's whole life, of which one command is measured.
@@ -49,23 +47,17 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String, Error> {
-    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
-    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let stopwatch = programs::stopwatch()?;
     let host = Host::read()?;
     let parent = host.folder_of_state();
     let folder = tempfile::Builder::new().prefix("bench-phases-").tempdir_in(parent)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let id = format!("hafen-bench-{}", std::process::id());
     let made = folder.path().join("bundle");
     let mut config = bundle::config(options.bundle, &id, &host)?;
     config["process"]["args"] = json!(["/bin/sleep", "3600"]);
     bundle::make(&made, &config)?;
-    let (mut found, mut missing) = programs::find(folder.path());
-    found.retain(|program| program.kind == programs::Kind::Runtime);
-    missing.retain(|name| *name != programs::FLOOR && *name != "libcontainer");
+    let (found, missing) = programs::runtimes(folder.path());
     let bench =
         Bench { settings: settings(options), stopwatch: &stopwatch, interrupted: &interrupted };
     let mut lines = Vec::new();
@@ -83,10 +75,7 @@ fn run(options: &Options) -> Result<String, Error> {
             row: Row { version: program.version.clone(), series },
         }));
     }
-    let notes = match missing.is_empty() {
-        true => Vec::new(),
-        false => vec![format!("not found: {}", missing.join(", "))],
-    };
+    let notes = programs::not_found(&missing).into_iter().collect();
     let report = Report { lines, facts: facts(options, &host, folder.path()), notes };
     Ok(if options.json { format!("{:#}", report.json()) } else { report.text() })
 }

@@ -3,19 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Parser;
 use hafen_bench::bundle::{self, Kind};
 use hafen_bench::host::Host;
-use hafen_bench::measure::{Bench, Settings, Subject};
+use hafen_bench::measure::{Bench, Settings, Subject, interruption};
 use hafen_bench::programs;
 use hafen_bench::report::{Row, tell};
 use hafen_bench::stdio::{self, Line, PIECE, Place, Report, Taker};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Measures the way of a container's output into its log: `hafen-oci keep`, conmon with crun, conmon with runc, and as the
 /// bound a container whose output is the file itself; interleaved, from the first call until the container is gone.
@@ -52,15 +50,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String, Error> {
-    let stopwatch = programs::locate("stopwatch", "HAFEN_STOPWATCH");
-    let stopwatch = stopwatch.ok_or("no program `stopwatch` next to this one")?;
+    let stopwatch = programs::stopwatch()?;
     let host = Host::read()?;
     let parent = options.dir.clone().unwrap_or_else(|| host.folder_of_state());
     let folder = tempfile::Builder::new().prefix("bench-stdio-").tempdir_in(parent)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = interruption()?;
     let id = format!("hafen-bench-{}", std::process::id());
     let made = folder.path().join("bundle");
     let pieces = (options.megabytes * 1_000_000).div_ceil(PIECE);
@@ -130,8 +124,6 @@ fn notes(missing: &[String]) -> Vec<String> {
         "no log is rotated; a log that holds less than was written is a failure".to_owned(),
         "the CPU time is that of everything that takes part, the container included".to_owned(),
     ];
-    if !missing.is_empty() {
-        notes.push(format!("not found: {}", missing.join(", ")));
-    }
+    notes.extend(programs::not_found(missing));
     notes
 }

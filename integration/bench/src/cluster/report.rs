@@ -1,6 +1,6 @@
 //! What is said of a cluster.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::report::{Goal, number, rounded};
 use crate::sheet::{Plot, Sheet};
@@ -84,17 +84,8 @@ impl Report {
     /// One object: the goals' numbers, then what they come from.
     #[must_use]
     pub fn json(&self) -> Value {
-        let named = self.named.all().into_iter();
-        let mut all: Map<String, Value> =
-            named.map(|(name, value)| (name.to_owned(), rounded(value))).collect();
-        let goals = self.goals();
-        let goals = goals.iter().map(|(goal, value)| (goal.name.to_owned(), goal.json(*value)));
-        all.insert("goals".into(), goals.collect());
-        all.insert("rows".into(), self.rows.iter().map(Row::json).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.notes.clone().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let rows = self.rows.iter().map(Row::json).collect();
+        self.sheet().report(self.named.all(), [("rows".into(), rows)])
     }
 
     #[must_use]

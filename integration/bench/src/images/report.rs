@@ -1,6 +1,6 @@
 //! What is said of images.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::programs::OURS;
 use crate::measure::Sample;
@@ -111,20 +111,11 @@ impl Report {
 
     /// One object: the goals' numbers, then what they come from.
     pub fn json(&self) -> Value {
-        let mut all = Map::new();
-        let mut goals = Map::new();
-        for (goal, value) in self.named() {
-            all.insert(goal.name.into(), rounded(value));
-            goals.insert(goal.name.into(), goal.json(value));
-        }
-        all.insert("goals".into(), goals.into());
+        let goals = self.named().into_iter().map(|(goal, value)| (goal.name, value));
         let others = self.others().into_iter().map(|(name, value)| (name, rounded(value)));
-        all.insert("each".into(), others.collect());
-        all.insert("rows".into(), self.lines.iter().map(line_json).collect());
-        all.extend(self.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        all.insert("notes".into(), self.all_notes().into());
-        all.insert("sheet".into(), self.sheet().json());
-        all.into()
+        let rows = self.lines.iter().map(line_json).collect();
+        let rest = [("each".into(), others.collect()), ("rows".into(), rows)];
+        self.sheet().report(goals, rest)
     }
 
     pub fn text(&self) -> String {

@@ -86,11 +86,8 @@ impl Bench {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let Some(bench) = &options.bench else { return whole::run(&options.whole) };
     let (name, words, group) = bench.program();
-    setup::install(group)?;
-    if group == Group::Bench
-        && let Err(error) = setup::install_youki()
-    {
-        eprintln!("without youki: {error:#}");
+    if let Some(why) = install(&[group])? {
+        eprintln!("without youki: {why}");
     }
     build(group == Group::Bench)?;
     let program = workspace::target()?.join("release").join(name);
@@ -99,6 +96,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .status()
         .with_context(|| format!("run {}", program.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the programs need, and why there is no youki where it is wanted and cannot be had.
+fn install(groups: &[Group]) -> Result<Option<String>> {
+    groups.iter().try_for_each(|group| setup::install(*group))?;
+    let youki = groups.contains(&Group::Bench).then(setup::install_youki);
+    Ok(youki.and_then(Result::err).map(|error| format!("{error:#}")))
 }
 
 /// What is delivered, as `up` builds it, and what measures it.

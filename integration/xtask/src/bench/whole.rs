@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::parts::{self, GROUPS, Part, Size};
 use super::record::{self, Record};
-use super::{build, machine, measuring, page};
+use super::{build, install, machine, measuring, page};
 use crate::command::{self, limited};
 use crate::setup::{self, Group};
 use crate::workspace;
@@ -143,12 +143,7 @@ fn programs(
         return fs::canonicalize(folder)
             .with_context(|| format!("--programs {}", folder.display()));
     }
-    groups.iter().try_for_each(|group| setup::install(*group))?;
-    if groups.contains(&Group::Bench)
-        && let Err(error) = setup::install_youki()
-    {
-        lacking.push(format!("{error:#}"));
-    }
+    lacking.extend(install(groups)?);
     if parts.iter().any(|part| part.in_vm) {
         setup::install_vm()?;
     }
