@@ -1,12 +1,11 @@
 //! An agent of a test's own: its folders, its instance, its process, and words with it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
@@ -14,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::daemon::Daemon;
 use crate::disk::Disk;
 use crate::{Call, Output, Program, Test, cgroup, wait_until};
 
@@ -31,12 +31,12 @@ pub struct Agent<'t> {
     variables: Vec<(String, String)>,
     /// What its program is started by.
     before: Vec<String>,
-    process: Option<Child>,
+    process: Option<Daemon>,
     /// The test has said that it looks after what is left.
     is_over: bool,
     /// Of what it writes down, if that has one of its own.
     state: Option<Disk>,
-    _run: Disk,
+    run: Disk,
 }
 
 /// An answer over HTTP.
@@ -92,7 +92,7 @@ impl<'t> Agent<'t> {
             process: None,
             is_over: false,
             state: None,
-            _run: run,
+            run,
         }
     }
 
@@ -108,6 +108,12 @@ impl<'t> Agent<'t> {
     #[must_use]
     pub fn disk(&self) -> &Disk {
         self.state.as_ref().expect("a disk of its own")
+    }
+
+    /// Of what does not outlive a boot.
+    #[must_use]
+    pub const fn run_disk(&self) -> &Disk {
+        &self.run
     }
 
     /// A key of its configuration, as `HAFEN_NAME`.
@@ -187,8 +193,7 @@ impl<'t> Agent<'t> {
     /// It does not run.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        let child = self.process.as_ref().expect("the agent runs");
-        i32::try_from(child.id()).expect("a pid fits")
+        self.process.as_ref().expect("the agent runs").pid()
     }
 
     fn environment(&self) -> Vec<(String, String)> {
@@ -213,20 +218,13 @@ impl<'t> Agent<'t> {
         all
     }
 
-    fn command(&self) -> Command {
+    fn daemon(&self) -> Daemon {
         let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));
-        let mut words =
-            self.before.iter().map(OsString::from).chain([program.into(), "agent".into()]);
-        let mut command = Command::new(words.next().expect("a program"));
-        let log = File::options().create(true).append(true).open(self.log()).expect("a log");
-        let errors = log.try_clone().expect("a descriptor");
-        // The test's own are none of the agent's.
-        command.args(words).env_remove("HAFEN_SEED").env_remove("HAFEN_CYCLES");
-        command.env_remove("HAFEN_BATCH");
-        command.envs(self.environment()).stdin(Stdio::null());
-        // Nobody who ends the agent's group is to end its keepers.
-        command.stdout(log).stderr(errors).process_group(0);
-        command
+        let words = self.before.iter().map(OsString::from).chain([program.into(), "agent".into()]);
+        let variables = self.environment().into_iter();
+        variables.fold(Daemon::new(words, self.log()), |daemon, (name, value)| {
+            daemon.variable(&name, value)
+        })
     }
 
     /// Begin, and do not wait until it answers.
@@ -235,7 +233,9 @@ impl<'t> Agent<'t> {
     /// It runs already.
     pub fn begin(&mut self) {
         assert!(self.process.is_none(), "the agent runs already");
-        self.process = Some(self.command().spawn().expect("start hafen agent"));
+        let mut daemon = self.daemon();
+        daemon.begin();
+        self.process = Some(daemon);
     }
 
     /// Begin, and wait until it answers.
@@ -250,12 +250,9 @@ impl<'t> Agent<'t> {
 
     #[track_caller]
     fn answers(&mut self) {
-        let up = wait_until(READY, || {
-            let ended = self.process.as_mut()?.try_wait().expect("wait for the agent");
-            assert!(ended.is_none(), "the agent has ended, {ended:?}: {}", self.said());
-            self.try_http("GET", "/healthz", "").filter(|answer| answer.status == 200)
-        });
-        assert!(up.is_some(), "the agent does not answer: {}", self.said());
+        let socket = self.socket();
+        let daemon = self.process.as_mut().expect("the agent runs");
+        daemon.answers(READY, |_| healthy(&socket));
     }
 
     /// Wait until it answers. Where it has ended by itself it is started again, as its supervisor would.
@@ -264,8 +261,7 @@ impl<'t> Agent<'t> {
     /// It does not come up in time.
     #[track_caller]
     pub fn revive(&mut self) {
-        let ended = self.process.as_mut().map(Child::try_wait);
-        if let Some(Ok(Some(_))) = ended {
+        if self.process.as_mut().and_then(Daemon::ended).is_some() {
             self.process = None;
             return self.restart();
         }
@@ -299,15 +295,7 @@ impl<'t> Agent<'t> {
     }
 
     fn end(&mut self, signal: Signal) {
-        let mut child = self.process.take().expect("the agent runs");
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits"));
-        let _ = kill(pid, signal);
-        let ended = wait_until(READY, || child.try_wait().expect("wait for the agent"));
-        if ended.is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("the agent did not end by {signal}: {}", self.said());
-        }
+        self.process.take().expect("the agent runs").end(signal, READY);
     }
 
     /// A call of `hafen` that is for this agent.
@@ -506,10 +494,7 @@ impl<'t> Agent<'t> {
 
     /// As when its machine loses power: everything of it ends at once. What is on its disk stays.
     pub fn die(&mut self) {
-        if let Some(mut child) = self.process.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        drop(self.process.take());
         // First who would write down how the others ended.
         for pid in self.keepers() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -545,7 +530,7 @@ impl<'t> Agent<'t> {
 }
 
 /// Processes with such words (proc_pid_cmdline(5)).
-fn processes(are_such: impl Fn(&str) -> bool) -> Vec<i32> {
+pub(crate) fn processes(are_such: impl Fn(&str) -> bool) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
@@ -553,6 +538,11 @@ fn processes(are_such: impl Fn(&str) -> bool) -> Vec<i32> {
         are_such(&String::from_utf8_lossy(&words))
     })
     .collect()
+}
+
+/// Whoever listens there says that all is well.
+pub(crate) fn healthy(socket: &Path) -> Option<Answer> {
+    http(socket, "GET", "/healthz", "").filter(|answer| answer.status == 200)
 }
 
 /// A request over HTTP to whoever listens on a socket. `None`: nobody answers, or not to the end.
@@ -566,7 +556,8 @@ pub(crate) fn http(socket: &Path, method: &str, path: &str, body: &str) -> Optio
         "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     let mut all = Vec::new();
-    stream.read_to_end(&mut all).ok()?;
+    // And who goes while the body is still sent breaks the connection, behind the answer.
+    let _ = stream.read_to_end(&mut all);
     answer(&all)
 }
 
@@ -602,8 +593,13 @@ fn answer(bytes: &[u8]) -> Option<Answer> {
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let rest = &bytes[end + 4..];
-    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    let body = if chunked { pieces(rest)? } else { rest.to_vec() };
+    let lower = head.to_ascii_lowercase();
+    let field = |name: &str| lower.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let body = match (field("transfer-encoding:"), field("content-length:")) {
+        (Some("chunked"), _) => pieces(rest)?,
+        (_, Some(length)) => rest.get(..length.parse().ok()?)?.to_vec(),
+        _ => rest.to_vec(),
+    };
     Some(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
@@ -634,5 +630,6 @@ mod tests {
         let pieces = answer(text).expect("an answer");
         assert_eq!((pieces.status, pieces.body.as_str()), (404, "abcd"));
         assert!(answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab").is_none());
+        assert!(answer(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab").is_none());
     }
 }

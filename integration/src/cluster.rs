@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use crate::agent::http;
+use crate::agent::{healthy, http};
 use crate::daemon::Daemon;
 use crate::disk::Disk;
 use crate::person::{Person, SOON, of};
@@ -194,12 +194,7 @@ impl Coordinator {
     #[track_caller]
     pub fn restart(&mut self) {
         self.daemon.begin();
-        let up = wait_until(READY, || {
-            let ended = self.daemon.ended();
-            assert!(ended.is_none(), "it has ended, {ended:?}: {}", self.daemon.said());
-            http(&self.socket, "GET", "/healthz", "").filter(|answer| answer.status == 200)
-        });
-        assert!(up.is_some(), "the coordinator does not answer: {}", self.daemon.said());
+        self.daemon.answers(READY, |_| healthy(&self.socket));
     }
 
     /// Nobody else does.

@@ -46,7 +46,10 @@ impl Daemon {
         let mut command = Command::new(&self.words[0]);
         command.args(&self.words[1..]).stdin(Stdio::null()).stdout(log).stderr(errors);
         // The test's own are none of the program's.
-        command.env_remove("HAFEN_SEED").env_remove("HAFEN_CYCLES");
+        for name in ["HAFEN_SEED", "HAFEN_CYCLES", "HAFEN_BATCH"] {
+            command.env_remove(name);
+        }
+        // Nobody who ends its group is to end what it has begun.
         command.envs(self.variables.iter().map(|(name, value)| (name, value))).process_group(0);
         let spawned = command.spawn();
         self.process = Some(spawned.unwrap_or_else(|e| panic!("start {:?}: {e}", self.words)));
@@ -94,9 +97,37 @@ impl Daemon {
     /// It does not.
     #[track_caller]
     pub fn terminate(&mut self) -> ExitStatus {
-        self.signal(Signal::SIGTERM);
-        let ended = wait_until(END, || self.ended());
-        ended.unwrap_or_else(|| panic!("{:?} does not end: {}", self.words, self.said()))
+        self.end(Signal::SIGTERM, END)
+    }
+
+    /// End it by a signal.
+    ///
+    /// # Panics
+    /// It does not run, or does not end.
+    #[track_caller]
+    pub(crate) fn end(&mut self, signal: Signal, within: Duration) -> ExitStatus {
+        self.signal(signal);
+        let ended = wait_until(within, || self.ended());
+        ended
+            .unwrap_or_else(|| panic!("{:?} does not end by {signal}: {}", self.words, self.said()))
+    }
+
+    /// Wait until it gives an answer, and does not end before.
+    ///
+    /// # Panics
+    /// It does.
+    #[track_caller]
+    pub(crate) fn answers<T>(
+        &mut self,
+        within: Duration,
+        mut answer: impl FnMut(&Self) -> Option<T>,
+    ) -> T {
+        let answered = wait_until(within, || {
+            let ended = self.ended();
+            assert!(ended.is_none(), "it has ended, {ended:?}: {}", self.said());
+            answer(self)
+        });
+        answered.unwrap_or_else(|| panic!("{:?} does not answer: {}", self.words, self.said()))
     }
 }
 

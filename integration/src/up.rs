@@ -1,17 +1,16 @@
 //! `hafen up`, with all its folders in one of the test's.
 
 use std::ffi::OsString;
-use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::agent::http;
+use crate::agent::{http, processes};
 use crate::cluster::Namespace;
 use crate::daemon::Daemon;
 use crate::person::Person;
-use crate::{Answer, Program, Test, wait_until};
+use crate::{Answer, Program, Test};
 
 const READY: Duration = Duration::from_secs(60);
 
@@ -59,12 +58,8 @@ impl Up {
         let person = Person { coordinators: vec![(folder.join("run/coordinator.sock"), log)] };
         let mut up = Self { daemon, folder, person, _space: space };
         up.daemon.begin();
-        let greeted = wait_until(READY, || {
-            let ended = up.daemon.ended();
-            assert!(ended.is_none(), "it has ended, {ended:?}: {}", up.daemon.said());
-            up.daemon.said().contains("Ctrl-C ends it").then_some(())
-        });
-        assert!(greeted.is_some(), "it does not say what to do next: {}", up.daemon.said());
+        let greets = |daemon: &Daemon| daemon.said().contains("Ctrl-C ends it").then_some(());
+        up.daemon.answers(READY, greets);
         up.hears(nodes);
         up
     }
@@ -99,15 +94,9 @@ impl Up {
     #[must_use]
     #[track_caller]
     pub fn agent(&self, name: &str) -> i32 {
-        let children = fs::read_dir("/proc").expect("/proc").flatten();
-        let pids = children.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let is_it = |pid: &i32| {
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words = String::from_utf8_lossy(&words).into_owned();
-            let own = format!("{}/run/{name}\0", self.folder.display());
-            words.contains("\0agent\0") && words.contains(&own)
-        };
-        pids.into_iter().find(is_it).unwrap_or_else(|| panic!("no agent {name}"))
+        let own = format!("{}/run/{name}\0", self.folder.display());
+        let found = processes(|words| words.contains("\0agent\0") && words.contains(&own));
+        found.first().copied().unwrap_or_else(|| panic!("no agent {name}"))
     }
 
     /// A request to an agent: the only one has no name.

@@ -4,11 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,11 @@ use crate::{Flow, MOST_BYTES, answer};
 
 /// For a whole body.
 const SLOWEST: Duration = Duration::from_secs(30);
+
+/// A caller that sends still when it is refused may lose the answer with its connection, so the rest is heard for
+/// a while, and forgotten.
+const LINGER: Duration = Duration::from_secs(2);
+const MOST_FORGOTTEN: usize = 8 * MOST_BYTES;
 
 /// All that stands behind the "?", in order.
 pub type Asked = Query<Vec<(String, String)>>;
@@ -90,16 +95,42 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
 }
 
 async fn read(request: Request) -> Result<Bytes, Failure> {
-    let reading = tokio::time::timeout(SLOWEST, to_bytes(request.into_body(), MOST_BYTES)).await;
+    let mut body = request.into_body().into_data_stream();
+    let reading = tokio::time::timeout(SLOWEST, gather(&mut body)).await;
     let Ok(read) = reading else {
         return Err(Failure::new(
             Kind::Deadline,
             format!("the body did not come within {} s", SLOWEST.as_secs()),
         ));
     };
-    read.map_err(|e| {
-        Failure::new(Kind::Exhausted, format!("body: {e}; {MOST_BYTES} bytes are the most"))
-    })
+    if let Some(whole) = read? {
+        return Ok(whole.freeze());
+    }
+    let _ = tokio::time::timeout(LINGER, forget(body)).await;
+    Err(Failure::new(Kind::Exhausted, format!("body: {MOST_BYTES} bytes are the most")))
+}
+
+/// `None`: it is too much.
+async fn gather(body: &mut BodyDataStream) -> Result<Option<BytesMut>, Failure> {
+    let mut whole = BytesMut::new();
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|e| Failure::new(Kind::Invalid, format!("body: {e}")))?;
+        if whole.len() + piece.len() > MOST_BYTES {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Some(whole))
+}
+
+async fn forget(mut body: BodyDataStream) {
+    let mut forgotten = 0;
+    while let Some(Ok(piece)) = body.next().await {
+        forgotten += piece.len();
+        if forgotten > MOST_FORGOTTEN {
+            return;
+        }
+    }
 }
 
 /// A line of JSON for each item; a failure is the last.

@@ -1,7 +1,6 @@
 //! Folders that are full, or only read.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,30 +21,16 @@ pub(super) fn trials() -> Vec<Case> {
 
 /// An agent whose state is on a tmpfs of that many bytes.
 fn on_a_small_disk<'t>(t: &'t Test, bytes: u64) -> Node<'t> {
-    let mut agent = Agent::new(t, "agent");
-    let state = agent.state();
-    fs::create_dir(&state).expect("mkdir");
-    let options = format!("size={bytes},mode=0755");
-    mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-        .expect("mount");
+    let mut agent = Agent::new(t, "agent").state_on_a_disk(&format!("size={bytes},mode=0755"));
     agent.restart();
     Node { agent, rootfs: t.bundle().rootfs() }
-}
-
-/// Takes all that is left, and gives it back when it is removed.
-fn fill(folder: &Path) -> std::path::PathBuf {
-    let path = folder.join("filler");
-    let mut file = File::create(&path).expect("a file");
-    let block = [0; 4096];
-    while file.write_all(&block).is_ok() {}
-    path
 }
 
 fn a_full_state_folder_refuses_tasks(t: &Test) {
     let mut node = on_a_small_disk(t, 1 << 20);
     node.run(&node.sh("before", "exec sleep 1000"));
     let before = node.wait_state("before", "STATE_RUNNING");
-    let filler = fill(&node.state());
+    node.disk().fill();
     let answer = node.http("POST", "/v1/tasks", &node.sh("a", "exit 0").to_string());
     assert_eq!(answer.status, 429, "{answer:?}");
     assert!(
@@ -63,7 +48,7 @@ fn a_full_state_folder_refuses_tasks(t: &Test) {
     node.kill9();
     node.restart();
     assert_eq!(node.task("before")["pid"], before["pid"]);
-    fs::remove_file(filler).expect("removed");
+    node.disk().free();
     node.run(&node.sh("a", "exit 3"));
     assert_eq!(exit_code(&node.wait("a")), Some(3));
 }
@@ -75,14 +60,14 @@ fn a_task_ends_while_the_state_folder_is_full(t: &Test) {
         node.with_file(node.sh("a", "until grep -q go /out; do sleep 0.02; done; exit 6"), "go");
     node.run(&spec);
     let running = node.wait_state("a", "STATE_RUNNING");
-    let filler = fill(&node.state());
+    node.disk().fill();
     fs::write(file, "go").expect("written");
     let process = format!("/proc/{}/root/bin", running["pid"]);
     let ended =
         wait_until(Duration::from_secs(10), || (!Path::new(&process).exists()).then_some(()));
     assert!(ended.is_some());
     assert_eq!(node.http("GET", "/healthz", "").status, 200);
-    fs::remove_file(filler).expect("removed");
+    node.disk().free();
     let task = node.wait("a");
     assert_eq!(exit_code(&task), Some(6), "{task:#}\n{}", node.said());
 }
@@ -143,11 +128,11 @@ fn bind_read_only(folder: &Path) {
 
 fn a_full_run_folder(t: &Test) {
     let node = Node::new(t);
-    let filler = fill(&node.run_folder());
+    node.run_disk().fill();
     let answer = node.http("POST", "/v1/tasks", &node.sh("a", "exit 0").to_string());
     let said = if answer.status == 201 { node.wait("a").to_string() } else { answer.body };
     assert!(said.contains("No space left on device"), "{said}");
-    fs::remove_file(filler).expect("removed");
+    node.run_disk().free();
     node.run(&node.sh("b", "exit 3"));
     assert_eq!(exit_code(&node.wait("b")), Some(3));
 }

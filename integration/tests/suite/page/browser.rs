@@ -17,7 +17,7 @@ use nix::unistd::{Pid, geteuid};
 
 pub(super) const PROGRAM: &str = "chromium-headless-shell";
 const ANSWER: Duration = Duration::from_secs(60);
-const CHANGE: Duration = Duration::from_secs(20);
+pub(super) const CHANGE: Duration = Duration::from_secs(20);
 /// The protocol's pipes are the descriptors 3 and 4 of the browser.
 const WITH_PIPES: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >&2"#;
 

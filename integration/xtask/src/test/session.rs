@@ -12,6 +12,9 @@ use super::artifacts::Artifacts;
 use super::tally::{Counts, Tally};
 use crate::command::{self, End};
 
+/// Of what a failed test says, at the end.
+const MOST_LINES: usize = 15;
+
 #[derive(Debug, Default)]
 pub(super) struct Session {
     tally: Tally,
@@ -179,7 +182,7 @@ impl Session {
         self.steps.push(Step { name: name.to_owned(), took, result });
     }
 
-    /// Prints the steps, the skipped tests and the total.
+    /// Prints the steps, the skipped tests, what was wrong and the total.
     pub(super) fn finish(&self) -> ExitCode {
         println!("\n{}", self.table());
         for skipped in self.tally.skipped() {
@@ -188,6 +191,10 @@ impl Session {
         let made_up_for = self.tally.made_up_for();
         if made_up_for > 0 {
             println!("ignored in one environment and run in another: {made_up_for}");
+        }
+        // Once more, where who reads the end of a long record finds it.
+        for fault in &self.tally.faults {
+            println!("failed: {}", shortened(fault));
         }
         println!("{}", self.total());
         if self.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -210,6 +217,17 @@ impl Session {
         }
         table
     }
+}
+
+/// A program's whole output may be among it.
+fn shortened(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let rest = lines.len().saturating_sub(MOST_LINES);
+    let mut short = lines[..lines.len() - rest].join("\n");
+    if rest > 0 {
+        short.push_str(&format!("\n  ... {rest} lines more"));
+    }
+    short
 }
 
 fn begin(name: &str) -> Instant {

@@ -14,6 +14,10 @@ pub(super) struct Tally {
     executed: BTreeSet<Test>,
     lacking: BTreeMap<Test, String>,
     lacking_lines: u64,
+    /// What was wrong, a text for each failed test, as it was said.
+    pub(super) faults: Vec<String>,
+    /// Now is the part in which a program says it.
+    is_telling: bool,
 }
 
 /// A test program's name and the test's.
@@ -55,6 +59,7 @@ pub(super) struct Skipped<'a> {
 impl Tally {
     /// Reads one line of a program's output; gives the counts when it is a result line.
     pub(super) fn read_line(&mut self, program: &str, line: &str) -> Option<Counts> {
+        self.read_fault(program, line);
         if let Some(counts) = parse_result(line) {
             self.unsettled = Counts::default();
             self.add(counts);
@@ -66,8 +71,26 @@ impl Tally {
         None
     }
 
+    /// After `failures:` come parts with the head `---- NAME ----` (libtest adds a word), and `failures:` once more
+    /// before the names alone.
+    fn read_fault(&mut self, program: &str, line: &str) {
+        if line == "failures:" {
+            self.is_telling = !self.is_telling;
+        } else if !self.is_telling {
+        } else if let Some(head) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" ----"))
+        {
+            self.faults.push(format!("{program}: {head}"));
+        } else if let Some(fault) = self.faults.last_mut()
+            && !line.is_empty()
+        {
+            fault.push_str("\n  ");
+            fault.push_str(line);
+        }
+    }
+
     /// Counts what a program said of single tests before it ended without a result line.
     pub(super) fn settle(&mut self) {
+        self.is_telling = false;
         let counts = std::mem::take(&mut self.unsettled);
         self.add(counts);
     }
@@ -178,6 +201,28 @@ mod tests {
         assert_eq!((tally.passed, tally.failed), (0, 0));
         tally.settle();
         assert_eq!((tally.passed, tally.failed, tally.skipped_count()), (1, 1, 1));
+    }
+
+    #[test]
+    fn faults_are_kept_with_their_tests() {
+        let lines = [
+            "failures:",
+            "",
+            "---- limits::a ----",
+            "left by it:",
+            "  a cgroup",
+            "",
+            "---- b stdout ----",
+            "no",
+            "",
+            "failures:",
+            "    limits::a",
+            "    b",
+            "",
+        ];
+        let tally = tally(&[("suite", &lines), ("other", &["running 1 test"])]);
+        let expected = ["suite: limits::a\n  left by it:\n    a cgroup", "suite: b stdout\n  no"];
+        assert_eq!(tally.faults, expected);
     }
 
     #[test]
