@@ -8,9 +8,12 @@ use super::limits::LimitArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Print its name, and do not wait for it.
+    /// Print its name, and do not wait for its end.
     #[arg(short, long)]
     pub(super) detach: bool,
+    /// Nor for its start, which may have to wait for an image: only until the node has taken it on.
+    #[arg(long, requires = "detach")]
+    pub(super) no_wait: bool,
     /// Its name; without one the node makes one up.
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,

@@ -29,11 +29,15 @@ pub(super) fn run(host: &HostArgs, args: &RunArgs) -> Result<ExitCode, Error> {
         let mut client = host.connect().await?;
         let request = v1::RunRequest { task: Some(spec) };
         let status = client.run(request).await?.into_inner();
+        let id = &status.id;
         if args.detach {
-            show::line(&status.id)?;
-            return Ok(ExitCode::SUCCESS);
+            show::line(id)?;
         }
-        let code = foreground(&mut client, &status.id, terminal, stdin).await?;
+        let code = match (args.detach, args.no_wait) {
+            (true, true) => 0,
+            (true, false) => background(&mut client, id).await?,
+            (false, _) => foreground(&mut client, id, terminal, stdin).await?,
+        };
         Ok(ExitCode::from(code))
     })
 }
@@ -85,6 +89,24 @@ async fn foreground(
     }
 }
 
+/// Until it has begun, or could not; how it goes on is not ours.
+async fn background(client: &mut Client, id: &str) -> Result<u8, Error> {
+    use v1::reason::Kind::{NotLaunched, NotStaged};
+    // Where a start that failed is to be tried again it waits for that.
+    let states = [v1::State::Running, v1::State::Waiting].map(i32::from).to_vec();
+    let request = v1::WaitTaskRequest { id: id.to_owned(), states, timeout: None };
+    let status = match client.wait_task(request).await {
+        Ok(status) => status.into_inner(),
+        // It was quick, and removes itself.
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok(0),
+        Err(status) => return Err(status.into()),
+    };
+    let reason = status.reason.as_ref().map(v1::Reason::kind);
+    let has_begun =
+        !matches!(reason, Some(NotLaunched | NotStaged)) && status.state() != v1::State::Lost;
+    Ok(if has_begun { 0 } else { complain(&status) })
+}
+
 /// Wait for its start. Ctrl-C stops it: `None`.
 async fn started(client: &mut Client, id: &str) -> Result<Option<v1::TaskStatus>, Error> {
     let states = vec![v1::State::Running.into()];
@@ -122,7 +144,8 @@ async fn past(client: &mut Client, status: &v1::TaskStatus) -> Result<u8, Error>
 
 /// Why it could not be started is known to nobody but its status.
 fn complain(status: &v1::TaskStatus) -> u8 {
-    if matches!(status.state(), v1::State::Error | v1::State::Lost) {
+    use v1::State::{Error, Lost, Waiting};
+    if matches!(status.state(), Error | Lost | Waiting) {
         let why = status.reason.as_ref().map_or("no reason is known", |r| r.sentence.as_str());
         eprintln!("hafen: {}: {}", status.id, show::plain(why));
     }

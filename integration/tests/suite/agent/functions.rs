@@ -12,6 +12,7 @@ pub(super) fn trials() -> Vec<Case> {
         a_task_in_the_foreground(Root, Busybox),
         its_input_is_ours(Root, Busybox),
         a_task_in_the_background(Root, Busybox),
+        one_that_cannot_begin(Root, Busybox),
         names_and_their_beginnings(Root, Busybox),
         exit_codes_tell_failures_apart(Root, Busybox),
         logs_of_both_streams(Root, Busybox),
@@ -52,7 +53,8 @@ fn a_task_in_the_background(t: &Test) {
     let node = Node::new(t);
     let output = node.hafen(node.run_words(&["-d", "--name", "a"], &ends_with(3))).ok();
     assert_eq!(output.stdout, "a\n");
-    let task = node.wait_state("a", "STATE_RUNNING");
+    let task = node.json(["inspect", "a"]);
+    assert_eq!(task["state"], "STATE_RUNNING", "{task:#}");
     let pid = task["pid"].as_i64().expect("a pid");
     assert!(fs::exists(format!("/proc/{pid}")).expect("asked"), "{task:#}");
     assert_eq!(node.hafen(["ps", "--quiet"]).ok().stdout, "a\n");
@@ -73,6 +75,23 @@ fn a_task_in_the_background(t: &Test) {
     node.hafen(["rm", "a"]).ok();
     assert_eq!(node.hafen(["ps", "--all", "--quiet"]).ok().stdout, "");
     assert!(!node.task_folder("a").exists());
+}
+
+/// Who does not wait for its end is told all the same that there was no beginning.
+fn one_that_cannot_begin(t: &Test) {
+    let node = Node::new(t);
+    let rootfs = node.rootfs.to_str().expect("text").to_owned();
+    let run = |name: &str, more: &[&str]| {
+        let words = ["run", "-d", "--name", name, "--rootfs", &rootfs];
+        node.hafen([&words, more, &["/no/such"][..]].concat())
+    };
+    for (name, more) in [("a", &[][..]), ("b", &["--restart", "always"])] {
+        let output = run(name, more).code(127);
+        assert_eq!(output.stdout, format!("{name}\n"), "{output}");
+        assert!(output.stderr.contains("/no/such"), "{output}");
+    }
+    let _ = run("c", &["--no-wait"]).ok();
+    assert_eq!(node.wait("c")["state"], "STATE_ERROR");
 }
 
 fn names_and_their_beginnings(t: &Test) {
