@@ -165,6 +165,12 @@ impl Test {
         self.runner(Program::Oci.find().unwrap_or_else(|e| panic!("{e}")))
     }
 
+    /// The same of the release build.
+    #[must_use]
+    pub fn shipped(&self) -> Oci {
+        self.runner(Program::Shipped.find().unwrap_or_else(|e| panic!("{e}")))
+    }
+
     /// A call of `hafen` with a store in the test's folder.
     pub fn hafen<I: IntoIterator<Item: AsRef<OsStr>>>(&self, words: I) -> Call {
         let program = Program::Hafen.find().unwrap_or_else(|e| panic!("{e}"));

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hafen_spec::keep::{EXIT, ExitRecord, Frame, HEAD, Request, SOCKET, Status, Told};
+use hafen_spec::keep::{self, ExitRecord, Frame, HEAD, Request, SOCKET, Status, Told};
 use nix::sys::signal::Signal;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -91,9 +91,9 @@ impl Kept {
 /// Where it did not.
 #[must_use]
 pub fn exit(dir: &Path) -> ExitRecord {
-    let path = dir.join(EXIT);
-    let text = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let end = keep::end(|name| fs::read(dir.join(name)));
+    let end = end.unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    end.unwrap_or_else(|| panic!("{}: no end is written down", dir.display()))
 }
 
 /// What a keeper says.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub enum Program {
     /// `hafen-oci`, the one under test.
     Oci,
+    /// The same as it is given to people: the release build.
+    Shipped,
     /// `hafen`, which a person uses.
     Hafen,
     /// `hafen-inside`, which runs in the containers.
@@ -22,6 +24,7 @@ impl Program {
     const fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Oci => ("HAFEN_OCI", "hafen-oci"),
+            Self::Shipped => ("HAFEN_OCI_SHIPPED", "../release/hafen-oci"),
             Self::Hafen => ("HAFEN", "hafen"),
             Self::Inside => ("HAFEN_INSIDE", "hafen-inside"),
             Self::Reference => ("HAFEN_REFERENCE", "hafen-reference"),
@@ -47,7 +50,7 @@ impl Program {
         // target/debug/deps/suite-HASH -> target/debug/NAME
         let folders = here.ancestors().skip(1).take(2);
         folders.map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
-            format!("no {name} beside {}; cargo build -p {name}, or set {variable}", here.display())
+            format!("no {name} beside {}: build it, or set {variable}", here.display())
         })
     }
 }

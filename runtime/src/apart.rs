@@ -24,6 +24,10 @@ use nix::unistd::{chroot, fchdir};
 
 use crate::prepare::Prepared;
 
+/// What a container writes over its layers goes with it, and need not come to the disk. Without this the end of each
+/// waits until all that is unwritten on that disk, whoever wrote it, is there (`ovl_sync_fs`).
+pub(crate) const VOLATILE: &str = "volatile";
+
 /// The root file system of a container whose files have other owners than on the disk, as a mount without a place;
 /// nothing for any other.
 ///
@@ -76,7 +80,7 @@ fn mapped(parts: Parts<'_>) -> Result<OwnedFd, CallError> {
             return one_by_one(&names, Some(&own));
         }
         let [upper, work] = own.map(|path| path.display().to_string());
-        by_name(&names, &staging, &format!(",upperdir={upper},workdir={work}"))
+        by_name(&names, &staging, &format!(",upperdir={upper},workdir={work},{VOLATILE}"))
     })
 }
 
@@ -159,10 +163,13 @@ fn with_owners(layer: &Path, namespace: &OwnedFd) -> Result<OwnedFd, CallError> 
 
 /// Since Linux 6.8.
 fn one_by_one(layers: &[PathBuf], own: Option<&[PathBuf; 2]>) -> Result<OwnedFd, CallError> {
-    let own = own.map(|[upper, work]| [("upperdir", upper.clone()), ("workdir", work.clone())]);
-    let layers = layers.iter().map(|layer| ("lowerdir+", layer.clone()));
-    let options: Result<Vec<_>, CallError> =
-        layers.chain(own.into_iter().flatten()).map(option).collect();
+    let layers = layers.iter().map(|layer| option(("lowerdir+", layer.clone())));
+    let own = own.into_iter().flat_map(|[upper, work]| {
+        let folders = [("upperdir", upper), ("workdir", work)];
+        let folders = folders.map(|(key, path)| option((key, path.clone())));
+        folders.into_iter().chain([flag(VOLATILE)])
+    });
+    let options: Result<Vec<_>, CallError> = layers.chain(own).collect();
     new_file_system(c"overlay", c"overlay", &options?, 0)
 }
 
@@ -184,10 +191,15 @@ fn by_name(layers: &[PathBuf], staging: &Path, own: &str) -> Result<OwnedFd, Cal
 
 fn option((key, path): (&str, PathBuf)) -> Result<(CString, Option<CString>), CallError> {
     use std::os::unix::ffi::OsStrExt;
-    let text = |bytes: &[u8]| {
-        CString::new(bytes).map_err(std::io::Error::from).call(|| format!("overlay option {key}"))
-    };
-    Ok((text(key.as_bytes())?, Some(text(path.as_os_str().as_bytes())?)))
+    Ok((text(key, key.as_bytes())?, Some(text(key, path.as_os_str().as_bytes())?)))
+}
+
+fn flag(key: &str) -> Result<(CString, Option<CString>), CallError> {
+    Ok((text(key, key.as_bytes())?, None))
+}
+
+fn text(key: &str, bytes: &[u8]) -> Result<CString, CallError> {
+    CString::new(bytes).map_err(std::io::Error::from).call(|| format!("overlay option {key}"))
 }
 
 fn on_tmpfs(place: &Path, size: Option<u64>) -> Result<(), CallError> {

@@ -21,6 +21,7 @@ use hafen_sys::mount::{self, MountAttr};
 use hafen_sys::weaken::{Defence, left_out};
 use hafen_sys::{CallError, Context};
 
+use crate::apart::VOLATILE;
 use crate::listener::Listener;
 pub(crate) use attributes::give;
 use attributes::write_proc;
@@ -524,20 +525,20 @@ impl<'a> Encoder<'a> {
         let short = layers.iter().all(|(_, value)| value.len() <= LONGEST_PARAMETER);
         if short && mount_calls(self.facts) == MountCalls::New {
             let options = layers.iter().map(|(key, value)| Ok((c(key)?, Some(c(value)?))));
+            let volatile = std::iter::once(Ok((c(VOLATILE)?, None)));
             self.ops.push(Op::NewMount {
                 fstype: c("overlay")?,
                 source: c("overlay")?,
-                options: options.collect::<io::Result<_>>()?,
+                options: options.chain(volatile).collect::<io::Result<_>>()?,
                 attributes: 0,
                 mode_of: None,
                 into: MOUNT,
             });
             self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
         } else {
-            let data: Vec<String> = layers
-                .iter()
-                .map(|(key, value)| format!("{key}={}", value.replace(',', "\\,")))
-                .collect();
+            let layers = layers.iter();
+            let layers = layers.map(|(key, value)| format!("{key}={}", value.replace(',', "\\,")));
+            let data: Vec<String> = layers.chain([VOLATILE.to_owned()]).collect();
             self.ops.push(Op::MountPath {
                 source: Some(c("overlay")?),
                 target: merged.clone(),
@@ -564,10 +565,11 @@ impl<'a> Encoder<'a> {
             let layers = std::iter::once(lower).chain(below.iter().map(PathBuf::as_path));
             let layers = layers.map(|layer| Ok((c("lowerdir+")?, Some(c_path(layer)?))));
             let own = own.map(|(key, name)| Ok((c(key)?, Some(c_path(&scratch.join(name))?))));
+            let volatile = std::iter::once(Ok((c(VOLATILE)?, None)));
             self.ops.push(Op::NewMount {
                 fstype: c("overlay")?,
                 source: c("overlay")?,
-                options: layers.chain(own).collect::<io::Result<_>>()?,
+                options: layers.chain(own).chain(volatile).collect::<io::Result<_>>()?,
                 attributes: 0,
                 mode_of: None,
                 into: MOUNT,
@@ -576,7 +578,7 @@ impl<'a> Encoder<'a> {
         } else {
             let names: Vec<String> = (0..=below.len()).map(|i| i.to_string()).collect();
             let [upper, work] = own.map(|(key, name)| format!("{key}={name}"));
-            let data = format!("lowerdir={},{upper},{work}", names.join(":"));
+            let data = format!("lowerdir={},{upper},{work},{VOLATILE}", names.join(":"));
             self.ops.push(Op::Chdir { path: c_path(scratch)?, lenient: false });
             self.ops.push(Op::MountPath {
                 source: Some(c("overlay")?),

@@ -43,16 +43,19 @@ pub const ROOM: &str = "room";
 /// # Errors
 /// There is a record, and it is none.
 pub fn end(read: impl Fn(&str) -> io::Result<Vec<u8>>) -> io::Result<Option<ExitRecord>> {
-    match read(EXIT) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        text => return Ok(Some(serde_json::from_slice(&text?)?)),
-    }
-    // The machine may have ended before the record had its name.
-    let text = match read(ROOM) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text?,
+    let there = |name| match read(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        text => text.map(Some),
     };
-    Ok(serde_json::from_slice(&text).ok())
+    if let Some(text) = there(EXIT)? {
+        return Ok(Some(serde_json::from_slice(&text)?));
+    }
+    // It gets its name after everybody was told.
+    if let Some(text) = there(ROOM)? {
+        return Ok(serde_json::from_slice(&text).ok());
+    }
+    // Which may have happened between the two looks.
+    Ok(there(EXIT)?.map(|text| serde_json::from_slice(&text)).transpose()?)
 }
 
 /// How a container is kept.

@@ -608,10 +608,11 @@ impl fmt::Display for ChildStep {
                 }
                 write!(f, ", upper in {}", scratch.display())?;
                 match tmpfs {
-                    None => f.write_str(")"),
-                    Some(Tmpfs { size: None }) => f.write_str(" (tmpfs))"),
-                    Some(Tmpfs { size: Some(size) }) => write!(f, " (tmpfs of {size} bytes))"),
+                    None => {}
+                    Some(Tmpfs { size: None }) => f.write_str(" (tmpfs)")?,
+                    Some(Tmpfs { size: Some(size) }) => write!(f, " (tmpfs of {size} bytes)")?,
                 }
+                f.write_str(if *owners == Owners::Copied { ")" } else { ", volatile)" })
             }
             Self::Mount(mount) => write_mount(mount, f),
             Self::SetAttributes { path, attrs } => {

@@ -20,7 +20,7 @@ mod oom;
 pub(crate) mod stdio;
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::os::unix::net::UnixListener;
@@ -120,8 +120,7 @@ impl Folder {
         Ok(())
     }
 
-    /// `false` where there is no room for it. It has its name only after it is on the disk: until that is there too, the
-    /// record is found in the room.
+    /// `false` where there is no room for it. It gets its name after that: until then it is found in the room.
     fn save_in_place(&self, exit: &ExitRecord) -> Result<bool, Error> {
         let bytes = supervise::encode(exit)?;
         let Ok(file) = File::options().write(true).open(self.room()) else { return Ok(false) };
@@ -130,19 +129,26 @@ impl Folder {
         }
         let mut all = bytes.clone();
         all.resize(BLANKS, b' ');
-        if file.write_all_at(&all, 0).and_then(|()| file.sync_data()).is_err() {
-            return Ok(false);
-        }
-        // What is left of the room is for others.
-        let _ = file.set_len(bytes.len() as u64);
-        self.name_end()?;
-        Ok(true)
+        Ok(file.write_all_at(&all, 0).and_then(|()| file.sync_data()).is_ok())
     }
 
+    /// If it has none yet. The disk's journal may be busy with other things, so this comes after all are told.
     fn name_end(&self) -> Result<(), CallError> {
         let (room, end) = (self.room(), self.path.join(keep::EXIT));
+        if end.exists() {
+            return Ok(());
+        }
+        // What is left of the room is for others.
+        let _ = self.cut_blanks();
         let named = || format!("rename {} to {}", room.display(), end.display());
         std::fs::rename(&room, &end).call(named)
+    }
+
+    fn cut_blanks(&self) -> io::Result<()> {
+        let file = File::options().read(true).write(true).open(self.room())?;
+        let mut all = Vec::new();
+        (&file).read_to_end(&mut all)?;
+        file.set_len(all.trim_ascii_end().len() as u64)
     }
 
     fn room(&self) -> PathBuf {
@@ -208,7 +214,7 @@ impl Folder {
     fn exit(&self) -> Result<Option<ExitRecord>, Error> {
         let end = keep::end(|name| std::fs::read(self.path.join(name)));
         let end = end.call(|| format!("read {}", self.path.join(keep::EXIT).display()))?;
-        if end.is_some() && !self.path.join(keep::EXIT).exists() {
+        if end.is_some() {
             self.name_end()?;
         }
         Ok(end)
@@ -296,6 +302,9 @@ struct First {
     identity: Identity,
     /// `None`: it has ended before we came.
     handle: Option<OwnedFd>,
+    /// Its mount namespace, so that it is not taken apart before its end is seen: that waits for a grace period of RCU, and
+    /// for file systems. Whom the host does not let see it does without.
+    mounts: Option<File>,
     /// Since the boot of the machine: nobody sets that clock.
     born: Duration,
     started: SystemTime,
@@ -349,6 +358,8 @@ impl Keeper {
             Some(handle) => Some(handle),
             None => identity.open()?,
         };
+        let mounts = File::open(format!("/proc/{}/ns/mnt", identity.pid));
+        let mounts = mounts.ok().filter(|_| identity.alive().unwrap_or(false));
         let born = handed.born.unwrap_or_else(|| identity.born());
         let started = SystemTime::now() - since_boot().saturating_sub(born);
         let listen = || socket::listen(&folder.path, SOCKET);
@@ -370,7 +381,7 @@ impl Keeper {
             folder,
             entry,
             record,
-            first: First { identity, handle, born, started },
+            first: First { identity, handle, mounts, born, started },
             streams: handed.streams,
             input: Vec::new(),
             end_input: false,
@@ -422,6 +433,9 @@ impl Keeper {
         fault::point();
         self.clients.iter_mut().for_each(Client::tell_of_lag);
         self.tell_all(&Told::Exited(Box::new(exit)));
+        fault::point();
+        self.folder.name_end()?;
+        self.first.mounts = None;
         let released = self.release();
         let error = released.as_ref().err().map(Error::chain);
         self.tell_all(&Told::Released { error });

@@ -17,6 +17,7 @@ pub(super) fn trials() -> Vec<Case> {
         a_tmpfs_counts_as_memory(Root, Busybox, FileSystem("overlay"), Limit("memory")),
         a_tmpfs_under_the_layers_of_an_image(Root, Busybox, FileSystem("overlay")),
         on_disk_it_lies_in_the_store(Root, Busybox, FileSystem("overlay")),
+        no_end_waits_for_the_disk(Root, Busybox, FileSystem("overlay")),
         prune_removes_what_other_boots_left(Root, Busybox, FileSystem("overlay")),
         a_killed_runtime_leaves_what_delete_removes(Root, Busybox, FileSystem("overlay")),
         a_size_without_quotas_is_refused(Root, Busybox, FileSystem("tmpfs"), FileSystem("overlay")),
@@ -152,6 +153,28 @@ fn on_disk_it_lies_in_the_store(t: &Test) {
     let words = ["--rootfs", &rootfs, "--upper", "disk", "--", "sh", "-c", "echo x > /x; cat /x"];
     assert_eq!(run(t, &words).ok().stdout, "x\n");
     no_folders(t);
+}
+
+/// Whichever way the overlay is put together.
+fn no_end_waits_for_the_disk(t: &Test) {
+    take_in(t);
+    let rootfs = t.bundle().rootfs().display().to_string();
+    let image = ["--image", NAME];
+    let map = ["--uidmap", "0:100000:65536"];
+    let root = "while read -r line; do case $line in *' / / '*) echo $line; esac; done < /proc/self/mountinfo";
+    let of_folder = ["--rootfs", &rootfs, "--upper", "disk", "--", "sh", "-c", root];
+    let all = [
+        [&image[..], &["--upper", "disk", "--", root]].concat(),
+        [&image[..], &["--upper", "tmpfs", "--", root]].concat(),
+        [&image[..], &map, &["--", root]].concat(),
+        of_folder.to_vec(),
+        [&map[..], &of_folder].concat(),
+    ];
+    for words in all {
+        let output = run(t, &words).ok();
+        let is_so = |line: &str| line.contains(" - overlay ") && line.ends_with("volatile");
+        assert!(output.stdout.lines().any(is_so), "{words:?}: {output}");
+    }
 }
 
 fn prune_removes_what_other_boots_left(t: &Test) {
