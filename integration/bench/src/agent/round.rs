@@ -18,8 +18,11 @@ use super::{Error, Node, Wanted, processes};
 const STATS: u32 = 5;
 /// Between the last start and the look at what is there without a request.
 const SETTLED: Duration = Duration::from_secs(8);
-/// Between the last end and the first look at the host's memory.
-const FREED: Duration = Duration::from_secs(3);
+/// Between two looks at the host's memory, which after many ends the kernel frees for a while.
+const FREED: Duration = Duration::from_secs(2);
+const MOST_LOOKS: u32 = 15;
+/// Less than this is gained by others, too.
+const STILL_KIB: u64 = 2048;
 /// An end that is not told within this is not told.
 const LATEST: Duration = Duration::from_secs(10);
 
@@ -84,16 +87,16 @@ impl Scene<'_> {
         let mut seen = Seen::default();
         let singles = self.start_singles(node, &mut seen)?;
         node.destroy(&singles)?;
-        // What the kernel still frees of those would be counted as gained.
-        thread::sleep(FREED);
-        let before = processes::available_kib();
+        // What the kernel still frees of those, and of earlier rounds, would be counted as gained.
+        let before = when_still();
         let wanted = self.start_all(node, count, &mut seen)?;
         // What follows from a start is over then: what launches takes more than what keeps.
         thread::sleep(SETTLED);
         let processes = processes::of(&self.mark.join(node.name()));
         let taken = before.zip(processes::available_kib());
-        seen.host_kib_each =
-            taken.map(|(before, now)| before.saturating_sub(now) as f64 / count as f64);
+        // What was freed by others meanwhile hides it.
+        let taken = taken.and_then(|(before, now)| before.checked_sub(now));
+        seen.host_kib_each = taken.map(|kib| kib as f64 / count as f64);
         seen.kib_each = processes::pss_kib(&processes) as f64 / count as f64;
         seen.daemon_kib = node.daemon().map(|pid| processes::pss_kib(&[pid]) as f64);
         seen.stats = ask_for_stats(node, count)?;
@@ -202,6 +205,20 @@ impl Scene<'_> {
         }
         Ok(took)
     }
+}
+
+/// What the host has to give, once that does not grow any more.
+fn when_still() -> Option<u64> {
+    let mut last = processes::available_kib()?;
+    for _ in 0..MOST_LOOKS {
+        thread::sleep(FREED);
+        let now = processes::available_kib()?;
+        if now < last + STILL_KIB {
+            return Some(now);
+        }
+        last = now;
+    }
+    Some(last)
 }
 
 fn ask_for_stats(node: &dyn Node, count: usize) -> Result<Vec<f64>, Error> {

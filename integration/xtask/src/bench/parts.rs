@@ -7,9 +7,9 @@ use crate::setup::Group;
 pub(super) enum Size {
     /// So that everything is seen to work.
     Quick,
-    /// Within 20 minutes.
+    /// Half an hour in all.
     Usual,
-    /// The counts of the goals, for an hour.
+    /// More runs of everything, for more than an hour.
     Full,
 }
 
@@ -28,6 +28,8 @@ pub(super) struct Part {
     /// The packages that it needs.
     pub(super) needs: Group,
     pub(super) in_vm: bool,
+    /// Only these processors (taskset(1)).
+    pub(super) on: Option<&'static str>,
 }
 
 impl Part {
@@ -57,6 +59,7 @@ const BASE: Part = Part {
     full: &["--runs", "200"],
     needs: Group::Bench,
     in_vm: false,
+    on: None,
 };
 
 const fn launch(name: &'static str, words: &'static [&'static str]) -> Part {
@@ -77,6 +80,7 @@ pub(super) const ALL: &[Part] = &[
     launch("launch-default", &["--bundle", "default"]),
     launch("launch-minimal", &["--bundle", "minimal"]),
     launch("launch-limits", &["--bundle", "limits"]),
+    Part { on: Some("0"), ..launch("launch-one", &["--bundle", "podman"]) },
     Part { name: "exec", group: "exec", program: "bench-exec", ..BASE },
     Part {
         name: "phases",
@@ -102,7 +106,7 @@ pub(super) const ALL: &[Part] = &[
         program: "bench-agent",
         quick: &["--count", "10", "--rounds", "1", "--idle", "2", "--singles", "3"],
         usual: &["--count", "200", "--rounds", "1", "--idle", "10"],
-        full: &["--count", "200,1000", "--rounds", "3"],
+        full: &["--count", "200", "--rounds", "3"],
         needs: Group::BenchAgent,
         ..BASE
     },
@@ -110,7 +114,6 @@ pub(super) const ALL: &[Part] = &[
         name: "agent-many",
         group: "agent",
         program: "bench-agent",
-        words: &["--peers", "hafen"],
         quick: &["--count", "20", "--rounds", "1", "--idle", "2", "--singles", "3"],
         usual: &["--count", "1000", "--rounds", "1"],
         full: &["--count", "1000", "--rounds", "3"],
@@ -168,7 +171,7 @@ pub(super) const ALL: &[Part] = &[
     Part {
         name: "vm-phases",
         program: "bench-phases",
-        words: &["--warmup", "1"],
+        words: &["--bundle", "minimal", "--warmup", "1"],
         quick: &["--runs", "1"],
         usual: &["--runs", "2"],
         full: &["--runs", "10"],

@@ -26,7 +26,7 @@ pub(super) struct Whole {
     /// Small runs, to see that everything works
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// The counts that the goals are about, 1,000 containers on each peer among them; takes more than an hour
+    /// More runs and rounds of everything; takes more than an hour
     #[arg(long)]
     full: bool,
     /// Also in the virtual machine
@@ -189,10 +189,16 @@ fn measure_part(part: &Part, size: Size, programs: &Path) -> record::Part {
 fn command_of(part: &Part, size: Size, programs: &Path, limit: Duration) -> (Command, String) {
     let options = part.options(size);
     if !part.in_vm {
-        let command = measuring(limited(limit, programs.join(part.program)));
         let name = part.program.trim_start_matches("bench-");
         let line = format!("cargo xtask bench {name} {}", options.join(" "));
-        return (with(command, &options), line.trim_end().to_owned());
+        let line = line.trim_end();
+        let program = programs.join(part.program);
+        let Some(on) = part.on else {
+            return (with(measuring(limited(limit, program)), &options), line.to_owned());
+        };
+        let mut command = measuring(limited(limit, "taskset"));
+        command.args(["--cpu-list", on]).arg(program);
+        return (with(command, &options), format!("taskset --cpu-list {on} {line}"));
     }
     let folder = programs.strip_prefix(workspace::root()).unwrap_or(programs);
     let seconds = (limit.as_secs() - 60).to_string();
