@@ -603,6 +603,60 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_profile_decides_by_capabilities_and_arguments() {
+        const ALLOWED: u32 = 0x7fff_0000;
+        const REFUSED: u32 = 0x0005_0001;
+        const ABSENT: u32 = 0x0005_0026;
+        const X86_64: u32 = 0xc000_003e;
+        if !cfg!(target_arch = "x86_64") {
+            return;
+        }
+        let usual = |capabilities, keep_projects| {
+            let value = hafen_spec::seccomp::usual(capabilities, keep_projects);
+            compile(&profile(value), None).unwrap().instructions
+        };
+        let admin = hafen_spec::rights::bit("SYS_ADMIN").unwrap();
+        let (few, more, bounded) = (usual(0, false), usual(admin, false), usual(0, true));
+        for (call, argument, without, with) in [
+            ("read", 0, ALLOWED, ALLOWED),
+            ("mount", 0, REFUSED, ALLOWED),
+            ("keyctl", 0, REFUSED, REFUSED),
+            ("clone", 0x0120_0011, ALLOWED, ALLOWED),
+            ("clone", 0x1000_0011, REFUSED, ALLOWED),
+            ("unshare", 0x200, ALLOWED, ALLOWED),
+            ("unshare", 0x80, REFUSED, ALLOWED),
+            ("clone3", 0, ABSENT, ALLOWED),
+            ("personality", u32::MAX, ALLOWED, ALLOWED),
+            ("personality", 0x40_0000, REFUSED, REFUSED),
+            ("ioctl", 0x401c_5820, ALLOWED, ALLOWED),
+        ] {
+            let number = ScmpSyscall::from_name_by_arch(call, ScmpArch::X8664).unwrap();
+            let number = i32::from(number).cast_unsigned();
+            let verdict = |program| verdict_with(program, X86_64, number, argument);
+            assert_eq!(verdict(&few), Some(without), "{call} {argument:#x}");
+            assert_eq!(
+                verdict(&more),
+                Some(with),
+                "{call} {argument:#x}, of who has CAP_SYS_ADMIN"
+            );
+        }
+        for (arch, ioctl) in [(X86_64, 16), (0x4000_0003, 54)] {
+            assert_eq!(verdict(&few, arch, 9999), Some(ABSENT));
+            for (request, wanted) in [
+                (0x401c_5820, REFUSED),
+                (0x4008_6602, REFUSED),
+                (0x4004_6602, REFUSED),
+                (0x4008_6603, ALLOWED),
+                (0x5401, ALLOWED),
+                (u32::MAX, ALLOWED),
+            ] {
+                let found = verdict_with(&bounded, arch, ioctl, request);
+                assert_eq!(found, Some(wanted), "{arch:x} {request:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn a_profile_becomes_a_filter() {
         let filter = compile(&profile(json!({
             "defaultAction": "SCMP_ACT_ALLOW",

@@ -285,6 +285,12 @@ pub struct RunArgs {
     pub report: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    None,
+    Default,
+}
+
 /// A container without a bundle: a command on an overlay over a folder or an image.
 #[derive(Debug, Clone, Args)]
 pub struct QuickArgs {
@@ -330,6 +336,19 @@ pub struct QuickArgs {
     /// Make the root file system read-only.
     #[arg(long)]
     pub read_only: bool,
+    /// What root has in it, and nobody more: names as in capabilities(7), with commas [default:
+    /// KILL,NET_BIND_SERVICE,AUDIT_WRITE].
+    #[arg(long, value_name = "LIST")]
+    pub capabilities: Option<String>,
+    /// Of these, what another user than root has as well.
+    #[arg(long, value_name = "LIST", requires = "capabilities")]
+    pub ambient: Option<String>,
+    /// System calls: all, or those that few programs miss.
+    #[arg(long, value_name = "PROFILE", default_value = "none")]
+    pub seccomp: Profile,
+    /// A device of the host; ACCESS is of r, w and m.
+    #[arg(long, value_name = "PATH[:DESTINATION[:ACCESS]]")]
+    pub device: Vec<String>,
     /// Show a folder or file of the host, or a named volume, which is made if it is missing. OPTIONs as `mounts` of a
     /// bundle has them: ro, nosuid, ...
     #[arg(short, long, value_name = "PATH|NAME:DESTINATION[:OPTION,...]")]

@@ -10,7 +10,6 @@ use hafen_spec::plan::Tmpfs;
 use hafen_sys::file::boot_id;
 use hafen_sys::{CallError, Context};
 use nix::sys::stat::stat;
-use serde_json::{Value, json};
 
 use crate::{Error, size};
 
@@ -130,25 +129,6 @@ fn lies_inside(scratch: &Path, lower: &Path) -> Result<bool, CallError> {
     let device =
         |path: &Path| stat(path).map(|s| s.st_dev).call(|| format!("stat {}", path.display()));
     Ok(device(scratch::existing(scratch))? == device(lower)?)
-}
-
-/// The owner of a file may give it another project, or none, where no user namespace is between (`fileattr_set_prepare`),
-/// and so take it out of the limit: nobody in the container may.
-pub(crate) fn keep_projects() -> Value {
-    // FS_IOC_FSSETXATTR, FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS; the kernel looks at 32 bits.
-    const REQUESTS: [u32; 3] = [0x401c_5820, 0x4008_6602, 0x4004_6602];
-    let ioctl = |request: u32| {
-        let arg = json!({ "index": 1, "value": u32::MAX, "valueTwo": request, "op": "SCMP_CMP_MASKED_EQ" });
-        json!({ "names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [arg] })
-    };
-    let mut rules: Vec<Value> = REQUESTS.into_iter().map(ioctl).collect();
-    rules.push(json!({ "names": ["file_setattr"], "action": "SCMP_ACT_ERRNO" }));
-    let architectures = if cfg!(target_arch = "x86_64") {
-        json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"])
-    } else {
-        json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"])
-    };
-    json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": rules })
 }
 
 #[cfg(test)]

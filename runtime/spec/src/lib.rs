@@ -17,6 +17,8 @@ pub mod plan;
 mod problem;
 pub mod resolve;
 pub mod resolved;
+pub mod rights;
+pub mod seccomp;
 pub mod template;
 
 pub use facts::HostFacts;

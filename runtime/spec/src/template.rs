@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::rights;
+
 /// A shell in a container with every namespace of its own, the usual mounts, and few rights.
 #[must_use]
 pub fn default_spec() -> Value {
@@ -67,7 +69,7 @@ pub fn rootless_spec(uid: u32, gid: u32) -> Value {
 }
 
 fn capabilities() -> Value {
-    let few = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    let few = rights::names(rights::FEW);
     json!({ "bounding": few, "effective": few, "permitted": few })
 }
 

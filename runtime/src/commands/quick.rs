@@ -3,6 +3,7 @@
 mod image;
 mod joined;
 mod owners;
+mod rights;
 mod volumes;
 
 use std::path::PathBuf;
@@ -14,10 +15,10 @@ use serde_json::{Value, json};
 
 use super::update::read_resources;
 use crate::Error;
-use crate::cli::{CONFIG, QuickArgs};
+use crate::cli::{CONFIG, Profile, QuickArgs};
 use crate::prepare::Bundle;
 use crate::size::bytes;
-use crate::upper::{self, Medium, Place, Upper};
+use crate::upper::{Medium, Place};
 
 /// Stands for the bundle that there is not.
 pub(super) const NO_BUNDLE: &str = "/";
@@ -46,6 +47,10 @@ pub(super) fn refuse_beside_a_bundle(args: &QuickArgs) -> Result<(), Error> {
         ("--hostname", args.hostname.is_some()),
         ("--user", args.user.is_some()),
         ("--read-only", args.read_only),
+        ("--capabilities", args.capabilities.is_some()),
+        ("--ambient", args.ambient.is_some()),
+        ("--seccomp", args.seccomp != Profile::None),
+        ("--device", !args.device.is_empty()),
         ("--volume", !args.volume.is_empty()),
         ("--tmpfs", !args.tmpfs.is_empty()),
         ("--uidmap", !args.uidmap.is_empty()),
@@ -84,13 +89,11 @@ pub(super) fn bundle(args: &QuickArgs) -> Result<Bundle, Error> {
     value["root"] = json!({ "path": rootfs, "readonly": args.read_only });
     value["linux"]["resources"] = resources(args, &mut problems);
     value["process"]["terminal"] = json!(false);
-    if args.upper.is_some_and(Upper::has_quota) {
-        value["linux"]["seccomp"] = upper::keep_projects();
-    }
     match &base {
         Some(base) => image::process(base, args, &mut value, &mut problems),
         None => process(args, &mut value["process"], &mut problems),
     }
+    rights::apply(args, &mut value, &mut problems);
     let of_image = base.as_ref().map_or(&[][..], |base| &base.image.config.defaults.volumes);
     let maps = owners::maps(args, &mut problems);
     if let Some(maps) = &maps {

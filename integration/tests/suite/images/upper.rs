@@ -366,8 +366,13 @@ for request in (0x401c5820, 0x40086602, 0x40046602, 0x1401c5820):
 print(call(file_setattr, fd, b'', room, 24, 0x1000), ctypes.get_errno())
 ";
     let _mounted = Mounted::disk(t, "ext4", "loop,prjquota");
-    let words = ["--rootfs", "host", "--upper", "disk:8M", "--", "python3", "-c", SCRIPT];
-    assert_eq!(run(t, &words).ok().stdout, "-1 1\n".repeat(5));
+    let said = |profile: &str| {
+        let words = ["--rootfs", "host", "--upper", "disk:8M", "--seccomp", profile];
+        run(t, &[&words, &["--", "python3", "-c", SCRIPT][..]].concat()).ok().stdout
+    };
+    assert_eq!(said("none"), "-1 1\n".repeat(5));
+    // A call that is newer than the list does not exist.
+    assert_eq!(said("default"), format!("{}-1 38\n", "-1 1\n".repeat(4)));
 }
 
 fn a_size_without_the_mount_option_is_refused(t: &Test) {

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 use super::linux::has_user_namespace;
 use super::{Options, attributes, check_nul};
 use crate::resolved::{Attributes, Capabilities, Process, Rlimit, Terminal};
-use crate::{HostFacts, Problems};
+use crate::{HostFacts, Problems, rights};
 
 /// Resource names with the kernel's numbers (getrlimit(2), include/uapi/asm-generic/resource.h).
 pub const RLIMITS: [(&str, u32); 16] = [
@@ -189,7 +189,10 @@ fn capabilities(
 ) -> Capabilities {
     let Some(wanted) = process.capabilities() else { return Capabilities::default() };
     let mut set = |names: &Option<Names>, which: &str| -> u64 {
-        let asked = names.iter().flatten().fold(0, |mask, name| mask | bit(&name.to_string()));
+        let asked = names
+            .iter()
+            .flatten()
+            .fold(0, |mask, name| mask | rights::bit(&name.to_string()).unwrap_or_default());
         let given = asked & available;
         if asked != given {
             warnings.push(format!(
@@ -232,16 +235,8 @@ fn capabilities(
     sets
 }
 
-fn bit(name: &str) -> u64 {
-    let full = if name.starts_with("CAP_") { name.to_owned() } else { format!("CAP_{name}") };
-    full.parse::<Capability>().map_or(0, |c| c.bitmask())
-}
-
 fn list(mask: u64) -> String {
-    let mut all: Vec<Capability> =
-        caps::all().into_iter().filter(|c| mask & c.bitmask() != 0).collect();
-    all.sort_by_key(Capability::index);
-    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    rights::names(mask).join(", ")
 }
 
 fn rlimits(
