@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hafen_agent_core::{BackOff, Definition, Restart, TaskId};
-use hafen_protocol::v1;
-use hafen_spec::{Problems, resolve::valid_id};
+use hafen_protocol::v1::{self, seccomp::Kind as Calls};
+use hafen_spec::rights::{self, Changed};
+use hafen_spec::{Problem, Problems, resolve::valid_id, seccomp};
 use hafen_sys::signal;
 use pbjson_types::Duration as Wire;
 use serde_json::{Value, json};
@@ -41,6 +42,8 @@ const MOST_PIDS: u64 = 4 << 20;
 const MOST_CPU: u64 = 1_000_000_000;
 /// The least quota of the kernel, 1 ms of 100.
 const LEAST_CPU: u64 = 10;
+/// Of a profile of system calls: some ten times those of other engines.
+const MOST_PROFILE_BYTES: usize = 128 << 10;
 /// Ten thousand years, as proto3 says.
 const LONGEST_TIME: u64 = 315_576_000_000;
 
@@ -151,6 +154,9 @@ fn check(spec: &v1::TaskSpec, problems: &mut Problems) {
         problems.add("kill.signal", format!("there is no signal {:?}", kill.signal));
     }
     check_resources(spec.resources.as_ref(), problems);
+    if let Some(security) = &spec.security {
+        check_security(spec, security, problems);
+    }
     for (i, mount) in spec.mounts.iter().enumerate() {
         check_mount(&format!("mounts[{i}]"), mount, problems);
     }
@@ -340,6 +346,71 @@ fn check_mount(field: &str, mount: &v1::Mount, problems: &mut Problems) {
     }
 }
 
+fn check_security(spec: &v1::TaskSpec, security: &v1::Security, problems: &mut Problems) {
+    if let Err(wrong) = capabilities(spec) {
+        let place =
+            |p: Problem| Problem { field: format!("security.capabilities.{}", p.field), ..p };
+        problems.0.extend(wrong.0.into_iter().map(place));
+    }
+    check_seccomp(spec, security.seccomp.as_ref(), problems);
+    for (i, device) in security.devices.iter().enumerate() {
+        let field = format!("security.devices[{i}]");
+        check_destination(&format!("{field}.path"), &device.path, problems);
+        if !device.destination.is_empty() {
+            check_destination(&format!("{field}.destination"), &device.destination, problems);
+        }
+        if device.access.contains(|c| !"rwm".contains(c)) {
+            let why = format!("{:?} is not of \"r\", \"w\" and \"m\"", device.access);
+            problems.add(format!("{field}.access"), why);
+        }
+    }
+}
+
+fn check_seccomp(spec: &v1::TaskSpec, seccomp: Option<&v1::Seccomp>, problems: &mut Problems) {
+    const FIELD: &str = "security.seccomp.profile";
+    match seccomp.and_then(|seccomp| seccomp.kind.as_ref()) {
+        Some(Calls::Unconfined(false)) => {
+            problems.add("security.seccomp.unconfined", "is false: leave it out");
+        }
+        Some(Calls::Profile(text)) if text.len() > MOST_PROFILE_BYTES => {
+            problems.add(FIELD, format!("has more than {MOST_PROFILE_BYTES} bytes"));
+        }
+        Some(Calls::Profile(text)) => {
+            for problem in seccomp::read(text).err().into_iter().flat_map(|wrong| wrong.0) {
+                let text = problem.to_string();
+                problems.add(FIELD, text.trim_start_matches(": "));
+            }
+            // It would have to hold two filters, and the runtime spec has one.
+            if has_bounded_disk(spec) {
+                problems.add(
+                    FIELD,
+                    "cannot be with a bound on the disk, which has a filter of its own",
+                );
+            }
+        }
+        Some(Calls::Unconfined(true)) | None => {}
+    }
+}
+
+fn has_bounded_disk(spec: &v1::TaskSpec) -> bool {
+    let limit = spec.resources.as_ref().and_then(|r| r.limit.as_ref()?.disk);
+    let upper = spec.root.as_ref().map_or("", |root| root.upper.as_str());
+    limit.is_some() || upper.starts_with("disk:")
+}
+
+/// What its root may, changed as it wants.
+fn capabilities(spec: &v1::TaskSpec) -> Result<Changed, Problems> {
+    use v1::root::Kind as Root;
+    let kind = spec.root.as_ref().and_then(|root| root.kind.as_ref());
+    let usual = match kind {
+        Some(Root::Host(_)) | None => rights::FEW,
+        Some(Root::Image(_) | Root::Rootfs(_)) => rights::USUAL,
+    };
+    let none = v1::Capabilities::default();
+    let wanted = spec.security.as_ref().and_then(|s| s.capabilities.as_ref()).unwrap_or(&none);
+    rights::change(usual, &wanted.add, &wanted.drop)
+}
+
 fn check_destination(field: &str, path: &str, problems: &mut Problems) {
     let clean = Path::new(path).components().all(|c| !matches!(c, std::path::Component::ParentDir));
     let cannot_be = |c: char| c == ':' || c.is_control();
@@ -418,6 +489,7 @@ pub fn words(spec: &v1::TaskSpec, places: &Places) -> Words {
     }
     list.option("--volumes", &places.volumes);
     root_words(&mut list, spec, places);
+    security_words(&mut list, spec);
     resource_words(&mut list, spec.resources.as_ref());
     spec.env.iter().for_each(|(key, value)| list.option("--env", format!("{key}={value}")));
     let texts = [("--user", &spec.user), ("--cwd", &spec.cwd)];
@@ -526,6 +598,28 @@ fn root_words(list: &mut List, spec: &v1::TaskSpec, places: &Places) {
         (Some(bytes), "" | "disk") => list.option("--upper", format!("disk:{bytes}")),
         (_, "") => {}
         (_, upper) => list.option("--upper", upper),
+    }
+}
+
+fn security_words(list: &mut List, spec: &v1::TaskSpec) {
+    let security = spec.security.as_ref();
+    // What cannot be was refused when the task was taken on.
+    let Changed { all, added } =
+        capabilities(spec).unwrap_or(Changed { all: rights::FEW, added: 0 });
+    list.option("--capabilities", rights::names(all).join(","));
+    if added != 0 {
+        list.option("--ambient", rights::names(added).join(","));
+    }
+    if security.and_then(|s| s.seccomp.as_ref()?.kind.as_ref()).is_none() {
+        list.option("--seccomp", "default");
+    }
+    for device in security.iter().flat_map(|security| &security.devices) {
+        let or = |text: &str, usual: &str| (if text.is_empty() { usual } else { text }).to_owned();
+        let destination = or(&device.destination, &device.path);
+        list.option(
+            "--device",
+            [&device.path, &destination, &or(&device.access, "rwm")].map(String::as_str).join(":"),
+        );
     }
 }
 
@@ -667,6 +761,16 @@ fn patch(spec: &v1::TaskSpec) -> Option<Value> {
     if block != json!({}) {
         patch["linux"]["resources"]["blockIO"] = block;
     }
+    let security = spec.security.as_ref();
+    if security.and_then(|security| security.no_new_privileges) == Some(false) {
+        patch["process"]["noNewPrivileges"] = json!(false);
+    }
+    let calls = security.and_then(|security| security.seccomp.as_ref()?.kind.as_ref());
+    if let Some(Calls::Profile(text)) = calls
+        && let Ok(profile) = seccomp::read(text)
+    {
+        patch["linux"]["seccomp"] = profile;
+    }
     for (key, value) in &spec.labels {
         patch["annotations"][key] = json!(value);
     }
@@ -774,6 +878,46 @@ mod tests {
         assert_eq!(definition.restart, Restart::Never);
         assert_eq!((definition.grace, definition.longest), (GRACE, None));
         assert_eq!(definition.back_off, BACK_OFF);
+    }
+
+    fn root_of(kind: v1::root::Kind) -> Option<v1::Root> {
+        Some(v1::Root { kind: Some(kind), ..v1::Root::default() })
+    }
+
+    fn said(spec: &v1::TaskSpec) -> (Vec<String>, Option<Value>) {
+        let Words { words, patch } = words(spec, &Places::default());
+        (words.iter().map(|word| word.to_string_lossy().into_owned()).collect(), patch)
+    }
+
+    #[test]
+    fn rights_are_told_to_the_runtime() {
+        let of_host = said(&task()).0;
+        let few = "--capabilities=CAP_KILL,CAP_NET_BIND_SERVICE,CAP_AUDIT_WRITE";
+        assert!(of_host.contains(&few.to_owned()), "{of_host:?}");
+        let image = root_of(v1::root::Kind::Image("i".to_owned()));
+        let (usual, patch) = said(&v1::TaskSpec { root: image.clone(), ..task() });
+        let wanted = format!("--capabilities={}", rights::names(rights::USUAL).join(","));
+        assert!(usual.contains(&wanted) && usual.contains(&"--seccomp=default".to_owned()));
+        assert!(patch.is_none() && !usual.iter().any(|word| word.starts_with("--ambient")));
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+        let text = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let security = v1::Security {
+            capabilities: Some(v1::Capabilities { add: text(&["net_raw"]), drop: text(&["ALL"]) }),
+            no_new_privileges: Some(false),
+            seccomp: Some(v1::Seccomp { kind: Some(Calls::Profile(profile.to_string())) }),
+            devices: vec![v1::Device { path: "/dev/a".to_owned(), ..v1::Device::default() }],
+        };
+        let own = v1::TaskSpec { root: image, security: Some(security), ..task() };
+        let (words, patch) = said(&own);
+        for wanted in
+            ["--capabilities=CAP_NET_RAW", "--ambient=CAP_NET_RAW", "--device=/dev/a:/dev/a:rwm"]
+        {
+            assert!(words.contains(&wanted.to_owned()), "{wanted}: {words:?}");
+        }
+        assert!(!words.iter().any(|word| word.starts_with("--seccomp")), "{words:?}");
+        let wanted =
+            json!({ "process": { "noNewPrivileges": false }, "linux": { "seccomp": profile } });
+        assert_eq!(patch, Some(wanted));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(crate) fn trials() -> Vec<Case> {
         a_removed_machine_stays_away(Root, Busybox, Program("ip")),
         a_person_is_sent_away(Root, Busybox, Program("ip")),
         people_attach_to_a_task_on_any_machine(Root, Busybox, Program("ip")),
+        rights_reach_the_machine(Root, Busybox, Program("ip")),
         an_update_goes_on_or_back(Root, Busybox, Program("ip")),
         far_machines_are_one_cluster(Root, Busybox, Program("ip"), Netem),
         whatever_happens(Root, Busybox, Program("ip"), Program("iptables")),
@@ -496,6 +497,25 @@ fn people_attach_to_a_task_on_any_machine(t: &Test) {
     let told = told.wait_with_output().expect("hafen");
     assert_eq!(String::from_utf8_lossy(&told.stdout), "caught\n");
     assert_eq!(told.status.code(), Some(6));
+    lab.all_is_told();
+}
+
+/// What a task may ask of the kernel is part of the task, through all hands.
+fn rights_reach_the_machine(t: &Test) {
+    let lab = Lab::new(t, 1);
+    let script =
+        format!("grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status >> /told; {FOREVER}");
+    let mut job = json!({ "name": "few", "replicas": 1, "task": lab.task(&script) });
+    job["task"]["security"] = json!({
+        "capabilities": { "add": ["NET_RAW"], "drop": ["ALL"] }, "noNewPrivileges": false,
+        "seccomp": { "unconfined": true },
+    });
+    lab.cluster.submit(&job);
+    lab.cluster.ready("few", 1);
+    let wanted = "CapEff:\t0000000000002000\nNoNewPrivs:\t0\nSeccomp:\t0\n";
+    let told = || fs::read_to_string(&lab.told).expect("read");
+    wait_until(Duration::from_secs(10), || (told() == wanted).then_some(()));
+    assert_eq!(told(), wanted);
     lab.all_is_told();
 }
 

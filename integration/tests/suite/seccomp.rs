@@ -189,7 +189,7 @@ fn calls_of_another_architecture(t: &Test) {
 }
 
 /// A program of one segment: an ELF header, a program header, and code for the processor in `bits` mode.
-fn little_program(code: &[u8], bits: u32) -> Vec<u8> {
+pub(crate) fn little_program(code: &[u8], bits: u32) -> Vec<u8> {
     const BASE: u32 = 0x0804_8000;
     let wide = bits == 64;
     let (header, entry) = if wide { (64_u16, 56_u16) } else { (52, 32) };

@@ -90,6 +90,8 @@ pub(crate) struct SpecArgs {
     /// Nothing in its root can be written.
     #[arg(long)]
     pub(super) read_only: bool,
+    #[command(flatten)]
+    pub(super) security: SecurityArgs,
     /// In place of the image's; "" for none.
     #[arg(long, value_name = "PROGRAM")]
     pub(super) entrypoint: Option<String>,
@@ -127,6 +129,23 @@ pub(crate) struct SpecArgs {
     /// An image, unless --rootfs or --file say otherwise, and what runs in it.
     #[arg(value_name = "IMAGE] [COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(super) words: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[command(next_help_heading = "Security")]
+pub(super) struct SecurityArgs {
+    /// A capability more, or ALL.
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_add: Vec<String>,
+    /// A capability less, or ALL.
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_drop: Vec<String>,
+    /// seccomp=unconfined, seccomp=FILE (a profile of the OCI runtime spec), or no-new-privileges=false.
+    #[arg(long, value_name = "OPTION")]
+    pub(super) security_opt: Vec<String>,
+    /// A device of the node; ACCESS is of r, w and m.
+    #[arg(long, value_name = "PATH[:DESTINATION][:ACCESS]")]
+    pub(super) device: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 mod args;
 pub(super) mod limits;
+mod security;
 mod spec;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use hafen_protocol::v1::{self, check, mount, network, restart_policy, root};
 use hafen_spec::Problems;
 
 use super::args::{Pull, SpecArgs};
+use super::security::security;
 
 /// What words may lead to: our folder, our variables, our files.
 pub(super) struct Around<'a> {
@@ -42,6 +43,7 @@ pub(super) fn spec(args: &SpecArgs, around: &Around<'_>) -> Result<v1::TaskSpec,
         terminal: args.tty,
         stdin: args.interactive,
         remove: args.rm,
+        security: security(&args.security, around, p),
         ..v1::TaskSpec::default()
     };
     problems.into_result(spec)

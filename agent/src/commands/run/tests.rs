@@ -112,12 +112,40 @@ fn options_are_fields() {
                                "command": {"args": ["/bin/sh", "-c", "true"]}}]}),
         ),
     ];
+    are_fields(cases);
+}
+
+fn are_fields(cases: &[(&str, Value)]) {
     for (line, more) in cases {
         let mut wanted = more.clone();
         wanted["root"] = json!({"image": "i"});
         let wanted: TaskSpec = serde_json::from_value(wanted).unwrap();
         assert_eq!(typed(line), Ok(wanted), "{line}");
     }
+}
+
+#[test]
+fn rights_are_fields() {
+    are_fields(&[
+        (
+            "--cap-add NET_ADMIN --cap-drop ALL i",
+            json!({"security": {"capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}}),
+        ),
+        (
+            "--security-opt seccomp=unconfined --security-opt no-new-privileges=false i",
+            json!({"security": {"seccomp": {"unconfined": true}, "noNewPrivileges": false}}),
+        ),
+        (
+            "--security-opt seccomp=/secret --security-opt no-new-privileges:true i",
+            json!({"security": {"seccomp": {"profile": "hidden"}, "noNewPrivileges": true}}),
+        ),
+        (
+            "--device /dev/a --device /dev/a:r --device /dev/a:/dev/b --device /dev/a:/dev/b:rw i",
+            json!({"security": {"devices": [{"path": "/dev/a"}, {"path": "/dev/a", "access": "r"},
+                {"path": "/dev/a", "destination": "/dev/b"},
+                {"path": "/dev/a", "destination": "/dev/b", "access": "rw"}]}}),
+        ),
+    ]);
 }
 
 #[test]
@@ -134,7 +162,8 @@ fn there_are_other_roots_than_images() {
 #[test]
 fn all_problems_are_told_together() {
     let line = "-v a -p 0 -p 80/x -m 1X --cpus 0 --restart maybe --stop-timeout soon --secret x --tmpfs t \
-                --memory-swap 1G --env-file /none -e =1 --add-host x --log-max-files 0 --log-max-size x";
+                --memory-swap 1G --env-file /none -e =1 --add-host x --log-max-files 0 --log-max-size x \
+                --device x --security-opt apparmor=x";
     let problems = typed(line).expect_err("problems");
     let fields: Vec<&str> = problems.0.iter().map(|problem| problem.field.as_str()).collect();
     let wanted = [
@@ -153,6 +182,8 @@ fn all_problems_are_told_together() {
         "--stop-timeout",
         "--log-max-size",
         "--log-max-files",
+        "--device",
+        "--security-opt",
     ];
     assert_eq!(fields, wanted, "{problems}");
 }

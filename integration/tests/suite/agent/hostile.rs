@@ -32,7 +32,7 @@ type Changes = Vec<(Value, &'static str)>;
 const TOO_MUCH: u64 = u64::MAX;
 
 fn definitions() -> Changes {
-    [names_and_words(), amounts(), places(), policies()].concat()
+    [names_and_words(), amounts(), places(), policies(), rights()].concat()
 }
 
 fn names_and_words() -> Changes {
@@ -188,6 +188,48 @@ fn policies() -> Changes {
     ]
 }
 
+fn rights() -> Changes {
+    let capabilities = |add: Value, drop: Value| json!({ "security": { "capabilities": { "add": add, "drop": drop } } });
+    let calls = |kind: &str, value: Value| json!({ "security": { "seccomp": { kind: value } } });
+    let device = |field: &str, value: &str| {
+        let mut device = json!({ "path": "/dev/null" });
+        device[field] = json!(value);
+        json!({ "security": { "devices": [device] } })
+    };
+    let rule = json!({ "names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": { "caps": ["CAP_SYS_ADMIN"] } });
+    let conditional = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule] }).to_string();
+    let all = json!({ "defaultAction": "SCMP_ACT_ALLOW" }).to_string();
+    let mut bounded = calls("profile", json!(all));
+    bounded["resources"] = json!({ "limit": { "disk": "1048576" } });
+    vec![
+        (capabilities(json!(["KILL", "NOT"]), json!([])), "security.capabilities.add[1]"),
+        (capabilities(json!([]), json!(["CAP_CAP_KILL"])), "security.capabilities.drop[0]"),
+        (capabilities(json!([""]), json!([])), "security.capabilities.add[0]"),
+        (capabilities(json!(["\u{1b}[2J"]), json!([])), "security.capabilities.add[0]"),
+        (
+            capabilities(json!(["KILL"]), json!(["cap_kill"])),
+            "security.capabilities.drop: CAP_KILL",
+        ),
+        (capabilities(json!(["ALL"]), json!(["ALL"])), "security.capabilities.drop: ALL"),
+        (capabilities(json!("KILL"), json!([])), "security.capabilities.add"),
+        (calls("unconfined", json!(false)), "security.seccomp.unconfined"),
+        (calls("profile", json!("{")), "security.seccomp.profile: not JSON"),
+        (calls("profile", json!("{}")), "security.seccomp.profile: "),
+        (calls("profile", json!(conditional)), "security.seccomp.profile: syscalls[0].includes"),
+        (
+            calls("profile", json!(format!("{all}{}", " ".repeat(200_000)))),
+            "security.seccomp.profile",
+        ),
+        (bounded, "security.seccomp.profile"),
+        (device("path", "dev/null"), "security.devices[0].path"),
+        (device("path", "/dev/../etc/passwd"), "security.devices[0].path"),
+        (device("destination", "relative"), "security.devices[0].destination"),
+        (device("destination", "/dev/a:rwm"), "security.devices[0].destination"),
+        (device("access", "rx"), "security.devices[0].access"),
+        (json!({ "security": { "privileged": true } }), "privileged"),
+    ]
+}
+
 fn changed(node: &Node<'_>, change: &Value) -> Value {
     let mut spec = node.sh("a", "exit 0");
     for (key, value) in change.as_object().expect("an object") {
@@ -292,6 +334,12 @@ fn options_are_refused_by_their_name(t: &Test) {
         (&["--restart", "sometimes"], "--restart"),
         (&["--stop-signal", "SIGNOT"], "SIGNOT"),
         (&["--log-max-size", "1"], "log.maxBytes"),
+        (&["--cap-add", "NOT"], "security.capabilities.add[0]"),
+        (&["--cap-add", "KILL", "--cap-drop", "KILL"], "security.capabilities.drop"),
+        (&["--security-opt", "apparmor=none"], "--security-opt"),
+        (&["--security-opt", "seccomp=/no/such/file"], "/no/such/file"),
+        (&["--security-opt", "no-new-privileges=maybe"], "--security-opt"),
+        (&["--device", "null"], "--device"),
         (&["--no-such-option"], "--no-such-option"),
     ];
     let mut faults = Vec::new();

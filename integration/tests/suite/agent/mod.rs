@@ -13,6 +13,7 @@ mod pods;
 mod pressure;
 mod recovery;
 mod roots;
+mod security;
 mod storage;
 mod terminals;
 
@@ -31,6 +32,7 @@ pub(crate) fn trials() -> Vec<Case> {
         limits::trials(),
         pressure::trials(),
         roots::trials(),
+        security::trials(),
         network::trials(),
         recovery::trials(),
         clock::trials(),
