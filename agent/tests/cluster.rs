@@ -104,11 +104,13 @@ impl Cluster for Fake {
     ) -> Answer<v1::Withdrawal> {
         use v1::withdraw_certificates_request::Whose as Asked;
         use v1::withdrawal::Whose;
-        let whose = request.into_inner().whose.map(|whose| match whose {
+        self.note(request.get_ref());
+        let request = request.into_inner();
+        let whose = request.whose.map(|whose| match whose {
             Asked::Node(name) => Whose::Node(name),
             Asked::User(name) => Whose::User(name),
         });
-        Ok(Response::new(v1::Withdrawal { whose, least: 2 }))
+        Ok(Response::new(v1::Withdrawal { whose, least: 2, serials: vec![request.serial] }))
     }
 
     async fn list_withdrawals(
@@ -116,8 +118,17 @@ impl Cluster for Fake {
         _request: Request<v1::ListWithdrawalsRequest>,
     ) -> Answer<v1::ListWithdrawalsResponse> {
         let whose = Some(v1::withdrawal::Whose::User("ann".to_owned()));
-        let withdrawals = vec![v1::Withdrawal { whose, least: 2 }];
-        Ok(Response::new(v1::ListWithdrawalsResponse { withdrawals }))
+        let serials = vec!["a1b".to_owned(), "c0ffee".to_owned()];
+        let withdrawals = vec![v1::Withdrawal { whose, least: 2, serials }];
+        let one = |serial: &str, withdrawn| v1::Certificate {
+            whose: Some(v1::certificate::Whose::User("ann".to_owned())),
+            serial: serial.to_owned(),
+            number: 2,
+            until: Some(pbjson_types::Timestamp::default()),
+            withdrawn,
+        };
+        let certificates = vec![one("a1b", true), one("7f", false)];
+        Ok(Response::new(v1::ListWithdrawalsResponse { withdrawals, certificates }))
     }
 
     async fn remove_node(
@@ -518,7 +529,11 @@ fn the_rest_is_short() {
         ("cert withdraw --node n1", 0, "it may join again"),
         ("cert withdraw", 2, "--node <NAME>|--user <NAME>"),
         ("cert withdraw --node n1 --user ann", 2, "cannot be used with"),
-        ("cert ls", 0, "user  ann   2"),
+        ("cert withdraw --user ann --serial 00:A1:B2", 0, "00:A1:B2: withdrawn; other"),
+        ("cert withdraw --node n1 --serial 1f", 2, "--serial"),
+        ("cert ls", 0, "user  ann   all     below 2"),
+        ("cert ls", 0, "user  ann   c0ffee                                     withdrawn"),
+        ("cert ls", 0, "user  ann   7f      2        1970-01-01T00:00:00.000Z  counts"),
         ("ps --filter state=running", 1, "hafen tasks"),
         ("--coordinator tcp://h:1 nodes", 2, "http://HOST:PORT"),
         ("--coordinator https://h:1 nodes", 6, "--tls-ca"),
@@ -529,6 +544,7 @@ fn the_rest_is_short() {
         assert!(out.contains(part) || err.contains(part), "{words}: {out}{err}");
     }
     assert!(stage.fake.noted("on: false"));
+    assert!(stage.fake.noted("serial: \"00:A1:B2\""));
     assert!(stage.fake.noted("cpu_milli: Some(2000)"));
     assert!(stage.fake.noted("seconds: 7200") && stage.fake.noted("uses: 3"));
     let (code, out, _) = stage.run(&format!("--coordinator http://127.0.0.1:{} nodes", stage.port));

@@ -579,12 +579,15 @@ pub enum Record {
     Withdrawal(Withdrawal),
 }
 
-/// Certificates of a holder with a lower number do not count any more.
+/// Certificates of a holder that do not count any more: those with a lower number, and single ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdrawal {
     /// As their certificates name them.
     pub holder: String,
     pub least: u64,
+    /// In hexadecimal.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub serials: BTreeSet<String>,
 }
 
 /// What lets a node join. Only its hash is known.

@@ -717,8 +717,22 @@ mod secure {
     }
 
     async fn withdraw(hall: &Hall, whose: Whose) -> v1::Withdrawal {
-        let request = v1::WithdrawCertificatesRequest { whose: Some(whose) };
-        hall.people().await.withdraw_certificates(request).await.unwrap().into_inner()
+        withdraw_one(hall, whose, "").await.unwrap()
+    }
+
+    async fn withdraw_one(
+        hall: &Hall,
+        whose: Whose,
+        serial: &str,
+    ) -> Result<v1::Withdrawal, tonic::Status> {
+        let request =
+            v1::WithdrawCertificatesRequest { whose: Some(whose), serial: serial.to_owned() };
+        hall.people().await.withdraw_certificates(request).await.map(tonic::Response::into_inner)
+    }
+
+    async fn certificates(hall: &Hall) -> Vec<v1::Certificate> {
+        let all = hall.people().await.list_withdrawals(v1::ListWithdrawalsRequest {}).await;
+        all.unwrap().into_inner().certificates
     }
 
     async fn join(hall: &Hall, node: &str) -> Identity {
@@ -754,6 +768,49 @@ mod secure {
         assert!(seen(&hall, &next).await.is_err());
         let all = hall.people().await.list_withdrawals(v1::ListWithdrawalsRequest {}).await;
         assert_eq!(all.unwrap().into_inner().withdrawals.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_certificate_of_a_person_is_withdrawn_and_the_others_count() {
+        let hall = Hall::open().await;
+        let (ca, ann) = (ca(&hall), Whose::User("ann".to_owned()));
+        let (leaked, own) = (person(&ca, "ann", 0), person(&ca, "ann", 0));
+        let channel = connect(&hall, &authority(&hall), Some(&leaked)).await;
+        let mut people = v1::cluster_client::ClusterClient::new(channel);
+        let request = v1::ClusterEventsRequest { follow: true, ..Default::default() };
+        let mut events = people.events(request).await.unwrap().into_inner();
+        let shown = certificates(&hall).await;
+        let [one] = &*shown else { panic!("{shown:?}") };
+        assert_eq!(one.whose, Some(v1::certificate::Whose::User("ann".to_owned())));
+        assert!(!one.withdrawn && one.until.is_some());
+        // As another program would write it.
+        let serial = format!("00:{}", one.serial.to_uppercase());
+        let withdrawn = withdraw_one(&hall, ann.clone(), &serial).await.unwrap();
+        assert_eq!((withdrawn.least, &withdrawn.serials), (0, &vec![one.serial.clone()]));
+        let last = tokio::time::timeout(LEASE, events.message()).await.expect("an end");
+        assert!(last.is_err(), "{last:?}");
+        let denied = seen(&hall, &leaked).await.unwrap_err();
+        assert_eq!(denied.message(), "the certificate was withdrawn");
+        assert!(seen(&hall, &own).await.is_ok(), "the person goes on with another");
+        let shown = certificates(&hall).await;
+        let count: Vec<bool> = shown.iter().map(|each| each.serial == one.serial).collect();
+        let gone: Vec<bool> = shown.iter().map(|each| each.withdrawn).collect();
+        assert!(shown.len() == 2 && count == gone, "{shown:?}");
+        let hall = hall.again().await;
+        assert!(seen(&hall, &leaked).await.is_err(), "it is written down");
+        assert!(seen(&hall, &own).await.is_ok());
+        // All of before includes the other one; the single one stays what it is.
+        let all = withdraw(&hall, ann.clone()).await;
+        assert_eq!((all.least, all.serials), (1, vec![one.serial.clone()]));
+        assert!(seen(&hall, &own).await.is_err());
+        for (whose, serial, part) in [
+            (ann, "no number", "hexadecimal"),
+            (Whose::Node("n1".to_owned()), "1f", "withdraw all of the node"),
+        ] {
+            let refused = withdraw_one(&hall, whose, serial).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(part), "{refused:?}");
+        }
     }
 
     #[tokio::test]

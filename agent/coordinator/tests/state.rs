@@ -129,7 +129,19 @@ fn records_of_before_are_read() {
 fn withdrawals_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
-    let one = |least| Record::Withdrawal(Withdrawal { holder: "hafen:user:ann".into(), least });
-    Store::open(&path).unwrap().save(&[Change::Put(one(1)), Change::Put(one(2))]).unwrap();
-    assert_eq!(Store::open(&path).unwrap().load().unwrap(), [one(2)]);
+    let holder = "hafen:user:ann".to_owned();
+    let one = |least, serials: &[&str]| {
+        let serials = serials.iter().map(ToString::to_string).collect();
+        Record::Withdrawal(Withdrawal { holder: holder.clone(), least, serials })
+    };
+    let last = one(2, &["a1b"]);
+    Store::open(&path)
+        .unwrap()
+        .save(&[Change::Put(one(1, &[])), Change::Put(last.clone())])
+        .unwrap();
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), [last]);
+    // As it was written before single ones were known.
+    let before = r#"{"withdrawal":{"holder":"hafen:user:ann","least":1}}"#;
+    assert_eq!(serde_json::from_str::<Record>(before).unwrap(), one(1, &[]));
+    assert_eq!(serde_json::to_string(&one(1, &[])).unwrap(), before);
 }

@@ -132,6 +132,9 @@ fn certificate(name: &str, number: u64, state: &Path) -> Result<ExitCode, Error>
     let person = person.map_err(|e| Error::Refused(crate::chain(&e)))?;
     let text = [person.certificate, person.key, person.authority].concat();
     show::bytes(text.as_bytes())?;
+    // Beside what goes into a file.
+    let until = humantime::format_rfc3339_seconds(person.until);
+    eprintln!("hafen: certificate {} of {name}, until {until}", person.serial);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -465,7 +465,20 @@ fn a_person_is_sent_away(t: &Test) {
     assert!(!denied.status.success() && words.contains("was withdrawn"), "{denied:?}");
     let next = lab.cluster.person("ann", 1);
     let told = lab.cluster.hafen(&next).args(["cert", "ls"]).output().expect("hafen");
-    assert!(String::from_utf8_lossy(&told.stdout).contains("ann   1"), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stdout).contains("below 1"), "{told:?}");
+    // One of several: the person goes on with the others.
+    let all = lab.cluster.http("GET", "/v1/certificates", &Value::Null).expect(200);
+    let of_next = of(&all, "certificates", |one| one["number"] == "1");
+    let [leaked] = &*of_next else { panic!("{all:#}") };
+    let other = lab.cluster.person("ann", 2);
+    let serial = leaked["serial"].as_str().expect("a serial number");
+    let words = ["cert", "withdraw", "--user", "ann", "--serial", serial];
+    let withdrawn = lab.cluster.hafen(&other).args(words).output().expect("hafen");
+    assert!(withdrawn.status.success(), "{withdrawn:?}");
+    let denied = lab.cluster.hafen(&next).arg("nodes").output().expect("hafen");
+    assert!(!denied.status.success(), "{denied:?}");
+    let seen = lab.cluster.hafen(&other).arg("nodes").output().expect("hafen");
+    assert!(seen.status.success(), "{seen:?}");
 }
 
 fn people_attach_to_a_task_on_any_machine(t: &Test) {

@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
@@ -14,9 +14,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
+use x509_parser::prelude::FromDer;
 
-use super::tokens::hash;
+use super::tokens::{hash, hexadecimal};
 use super::who::{NODE, USER};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -37,6 +39,8 @@ pub enum CaError {
     Pem { path: PathBuf, source: rustls::pki_types::pem::Error },
     #[error("make a certificate")]
     Make(#[from] rcgen::Error),
+    #[error("the certificate that was made cannot be read")]
+    Unread,
 }
 
 /// Of a person: all that they need, in PEM.
@@ -45,6 +49,9 @@ pub struct Person {
     pub certificate: String,
     pub key: String,
     pub authority: String,
+    /// Of the certificate, in hexadecimal: by that it alone can be withdrawn.
+    pub serial: String,
+    pub until: SystemTime,
 }
 
 pub struct Authority {
@@ -131,8 +138,15 @@ impl Authority {
     pub fn person(&self, name: &str, number: u64) -> Result<Person, CaError> {
         let key = KeyPair::generate()?;
         let params = client(&format!("{USER}{name}"), name, number, USER_VALID)?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Person { certificate, key: key.serialize_pem(), authority: self.pem.clone() })
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let paper = read(certificate.der()).ok_or(CaError::Unread)?;
+        Ok(Person {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            authority: self.pem.clone(),
+            serial: paper.serial,
+            until: paper.until,
+        })
     }
 }
 
@@ -154,8 +168,44 @@ fn client(
     Ok(params)
 }
 
+/// What is read from somebody's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Paper {
+    /// All alternative names.
+    pub(super) uris: Vec<String>,
+    pub(super) number: u64,
+    /// As [`plain_serial`] has it.
+    pub(super) serial: String,
+    pub(super) until: SystemTime,
+}
+
+/// Nothing, if it has alternative names that are no URIs.
+pub(super) fn read(certificate: &CertificateDer<'_>) -> Option<Paper> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let uri = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    };
+    let uris = names.value.general_names.iter().map(uri).collect::<Option<_>>()?;
+    let serial = plain_serial(&hexadecimal(parsed.raw_serial()))?;
+    let until = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+    let until = UNIX_EPOCH + Duration::from_secs(until);
+    Some(Paper { uris, number: number(&parsed), serial, until })
+}
+
+/// A serial number in hexadecimal, however somebody writes it: with colons, capitals or zeros before it. An authority
+/// gives 20 bytes at most (RFC 5280, 4.1.2.2).
+pub(super) fn plain_serial(text: &str) -> Option<String> {
+    const MOST: usize = 40;
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let plain = digits.trim_start_matches('0').to_ascii_lowercase();
+    let is_one = (1..=MOST).contains(&plain.len()) && plain.chars().all(|c| c.is_ascii_hexdigit());
+    is_one.then_some(plain)
+}
+
 /// Among the certificates of one name: the least that counts rises with each withdrawal. None is 0.
-pub(super) fn number(certificate: &X509Certificate<'_>) -> u64 {
+fn number(certificate: &X509Certificate<'_>) -> u64 {
     let mut numbers = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
     let text = numbers.next().and_then(|attribute| attribute.as_str().ok());
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
@@ -216,8 +266,6 @@ fn file(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use x509_parser::prelude::FromDer;
-
     use super::*;
 
     #[test]
@@ -238,10 +286,21 @@ mod tests {
         let request = CertificateParams::new(vec!["other".to_owned()]).unwrap();
         let mut csr = request.serialize_request(&key).unwrap().der().to_vec();
         let signed = authority.node("n1", 7, &csr).unwrap();
-        assert_eq!(number(&X509Certificate::from_der(&signed).unwrap().1), 7);
+        assert_eq!(read(&signed).unwrap().number, 7);
         let last = csr.len() - 1;
         csr[last] ^= 1;
         assert!(authority.node("n1", 0, &csr).is_err());
         assert!(authority.node("n1", 0, b"nothing").is_err());
+    }
+
+    #[test]
+    fn a_serial_number_is_one_however_it_is_written() {
+        for text in ["0A:1b", "a1B", "00:00:0a:1b"] {
+            assert_eq!(plain_serial(text).as_deref(), Some("a1b"), "{text}");
+        }
+        let long = "1".repeat(41);
+        for text in ["", "0", "0x1", "g", "-1", long.as_str()] {
+            assert_eq!(plain_serial(text), None, "{text}");
+        }
     }
 }

@@ -7,10 +7,10 @@ use hafen_door::failure::{Failure, Kind};
 use hafen_protocol::{time, v1};
 use tonic::Status;
 
-use super::ca::{Authority, RENEW_AFTER};
+use super::ca::{Authority, RENEW_AFTER, plain_serial};
 use super::desk::Desk;
 use super::tokens::{Tokens, hash};
-use super::who::{NODE, USER, Who};
+use super::who::{Holder, NODE, USER, Who};
 use super::withdrawn::Withdrawn;
 use crate::cluster::Change;
 use crate::model::{Withdrawal, is_name};
@@ -103,7 +103,7 @@ impl Gate {
         Ok(signed)
     }
 
-    /// Of a node or a person: what goes on with them ends when this is on the disk.
+    /// All of a node or a person, or one of a person: what goes on with them ends when this is on the disk.
     pub(super) async fn withdraw(
         &self,
         desk: &Desk,
@@ -115,13 +115,32 @@ impl Gate {
             Some(Whose::User(name)) => (USER, name),
             None => return Err(Failure::new(Kind::Invalid, "node or user is missing")),
         };
+        let invalid = |words: String| Failure::new(Kind::Invalid, words);
         if !(1..=MOST_NAME).contains(&name.len()) || !name.is_ascii() {
-            return Err(Failure::new(Kind::Invalid, format!("no certificate is for {name:?}")));
+            return Err(invalid(format!("no certificate is for {name:?}")));
         }
+        let holder = format!("{kind}{name}");
         let _turn = self.turn.lock().await;
-        let one = self.withdrawn.next(&format!("{kind}{name}"));
+        let one = match &*request.serial {
+            "" => self.withdrawn.next(&holder),
+            _ if kind == NODE => {
+                let words = "serial: whoever has a node's certificate may have renewed it: withdraw all of the node";
+                return Err(invalid(words.to_owned()));
+            }
+            text => {
+                let serial = plain_serial(text).ok_or_else(|| {
+                    invalid(format!("serial: {text:?} is not 1 to 40 hexadecimal digits"))
+                })?;
+                let next = self.withdrawn.next_single(&holder, serial);
+                next.ok_or_else(|| {
+                    let words = format!("serial: too many of {name} are withdrawn: withdraw all");
+                    Failure::new(Kind::Exhausted, words)
+                })?
+            }
+        };
         Self::save(desk, vec![Change::from(one.clone())]).await?;
-        tracing::info!(holder = one.holder, least = one.least, "certificates are withdrawn");
+        let (least, serial) = (one.least, &request.serial);
+        tracing::info!(holder = one.holder, least, serial, "certificates are withdrawn");
         let said = told(&one);
         self.withdrawn.add(one);
         Ok(said)
@@ -129,7 +148,9 @@ impl Gate {
 
     pub(super) fn withdrawals(&self) -> v1::ListWithdrawalsResponse {
         let withdrawals = self.withdrawn.all().iter().map(told).collect();
-        v1::ListWithdrawalsResponse { withdrawals }
+        let shown = self.withdrawn.shown();
+        let certificates = shown.iter().map(|(holder, counts)| shown_one(holder, !counts));
+        v1::ListWithdrawalsResponse { withdrawals, certificates: certificates.collect() }
     }
 
     /// A machine is gone for good, and with it what it was known by.
@@ -140,7 +161,8 @@ impl Gate {
     ) -> Result<(), Failure> {
         let node = desk.removable(request.node).await?;
         let whose = v1::withdraw_certificates_request::Whose::Node(node.0.clone());
-        self.withdraw(desk, v1::WithdrawCertificatesRequest { whose: Some(whose) }).await?;
+        let all = v1::WithdrawCertificatesRequest { whose: Some(whose), serial: String::new() };
+        self.withdraw(desk, all).await?;
         desk.remove(node).await
     }
 
@@ -180,5 +202,14 @@ fn told(one: &Withdrawal) -> v1::Withdrawal {
     use v1::withdrawal::Whose;
     let user = || one.holder.strip_prefix(USER).map(|name| Whose::User(name.to_owned()));
     let node = one.holder.strip_prefix(NODE).map(|name| Whose::Node(name.to_owned()));
-    v1::Withdrawal { whose: node.or_else(user), least: one.least }
+    let serials = one.serials.iter().cloned().collect();
+    v1::Withdrawal { whose: node.or_else(user), least: one.least, serials }
+}
+
+fn shown_one(holder: &Holder, withdrawn: bool) -> v1::Certificate {
+    use v1::certificate::Whose;
+    let name = holder.name.clone();
+    let whose = if holder.is_node() { Whose::Node(name) } else { Whose::User(name) };
+    let (serial, until) = (holder.serial.clone(), Some(time::stamp(holder.until)));
+    v1::Certificate { whose: Some(whose), serial, number: holder.number, until, withdrawn }
 }

@@ -14,7 +14,7 @@ use hafen_door::failure::{Failure, Kind};
 use hafen_door::{Caller, Door, FIRST_WORDS, Host, Seats, files, rest, words};
 use hyper::body::Incoming;
 use rustls::crypto::ring;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -23,8 +23,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tower::ServiceExt;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Ended;
 use super::ca::Authority;
@@ -236,8 +234,10 @@ impl Reception {
             match timeout(FIRST_WORDS, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
-                    let (uris, number) = shown.map(said).unwrap_or_default();
-                    let who = Who::remote(&uris, number, address.ip());
+                    let paper = shown.and_then(super::ca::read);
+                    let stranger = Who::Stranger(address.ip());
+                    let who = paper.map_or(stranger, |paper| Who::remote(&paper, address.ip()));
+                    reception.withdrawn.note(&who);
                     drop(waits);
                     let Some(seat) = reception.host.seat(&caller) else { return };
                     let answer = reception.answer(who.clone(), false);
@@ -273,18 +273,6 @@ type Answering =
 
 fn stranger(address: SocketAddr) -> Caller {
     Caller::Remote { address: address.ip(), certificate: "no certificate yet".to_owned() }
-}
-
-/// All that a certificate says as URI in its alternative names, and its number; nothing, if there are other names as well.
-fn said(certificate: &CertificateDer<'_>) -> (Vec<String>, u64) {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Default::default() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Default::default() };
-    let uri = |name: &GeneralName<'_>| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    };
-    let uris = names.value.general_names.iter().map(uri).collect::<Option<_>>();
-    (uris.unwrap_or_default(), super::ca::number(&parsed))
 }
 
 /// Paths for those without a certificate as well.

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use hafen_door::Caller;
 use tonic::Status;
+
+use super::ca::Paper;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,9 @@ pub(super) struct Holder {
     pub(super) name: String,
     /// Of the certificate, among those of the same name.
     pub(super) number: u64,
+    /// Of the certificate, in hexadecimal.
+    pub(super) serial: String,
+    pub(super) until: SystemTime,
     address: IpAddr,
 }
 
@@ -41,6 +47,10 @@ impl Holder {
     /// As the certificate says it.
     pub(super) fn uri(&self) -> String {
         format!("{}{}", self.kind, self.name)
+    }
+
+    pub(super) fn is_node(&self) -> bool {
+        self.kind == NODE
     }
 }
 
@@ -56,11 +66,12 @@ impl Who {
     }
 
     /// By the names in their certificate: exactly one of ours.
-    pub(super) fn remote(uris: &[String], number: u64, address: IpAddr) -> Self {
-        let [uri] = uris else { return Self::Stranger(address) };
+    pub(super) fn remote(paper: &Paper, address: IpAddr) -> Self {
+        let [uri] = &*paper.uris else { return Self::Stranger(address) };
         let holder = |kind| {
             let name = uri.strip_prefix(kind)?.to_owned();
-            Some(Holder { kind, name, number, address })
+            let Paper { number, until, .. } = *paper;
+            Some(Holder { kind, name, number, serial: paper.serial.clone(), until, address })
         };
         let node = holder(NODE).map(Self::Node);
         node.or_else(|| holder(USER).map(Self::User)).unwrap_or(Self::Stranger(address))

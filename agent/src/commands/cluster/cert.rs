@@ -11,10 +11,25 @@ use crate::cli::Format;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertCommand {
-    /// Let the certificates that a node or a person has up to now count no more, and cut what goes on with them.
-    Withdraw(Whose),
-    /// List whose certificates were withdrawn, and the least number of theirs that counts.
+    /// Let the certificates that a node or a person has up to now count no more, or one of a person's; and cut what goes on with them.
+    Withdraw(WithdrawArgs),
+    /// List the certificates that were withdrawn, and those that somebody has shown to this coordinator since it began.
     Ls(ListArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WithdrawArgs {
+    #[command(flatten)]
+    whose: Whose,
+    /// Only this one of the person's, in hexadecimal, as "hafen cert ls" shows it.
+    #[arg(
+        long,
+        value_name = "S",
+        conflicts_with = "node",
+        default_value = "",
+        hide_default_value = true
+    )]
+    serial: String,
 }
 
 #[derive(Debug, Args)]
@@ -30,20 +45,25 @@ pub(crate) struct Whose {
 
 pub(super) fn cert(host: &HostArgs, command: &CertCommand) -> Result<ExitCode, Error> {
     match command {
-        CertCommand::Withdraw(whose) => withdraw(host, whose),
+        CertCommand::Withdraw(args) => withdraw(host, args),
         CertCommand::Ls(args) => list(host, args.format),
     }
 }
 
-fn withdraw(host: &HostArgs, whose: &Whose) -> Result<ExitCode, Error> {
+fn withdraw(host: &HostArgs, args: &WithdrawArgs) -> Result<ExitCode, Error> {
     use v1::withdraw_certificates_request::Whose as Wire;
+    let WithdrawArgs { whose, serial } = args;
     let node = whose.node.clone().map(Wire::Node);
     let whose = node.or_else(|| whose.user.clone().map(Wire::User));
-    let request = v1::WithdrawCertificatesRequest { whose };
+    let request = v1::WithdrawCertificatesRequest { whose, serial: serial.clone() };
     let one = block_on(async {
         Ok(host.cluster().await?.withdraw_certificates(request).await?.into_inner())
     })?;
-    show::line(&said(&one))?;
+    let words = match serial.as_str() {
+        "" => said(&one),
+        serial => format!("{serial}: withdrawn; other certificates of that name count as before"),
+    };
+    show::line(&words)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -66,23 +86,46 @@ fn list(host: &HostArgs, format: Format) -> Result<ExitCode, Error> {
     let request = v1::ListWithdrawalsRequest {};
     let all = block_on(async {
         let answer = host.cluster().await?.list_withdrawals(request).await?;
-        Ok(answer.into_inner().withdrawals)
+        Ok(answer.into_inner())
     })?;
     match format {
         Format::Json => show::json(&all)?,
         Format::Table => {
-            show::table(["OF", "NAME", "LEAST NUMBER"], all.iter().map(row).collect())?;
+            let shown = &all.certificates;
+            let withdrawn = all.withdrawals.iter().flat_map(|one| withdrawn_rows(one, shown));
+            let rows = withdrawn.chain(shown.iter().map(shown_row)).collect();
+            show::table(["OF", "NAME", "SERIAL", "NUMBER", "UNTIL", "STATE"], rows)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(one: &v1::Withdrawal) -> [String; 3] {
+const WITHDRAWN: &str = "withdrawn";
+
+/// Those below a number, and single ones that nobody has shown.
+fn withdrawn_rows(one: &v1::Withdrawal, shown: &[v1::Certificate]) -> Vec<[String; 6]> {
     use v1::withdrawal::Whose;
     let (of, name) = match &one.whose {
         Some(Whose::Node(name)) => ("node", name.as_str()),
         Some(Whose::User(name)) => ("user", name.as_str()),
         None => ("", ""),
     };
-    [of.to_owned(), show::plain(name), one.least.to_string()]
+    let row = |serial: &str, number: String| {
+        [of, &show::plain(name), serial, &number, "", WITHDRAWN].map(str::to_owned)
+    };
+    let below = (one.least > 0).then(|| row("all", format!("below {}", one.least)));
+    let unseen = one.serials.iter().filter(|serial| shown.iter().all(|c| c.serial != **serial));
+    below.into_iter().chain(unseen.map(|serial| row(serial, String::new()))).collect()
+}
+
+fn shown_row(one: &v1::Certificate) -> [String; 6] {
+    use v1::certificate::Whose;
+    let (of, name) = match &one.whose {
+        Some(Whose::Node(name)) => ("node", name.as_str()),
+        Some(Whose::User(name)) => ("user", name.as_str()),
+        None => ("", ""),
+    };
+    let (number, until) = (one.number.to_string(), show::moment(one.until.as_ref()));
+    let state = if one.withdrawn { WITHDRAWN } else { "counts" };
+    [of, &show::plain(name), &one.serial, &number, &until, state].map(str::to_owned)
 }
