@@ -629,6 +629,19 @@ fn shares(milli: u64) -> u64 {
     (milli.saturating_mul(CPU) / 1000).clamp(2, 262_144)
 }
 
+/// Less than a page is nothing, for reclaim; 0 would mean that nothing is said.
+const NO_MEMORY: u64 = 1;
+/// How much rather than all others the kernel kills it where the machine has no memory left (proc_pid_oom_score_adj(5)).
+const FIRST_TO_LEAVE: i32 = 1000;
+
+/// What the kernel keeps for it. For what is revocable it keeps nothing.
+fn kept(resources: &v1::Resources) -> v1::Amounts {
+    match resources.revocable {
+        true => v1::Amounts { memory: Some(NO_MEMORY), ..v1::Amounts::default() },
+        false => resources.request.unwrap_or_default(),
+    }
+}
+
 fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
     let Some(resources) = resources else { return };
     let limit = resources.limit.unwrap_or_default();
@@ -644,7 +657,7 @@ fn resource_words(list: &mut List, resources: Option<&v1::Resources>) {
     if let Some(pids) = limit.pids {
         list.option("--pids", pids.to_string());
     }
-    if let Some(milli) = resources.request.as_ref().and_then(|r| r.cpu_milli) {
+    if let Some(milli) = kept(resources).cpu_milli {
         list.option("--cpu-shares", shares(milli).to_string());
     }
     if !resources.cpuset.is_empty() {
@@ -718,8 +731,7 @@ pub fn group(spec: &mut v1::PodSpec) -> Result<(), Failure> {
 #[must_use]
 pub fn linux_resources(resources: &v1::Resources) -> Value {
     const PERIOD: u64 = 100_000;
-    let (request, limit) =
-        (resources.request.unwrap_or_default(), resources.limit.unwrap_or_default());
+    let (kept, limit) = (kept(resources), resources.limit.unwrap_or_default());
     let mut all = json!({});
     if let Some(memory) = limit.memory {
         all["memory"]["limit"] = json!(memory);
@@ -727,15 +739,18 @@ pub fn linux_resources(resources: &v1::Resources) -> Value {
             all["memory"]["swap"] = json!(memory.saturating_add(swap));
         }
     }
-    if let Some(memory) = request.memory {
+    if let Some(memory) = kept.memory {
         all["memory"]["reservation"] = json!(memory);
     }
     if let Some(milli) = limit.cpu_milli {
         all["cpu"]["quota"] = json!(milli.saturating_mul(PERIOD) / 1000);
         all["cpu"]["period"] = json!(PERIOD);
     }
-    if let Some(milli) = request.cpu_milli {
+    if let Some(milli) = kept.cpu_milli {
         all["cpu"]["shares"] = json!(shares(milli));
+    }
+    if resources.revocable {
+        all["cpu"]["idle"] = json!(1);
     }
     if !resources.cpuset.is_empty() {
         all["cpu"]["cpus"] = json!(resources.cpuset);
@@ -754,8 +769,12 @@ pub fn linux_resources(resources: &v1::Resources) -> Value {
 fn patch(spec: &v1::TaskSpec) -> Option<Value> {
     let mut patch = json!({});
     let resources = spec.resources.clone().unwrap_or_default();
-    if let Some(memory) = resources.request.as_ref().and_then(|r| r.memory) {
+    if let Some(memory) = kept(&resources).memory {
         patch["linux"]["resources"]["memory"]["reservation"] = json!(memory);
+    }
+    if resources.revocable {
+        patch["linux"]["resources"]["cpu"]["idle"] = json!(1);
+        patch["process"]["oomScoreAdj"] = json!(FIRST_TO_LEAVE);
     }
     let block = block_io(&resources.io);
     if block != json!({}) {
@@ -969,6 +988,23 @@ mod tests {
         }
         assert_eq!(words[words.len() - 2..], ["--", "true"]);
         let wanted = json!({ "linux": { "resources": { "memory": { "reservation": 7 } } } });
+        assert_eq!(patch, Some(wanted));
+    }
+
+    #[test]
+    fn what_is_revocable_keeps_nothing_from_others() {
+        let request =
+            v1::Amounts { cpu_milli: Some(500), memory: Some(7), ..v1::Amounts::default() };
+        let resources =
+            v1::Resources { request: Some(request), revocable: true, ..v1::Resources::default() };
+        let wanted = json!({ "memory": { "reservation": 1 }, "cpu": { "idle": 1 } });
+        assert_eq!(linux_resources(&resources), wanted);
+        let spec = v1::TaskSpec { resources: Some(resources), ..task() };
+        let Words { words, patch } = words(&spec, &Places::default());
+        // The kernel refuses a weight beside cpu.idle.
+        assert!(words.iter().all(|word| !word.to_string_lossy().starts_with("--cpu-shares")));
+        let wanted =
+            json!({ "linux": { "resources": wanted }, "process": { "oomScoreAdj": 1000 } });
         assert_eq!(patch, Some(wanted));
     }
 }

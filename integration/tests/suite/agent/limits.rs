@@ -13,6 +13,7 @@ pub(super) fn trials() -> Vec<Case> {
         memory_of_a_child_is_explained(Root, Busybox, Limit("memory")),
         pids_are_explained(Root, Busybox, Limit("pids")),
         throttling_is_counted(Root, Busybox, Limit("cpu")),
+        what_is_revocable_lets_others_go_first(Root, Busybox, Limit("cpu"), Limit("memory")),
         the_longest_run(Root, Busybox),
         a_command_finds_it_unhealthy(Root, Busybox),
         tcp_and_http_ask_inside(Root, Busybox),
@@ -91,6 +92,41 @@ fn throttling_is_counted(t: &Test) {
     assert!(periods >= Some(5) && throttled >= Some(3) && throttled <= periods, "{usage:#}");
     assert!(seconds(&usage["cpuThrottled"]) > 0.2, "{usage:#}");
     assert!((0.01..0.5).contains(&seconds(&usage["cpu"])), "{usage:#}");
+}
+
+fn what_is_revocable_lets_others_go_first(t: &Test) {
+    let node = Node::new(t);
+    let idle = |id| cgroup::value(&node.cgroup(id, "cpu"), "cpu.idle");
+    let protected = |id| {
+        let is_legacy = cgroup::v1("memory").is_some();
+        let file = if is_legacy { "memory.soft_limit_in_bytes" } else { "memory.low" };
+        cgroup::value(&node.cgroup(id, "memory"), file)
+    };
+    let score = |id| {
+        let words = ["exec", id, "cat", "/proc/1/oom_score_adj"];
+        node.hafen(words).ok().stdout.trim().to_owned()
+    };
+    let usual = fs::read_to_string("/proc/self/oom_score_adj").expect("read");
+    let facts = |idle: &str, protected: &str, score: &str| {
+        (idle.to_owned(), protected.to_owned(), score.trim().to_owned())
+    };
+    for (id, revocable) in [("idle", true), ("firm", false)] {
+        let mut spec = node.sh(id, "exec sleep 1000");
+        spec["resources"] = json!({ "request": { "memory": 8 << 20, "cpuMilli": 100 },
+                                    "limit": { "cpuMilli": 500 }, "revocable": revocable });
+        node.run(&spec);
+        node.wait_state(id, "STATE_RUNNING");
+    }
+    assert_eq!((idle("idle"), protected("idle"), score("idle")), facts("1", "0", "1000"));
+    let firm = (8 << 20).to_string();
+    assert_eq!((idle("firm"), protected("firm"), score("firm")), facts("0", &firm, &usual));
+    assert_eq!(node.json(["inspect", "idle"])["spec"]["resources"]["revocable"], true);
+    // Other limits change as ever, and so does what it is.
+    node.hafen(["update", "--cpus", "0.25", "idle"]).ok();
+    assert_eq!(idle("idle"), "1");
+    let change = json!({ "resources": { "revocable": true } });
+    let _ = node.http("POST", "/v1/tasks/firm/update", &change.to_string()).expect(200);
+    assert_eq!((idle("firm"), protected("firm"), score("firm")), facts("1", "0", &usual));
 }
 
 /// `"1.5s"`.
