@@ -49,9 +49,7 @@ impl Up {
         words.extend(["--nodes".into(), nodes.to_string().into()]);
         words.extend(["--dir".into(), folder.clone().into()]);
         words.extend(["--images".into(), test.images().into()]);
-        if space.is_none() {
-            words.extend(["--listen", "http://127.0.0.1:0"].map(Into::into));
-        }
+        words.extend(["--listen", "http://127.0.0.1:0"].map(Into::into));
         let log = test.dir().join("up.log");
         let daemon =
             Daemon::new(words, log.clone()).variable("HAFEN_RUNTIME", program(Program::Oci));

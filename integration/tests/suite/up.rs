@@ -63,6 +63,10 @@ fn one_node_goes_on_where_it_was(t: &Test) {
 
 fn of_three_nodes_one_dies(t: &Test) {
     let mut up = Up::start(t, 3);
+    let page = up.page();
+    assert!(!page.ends_with(":0"), "{page}");
+    // As the coordinator itself says it.
+    assert!(up.daemon.said().contains(&format!("address={page}\n")), "{}", up.daemon.said());
     up.submit(&web(t, 6));
     let nodes = |view: &Value| -> BTreeSet<String> {
         ready(view, "web").iter().map(|one| one["node"].to_string()).collect()

@@ -10,7 +10,6 @@ use hafen_protocol::{time, v1};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::Ended;
 use super::agenda::{Agenda, Due};
 use super::board::Board;
 use super::channel::{self, Channels, Opened};
@@ -18,6 +17,7 @@ use super::events::Events;
 use super::metrics::Numbers;
 use super::saver::{News, Saver};
 use super::session::{About, Last, Line, Stream};
+use super::{Card, Ended};
 use crate::cluster::{Core, Effect, Event, Order, Refusal, Session, Settings};
 use crate::model::{Amounts, Drain, NodeId, Record};
 use crate::state::{Mandate, Save};
@@ -69,8 +69,7 @@ pub(super) struct Inlet {
 
 pub(super) struct Engine {
     pub(super) core: Core,
-    /// Of this coordinator, for people.
-    pub(super) name: Arc<str>,
+    pub(super) card: Arc<Card>,
     pub(super) board: Board,
     pub(super) events: Events,
     pub(super) numbers: Numbers,
@@ -114,7 +113,7 @@ impl Engine {
         records: Vec<Record>,
         (save, mandate): (Save, Mandate),
         settings: Settings,
-        name: Arc<str>,
+        card: Arc<Card>,
     ) -> Result<(Self, Queues, Inlet, Vec<Effect>, super::tokens::Tokens), Ended> {
         let tokens = super::tokens::Tokens::new(&records);
         let (core, effects) = Core::recover(settings, records);
@@ -138,7 +137,7 @@ impl Engine {
         let engine = Self {
             board: Board::new(&core),
             core,
-            name,
+            card,
             events,
             numbers,
             saver,
@@ -453,7 +452,7 @@ impl Engine {
         let welcome = v1::Welcome {
             ping_every: Some(time::span(self.settings.lease / 5)),
             report_every: Some(time::span(REPORT.min(self.settings.lease))),
-            master: self.name.to_string(),
+            master: self.card.name.clone(),
             ..welcome
         };
         self.say(session, v1::from_master::What::Welcome(welcome));

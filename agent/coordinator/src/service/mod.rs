@@ -127,17 +127,25 @@ struct Work {
     begin: Vec<Effect>,
 }
 
+/// What people see of this coordinator itself.
+#[derive(Debug)]
+struct Card {
+    name: String,
+    /// Where it is called, with the ports that it was given.
+    addresses: Vec<String>,
+}
+
 /// Where everybody is received while this coordinator directs.
 fn open(
     records: Vec<Record>,
     keep: (Save, Mandate),
     settings: Settings,
-    name: &Arc<str>,
+    card: &Arc<Card>,
     authority: &Arc<Authority>,
     withdrawn: &Withdrawn,
 ) -> Result<(Rooms, Work), Ended> {
     withdrawn.read(&records);
-    let opened = Engine::open(records, keep, settings, Arc::clone(name))?;
+    let opened = Engine::open(records, keep, settings, Arc::clone(card))?;
     let (engine, queues, inlet, begin, tokens) = opened;
     let gate = Arc::new(Gate::new(Arc::clone(authority), tokens, withdrawn.clone()));
     Ok((Rooms { desk: Desk { inlet }, gate }, Work { engine, queues, begin }))
@@ -201,7 +209,10 @@ impl Coordinator {
         }
         let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
         let settings = Settings { lease, ..Settings::default() };
-        let name = options.name.into();
+        let card = Arc::new(Card {
+            name: options.name,
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+        });
         let withdrawn = Withdrawn::default();
         let (leader, who) = watch::channel(None);
         let (router, routed) = watch::channel(reign::waiting(who));
@@ -212,7 +223,7 @@ impl Coordinator {
                 let records = store.load()?;
                 let save: Save = Box::new(move |changes| store.save(changes.iter().copied()));
                 let keep = (save, Mandate::default());
-                let (first, work) = open(records, keep, settings, &name, &authority, &withdrawn)?;
+                let (first, work) = open(records, keep, settings, &card, &authority, &withdrawn)?;
                 drop(router.send_replace(self::router(&first)));
                 opened.send_replace(Some(first));
                 tokio::spawn(work.run(stopped))
@@ -224,7 +235,7 @@ impl Coordinator {
                     etcd,
                     url,
                     settings,
-                    name,
+                    card,
                     authority,
                     withdrawn: withdrawn.clone(),
                     rooms: opened,

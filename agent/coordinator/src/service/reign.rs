@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use super::ca::Authority;
 use super::http::Rooms;
 use super::withdrawn::Withdrawn;
-use super::{Ended, listen};
+use super::{Card, Ended, listen};
 use crate::cluster::Settings;
 use crate::state::etcd::{Etcd, EtcdError};
 
@@ -30,7 +30,7 @@ pub(super) struct Candidate {
     /// Where the others and people find us.
     pub(super) url: String,
     pub(super) settings: Settings,
-    pub(super) name: Arc<str>,
+    pub(super) card: Arc<Card>,
     pub(super) authority: Arc<Authority>,
     pub(super) withdrawn: Withdrawn,
     pub(super) rooms: watch::Sender<Option<Rooms>>,
@@ -113,8 +113,8 @@ impl Candidate {
         let records = term.load().await?;
         let save = term.into_save(Handle::current());
         let keep = (save, mandate);
-        let Self { settings, name, authority, withdrawn, .. } = self;
-        let (rooms, work) = super::open(records, keep, *settings, name, authority, withdrawn)?;
+        let Self { settings, card, authority, withdrawn, .. } = self;
+        let (rooms, work) = super::open(records, keep, *settings, card, authority, withdrawn)?;
         drop(self.router.send_replace(super::router(&rooms)));
         self.rooms.send_replace(Some(rooms));
         tracing::info!(url = self.url, "directs");

@@ -86,7 +86,8 @@ impl Engine {
         let without = self.core.jobs().flat_map(|job| unplaced(job, waiting.get(&job.id)));
         v1::ClusterView {
             revision: self.changed(),
-            coordinator: self.name.to_string(),
+            coordinator: self.card.name.clone(),
+            addresses: self.card.addresses.clone(),
             epoch: self.core.epoch(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             capacity: Some(capacity),

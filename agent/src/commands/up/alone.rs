@@ -11,7 +11,7 @@ use hafen_coordinator::service::{Address, Coordinator, Options};
 use tokio::time::sleep;
 
 use super::layout::greeting;
-use super::{nodes_here, refused, show};
+use super::{nodes_here, refused, seen, show};
 use crate::Error;
 use crate::cli::Cli;
 use crate::commands::{self, agent};
@@ -84,7 +84,7 @@ async fn live(config: &Config, socket: PathBuf, options: Options) -> Result<(), 
 
 async fn greet(page: String, node: String, socket: PathBuf) {
     let at = At::Unix(socket.clone());
-    while nodes_here(&at).await.is_none_or(|count| count == 0) {
+    while seen(&at).await.is_none_or(|view| nodes_here(&view) == 0) {
         sleep(LOOK).await;
     }
     // Whoever does not read it has lost nothing else.

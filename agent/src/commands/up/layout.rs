@@ -60,11 +60,11 @@ impl Layout {
         Self { state, run, socket, listen: listen.to_owned(), coordinator, members }
     }
 
-    pub(super) fn greeting(&self) -> String {
+    pub(super) fn greeting(&self, page: &str) -> String {
         let nodes = self.members.iter().map(|Member { name, address, socket, .. }| {
             format!("{name:5} {address}  --host unix://{}", socket.display())
         });
-        greeting(&self.listen, nodes, &self.socket)
+        greeting(page, nodes, &self.socket)
     }
 }
 
@@ -129,8 +129,8 @@ mod tests {
                       --state /d/state/n3 --run /d/run/n3 --images /d/state/images";
         assert_eq!(node.words.join(" "), wanted);
         assert_eq!(node.address.to_string(), "10.189.76.4");
-        assert!(
-            layout.greeting().contains("n2    10.189.76.3  --host unix:///d/run/n2/agent.sock")
-        );
+        let greeting = layout.greeting("http://127.0.0.1:2");
+        assert!(greeting.starts_with("page  http://127.0.0.1:2\n"), "{greeting}");
+        assert!(greeting.contains("n2    10.189.76.3  --host unix:///d/run/n2/agent.sock"));
     }
 }

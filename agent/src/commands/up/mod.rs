@@ -118,13 +118,19 @@ impl Village {
     async fn greet(&mut self) -> Result<(), Error> {
         let at = Address::Unix(self.layout.socket.clone());
         let end = Instant::now() + PATIENCE;
-        while nodes_here(&at).await.is_none_or(|count| count < self.layout.members.len()) {
+        loop {
+            let seen = seen(&at).await;
+            if let Some(view) = seen.filter(|view| nodes_here(view) >= self.layout.members.len()) {
+                // With the port that it was given.
+                let mut pages = view.addresses.iter().filter(|at| at.starts_with("http"));
+                let page = pages.next().unwrap_or(&self.layout.listen);
+                return show::line(&self.layout.greeting(page));
+            }
             if Instant::now() > end {
                 return Err(refused("the nodes have not come; what they say is above"));
             }
             self.pause().await?;
         }
-        show::line(&self.layout.greeting())
     }
 
     /// The coordinator is not to end before we do. An agent may: to see that is what several are for.
@@ -186,10 +192,13 @@ impl Village {
 }
 
 /// `None`: nobody answers yet.
-async fn nodes_here(at: &Address) -> Option<usize> {
+async fn seen(at: &Address) -> Option<v1::ClusterView> {
     let mut client = client::coordinator(at, &Tls::default()).await.ok()?;
-    let view = client.get_cluster(v1::GetClusterRequest::default()).await.ok()?.into_inner();
-    Some(view.nodes.iter().filter(|node| node.presence() == Presence::Here).count())
+    Some(client.get_cluster(v1::GetClusterRequest::default()).await.ok()?.into_inner())
+}
+
+fn nodes_here(view: &v1::ClusterView) -> usize {
+    view.nodes.iter().filter(|node| node.presence() == Presence::Here).count()
 }
 
 /// Ourselves, with other words. Its own process group: Ctrl-C is ours, and they end in order.
