@@ -312,3 +312,37 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Event, Settings};
+    use crate::model::Machine;
+
+    #[test]
+    fn only_a_change_of_a_drain_is_saved() {
+        let (mut core, _) = Core::recover(Settings::default(), Vec::new());
+        let node = NodeId("n1".to_owned());
+        let hello = Hello {
+            node: node.clone(),
+            instance: "i".to_owned(),
+            incarnation: 1,
+            connection: 1,
+            epoch_seen: 0,
+            machine: Machine::default(),
+            held: Vec::new(),
+        };
+        core.step(Event::Hello { session: 1, hello });
+        let mut saves = |on, minutes: Option<u64>| {
+            let before = core.revision();
+            let within = minutes.map(|minutes| Duration::from_secs(minutes * 60));
+            core.step(Event::Drain { node: node.clone(), on, within });
+            core.revision() - before
+        };
+        // A bound of what is not drained says nothing.
+        assert_eq!([saves(false, None), saves(false, Some(1))], [0, 0]);
+        assert_eq!([saves(true, None), saves(true, None)], [1, 0]);
+        assert_eq!([saves(true, Some(1)), saves(true, Some(1)), saves(true, Some(2))], [1, 0, 1]);
+        assert_eq!([saves(false, None), saves(false, None), saves(false, Some(1))], [1, 0, 0]);
+    }
+}
