@@ -23,6 +23,8 @@ use crate::time;
 /// Between two looks for more.
 const PAUSE: Duration = Duration::from_millis(50);
 const WAITING: usize = 64;
+/// Lines that are read at a time.
+const TOGETHER: usize = 256;
 /// Files that may have been there: of a policy that was changed as well.
 const MOST_FILES: u32 = 1000;
 
@@ -51,72 +53,50 @@ pub(crate) fn is_json(path: &Path) -> bool {
 }
 
 impl Wanted {
-    /// What is there, and, until `over` is closed, what comes.
+    /// What is there, and, until `over` is closed, what comes. Who waits, for more or for a reader, holds no thread.
     pub fn read(self, over: Option<mpsc::Receiver<()>>) -> Flow<v1::LogEntry> {
         let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::task::spawn_blocking(move || {
-            let entry = |entry| sender.blocking_send(Ok(entry)).is_ok();
-            if let Err(e) = self.read_all(over, entry) {
-                let words = format!("read {}: {e}", self.path.display());
-                let _ = sender.blocking_send(Err(Failure::new(Kind::Internal, words)));
+        tokio::spawn(async move {
+            let path = self.path.clone();
+            if let Err(e) = self.tell(over, &sender).await {
+                let words = format!("read {}: {e}", path.display());
+                let _ = sender.send(Err(Failure::new(Kind::Internal, words))).await;
             }
         });
         ReceiverStream::new(receiver).boxed()
     }
 
-    fn read_all(
-        &self,
-        mut over: Option<mpsc::Receiver<()>>,
-        mut take: impl FnMut(v1::LogEntry) -> bool,
-    ) -> io::Result<()> {
-        let mut reader = Reader::oldest(&self.path)?;
-        let mut last = VecDeque::new();
-        let most = self.tail.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        while let Some(line) = reader.next()? {
-            let Some(entry) = self.entry(&line) else { continue };
-            match most {
-                None if !take(entry.clone()) => return Ok(()),
-                None => {}
-                Some(most) => {
-                    last.push_back(entry);
-                    if last.len() > most {
-                        last.pop_front();
-                    }
-                }
-            }
-        }
-        if !last.into_iter().all(&mut take) {
+    async fn tell(self, mut over: Option<mpsc::Receiver<()>>, to: &Sender) -> io::Result<()> {
+        let (mut reading, last) = aside(move || Reading::begin(self)).await?;
+        if !send(to, last).await {
             return Ok(());
         }
-        let Some(over) = &mut over else { return self.rest(&mut reader, &mut take) };
         loop {
             // Looked at before: what is written before the end is there after it.
-            let ended = matches!(over.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
-            while let Some(line) = reader.next()? {
-                if let Some(entry) = self.entry(&line)
-                    && !take(entry)
-                {
+            let ended = over.as_mut().is_none_or(|over| {
+                matches!(over.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+            });
+            loop {
+                let (next, entries, more) = aside(move || reading.some()).await?;
+                reading = next;
+                if !send(to, entries).await {
                     return Ok(());
                 }
+                if !more {
+                    break;
+                }
             }
-            if ended {
-                return self.rest(&mut reader, &mut take);
+            let Some(over) = over.as_mut().filter(|_| !ended) else {
+                send(to, reading.rest()).await;
+                return Ok(());
+            };
+            // Each of these may be asked again (tokio, "Cancel safety").
+            tokio::select! {
+                () = reading.grows() => {}
+                _ = over.recv() => {}
+                () = to.closed() => return Ok(()),
             }
-            std::thread::sleep(PAUSE);
         }
-    }
-
-    /// A last line without an end.
-    fn rest(
-        &self,
-        reader: &mut Reader,
-        take: &mut impl FnMut(v1::LogEntry) -> bool,
-    ) -> io::Result<()> {
-        let open = std::mem::take(&mut reader.open);
-        if !self.json && !open.is_empty() {
-            let _ = self.entry(&open).is_none_or(take);
-        }
-        Ok(())
     }
 
     fn entry(&self, line: &[u8]) -> Option<v1::LogEntry> {
@@ -140,11 +120,81 @@ impl Wanted {
     }
 }
 
+type Sender = mpsc::Sender<Result<v1::LogEntry, Failure>>;
+
+/// False: nobody reads any more.
+async fn send(to: &Sender, entries: impl IntoIterator<Item = v1::LogEntry>) -> bool {
+    for entry in entries {
+        if to.send(Ok(entry)).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// On a thread where files may keep it waiting.
+async fn aside<T: Send + 'static>(
+    act: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(act).await.map_err(io::Error::other)?
+}
+
+/// Somewhere in a log.
+struct Reading {
+    wanted: Wanted,
+    reader: Reader,
+}
+
+impl Reading {
+    /// At the beginning; or at the end, with the last lines.
+    fn begin(wanted: Wanted) -> io::Result<(Self, VecDeque<v1::LogEntry>)> {
+        let mut reading = Self { reader: Reader::oldest(&wanted.path)?, wanted };
+        let mut last = VecDeque::new();
+        let Some(tail) = reading.wanted.tail else { return Ok((reading, last)) };
+        let most = usize::try_from(tail).unwrap_or(usize::MAX);
+        while let Some(line) = reading.reader.next()? {
+            last.extend(reading.wanted.entry(&line));
+            if last.len() > most {
+                last.pop_front();
+            }
+        }
+        Ok((reading, last))
+    }
+
+    /// What some lines say, and whether there are more of them now.
+    fn some(mut self) -> io::Result<(Self, Vec<v1::LogEntry>, bool)> {
+        let mut entries = Vec::new();
+        for _ in 0..TOGETHER {
+            let Some(line) = self.reader.next()? else { return Ok((self, entries, false)) };
+            entries.extend(self.wanted.entry(&line));
+        }
+        Ok((self, entries, true))
+    }
+
+    /// A last line without an end.
+    fn rest(self) -> Option<v1::LogEntry> {
+        let open = self.reader.open;
+        if self.wanted.json || open.is_empty() {
+            return None;
+        }
+        self.wanted.entry(&open)
+    }
+
+    /// Until there is more. An instance of inotify(7) for each would be too many for a user, and a look costs one call.
+    async fn grows(&self) {
+        while !self.reader.has_grown() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
 /// Lines of files that rotate while they are read.
 struct Reader {
     path: PathBuf,
     file: Option<BufReader<File>>,
     inode: u64,
+    /// Of the file, that were read.
+    bytes: u64,
     /// What has no end of line yet.
     open: Vec<u8>,
 }
@@ -152,7 +202,8 @@ struct Reader {
 impl Reader {
     fn oldest(path: &Path) -> io::Result<Self> {
         let oldest = (0..MOST_FILES).map(|n| rotated(path, n)).take_while(|p| p.exists()).last();
-        let mut reader = Self { path: path.to_owned(), file: None, inode: 0, open: Vec::new() };
+        let mut reader =
+            Self { path: path.to_owned(), file: None, inode: 0, bytes: 0, open: Vec::new() };
         reader.open(oldest)?;
         Ok(reader)
     }
@@ -161,7 +212,7 @@ impl Reader {
         let Some(path) = path else { return Ok(()) };
         match File::open(path) {
             Ok(file) => {
-                self.inode = file.metadata()?.ino();
+                (self.inode, self.bytes) = (file.metadata()?.ino(), 0);
                 self.file = Some(BufReader::new(file));
                 Ok(())
             }
@@ -176,19 +227,30 @@ impl Reader {
             if self.file.is_none() {
                 self.open(Some(self.path.clone()))?;
             }
-            let Some(file) = &mut self.file else { return Ok(None) };
-            file.read_until(b'\n', &mut self.open)?;
-            if self.open.ends_with(b"\n") {
-                return Ok(Some(std::mem::take(&mut self.open)));
+            if let Some(line) = self.line()? {
+                return Ok(Some(line));
             }
             let Some(newer) = self.newer()? else { return Ok(None) };
             // It may have got more between the two looks.
-            let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
-            file.read_until(b'\n', &mut self.open)?;
-            if self.open.ends_with(b"\n") {
-                return Ok(Some(std::mem::take(&mut self.open)));
+            if let Some(line) = self.line()? {
+                return Ok(Some(line));
             }
             self.open(Some(newer))?;
+        }
+    }
+
+    /// The next whole one of the file that is open.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = &mut self.file else { return Ok(None) };
+        self.bytes += file.read_until(b'\n', &mut self.open)? as u64;
+        Ok(self.open.ends_with(b"\n").then(|| std::mem::take(&mut self.open)))
+    }
+
+    /// Since the last look for a line: is there another file in its place, or more in this one? An error is for who reads.
+    fn has_grown(&self) -> bool {
+        match std::fs::metadata(&self.path) {
+            Ok(now) => self.file.is_none() || now.ino() != self.inode || now.len() > self.bytes,
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
         }
     }
 
@@ -249,5 +311,40 @@ mod tests {
         std::fs::write(&path, "b\nc\n").unwrap();
         drop(over);
         assert_eq!(reading.await.unwrap(), "a\nb\nc\n");
+    }
+
+    #[test]
+    fn who_follows_or_does_not_read_holds_no_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let many = "line\n".repeat(WAITING * 4);
+        std::fs::write(&path, &many).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let idle = wanted(folder.path(), None).read(None);
+            let all = (0..100).map(|_| {
+                let (over, ended) = mpsc::channel(1);
+                let wanted = wanted(folder.path(), Some(1));
+                (over, tokio::spawn(text(wanted.read(Some(ended)))))
+            });
+            let all: Vec<_> = all.collect();
+            let (_over, ended) = mpsc::channel::<()>(1);
+            let stalled: Vec<_> = (0..4).map(|_| wanted(folder.path(), None).read(None)).collect();
+            let gone = wanted(folder.path(), Some(0)).read(Some(ended));
+            tokio::time::sleep(PAUSE * 4).await;
+            tokio::task::spawn_blocking(|| {}).await.unwrap();
+            drop((gone, stalled));
+            std::fs::write(&path, format!("{many}last\n")).unwrap();
+            tokio::time::sleep(PAUSE * 4).await;
+            for (over, text) in all {
+                drop(over);
+                assert_eq!(text.await.unwrap(), "line\nlast\n");
+            }
+            assert_eq!(text(idle).await, format!("{many}last\n"), "who reads late misses nothing");
+        });
     }
 }

@@ -505,8 +505,11 @@ impl Node {
         let id = id.clone();
         if let Some(waiter) = self.ask(move |driver| driver.when(&id, Vec::new())).await? {
             tokio::spawn(async move {
-                let _ = waiter.await;
-                drop(sender);
+                // Both may be dropped: one has ended, or nobody waits any more.
+                tokio::select! {
+                    _ = waiter => {}
+                    () = sender.closed() => {}
+                }
             });
         }
         Ok(receiver)

@@ -1,6 +1,8 @@
 //! The commands, each as a person uses it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use hafen_integration::{Case, Test, Value, cases, cgroup, json, wait_until};
@@ -17,6 +19,7 @@ pub(super) fn trials() -> Vec<Case> {
         exit_codes_tell_failures_apart(Root, Busybox),
         logs_of_both_streams(Root, Busybox),
         logs_are_followed_to_the_end(Root, Busybox),
+        hundreds_follow_and_others_are_served(Root, Busybox),
         exec_runs_beside_it(Root, Busybox),
         attach_speaks_with_it(Root, Busybox),
         stop_asks_and_then_kills(Root, Busybox),
@@ -159,6 +162,46 @@ fn logs_of_both_streams(t: &Test) {
     node.run(&none);
     node.wait("n");
     node.hafen(["logs", "n"]).failed_with(4, ["keeps no log"]);
+}
+
+/// Who follows a task that is silent holds a connection, and no thread of the agent.
+fn hundreds_follow_and_others_are_served(t: &Test) {
+    const MANY: usize = 480;
+    let node = Node::new(t);
+    node.run(&node.sh("a", "echo first; until [ -e /tmp/go ]; do sleep 0.2; done; echo last"));
+    node.wait_state("a", "STATE_RUNNING");
+    let follow = |_| {
+        let mut stream = UnixStream::connect(node.socket()).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("an option");
+        let request =
+            "GET /v1/tasks/a/logs?follow HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("sent");
+        stream
+    };
+    let mut following: Vec<_> = (0..MANY).map(follow).collect();
+    for stream in &mut following {
+        let mut said = String::new();
+        while !said.contains("Zmlyc3Q") {
+            let mut some = [0; 1024];
+            let length = stream.read(&mut some).expect("more");
+            assert!(length > 0, "it ended: {said}");
+            said.push_str(&String::from_utf8_lossy(&some[..length]));
+        }
+    }
+    let begin = Instant::now();
+    assert!(node.hafen(["ps"]).ok().stdout.contains("running"));
+    let _ = node.hafen(["logs", "a"]).ok();
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    let threads = || fs::read_dir(format!("/proc/{}/task", node.pid())).expect("read").count();
+    // Those that have read the beginning end after 10 s without work (tokio, "thread_keep_alive").
+    let few = wait_until(Duration::from_secs(40), || (threads() < 60).then_some(()));
+    assert!(few.is_some(), "{} threads", threads());
+    node.hafen(["exec", "a", "sh", "-c", "echo go > /tmp/go"]).ok();
+    for mut stream in following {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("the end");
+        assert!(rest.contains("bGFzdA"), "{rest}");
+    }
 }
 
 fn logs_are_followed_to_the_end(t: &Test) {
