@@ -219,6 +219,11 @@ impl Driver {
         }
     }
 
+    /// Before the agent ends: what is to be written down is, and what is to go has gone, when all of these are answered.
+    pub fn finish(&self) -> Vec<oneshot::Receiver<()>> {
+        self.writers.finish()
+    }
+
     /// Or is not known.
     pub fn has_ended(&self, id: &TaskId) -> bool {
         self.core.record(id).is_none_or(|record| matches!(record.phase, Phase::Ended(_)))

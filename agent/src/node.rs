@@ -39,6 +39,8 @@ const ARTIFACT_BYTES: u64 = 16 << 30;
 const AT_LEAST: usize = 16;
 /// Keepers that are asked at the same time after a start.
 const ASKED: usize = 64;
+/// For what is still to be written when we end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A task that is on its way to the disk.
 #[derive(Debug)]
@@ -732,6 +734,15 @@ impl Node {
             tasks,
             quarantined: quarantined.into_iter().collect(),
         })
+    }
+
+    /// Before we end: what is to be written down is, and what is to go has gone; unless that takes too long.
+    pub async fn finish(&self) {
+        let Ok(all) = self.ask(|driver| driver.finish()).await else { return };
+        let done = futures_util::future::join_all(all);
+        if tokio::time::timeout(FAREWELL, done).await.is_err() {
+            tracing::warn!("ends before all is written down: the disk is slow");
+        }
     }
 
     fn reserved(&self) -> v1::Amounts {

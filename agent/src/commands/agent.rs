@@ -172,11 +172,12 @@ pub(super) async fn serve(config: &Config) -> Result<(), Error> {
         notify("STOPPING=1");
         tracing::info!("ends; what runs goes on");
     };
-    api.serve(node, stop).await;
+    api.serve(node.clone(), stop).await;
     wishing.abort();
     if let Some(link) = link {
         link.leave().await;
     }
+    node.finish().await;
     Ok(())
 }
 

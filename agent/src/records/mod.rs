@@ -22,6 +22,7 @@ use hafen_spec::keep::ExitRecord;
 use hafen_sys::file::sync_folder;
 use hafen_sys::{CallError, Context};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 const DOCUMENT: &str = "task.json";
 const FORMAT: u32 = 1;
@@ -218,6 +219,8 @@ pub struct Writers {
 enum Work {
     Write(Box<Document>),
     Erase(TaskId),
+    /// Somebody waits for all of before.
+    Say(oneshot::Sender<()>),
 }
 
 impl Work {
@@ -268,6 +271,17 @@ impl Writers {
         self.send(&id.clone(), Work::Erase(id));
     }
 
+    /// The answers come when all of before is done.
+    #[must_use]
+    pub fn finish(&self) -> Vec<oneshot::Receiver<()>> {
+        let ask = |queue: &mpsc::Sender<Work>| {
+            let (done, answer) = oneshot::channel();
+            let _ = queue.send(Work::Say(done));
+            answer
+        };
+        self.queues.iter().map(ask).collect()
+    }
+
     fn send(&self, id: &TaskId, work: Work) {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
@@ -280,26 +294,36 @@ impl Writers {
 fn work_all(folders: &Folders, queue: &mpsc::Receiver<Work>, done: &impl Fn(Done)) {
     while let Ok(first) = queue.recv() {
         let mut waiting: Vec<Work> = Vec::new();
+        let act = |work: Work| work.act(folders).into_iter().for_each(done);
         for work in iter::once(first).chain(queue.try_iter()) {
-            if let Work::Write(document) = &work {
-                waiting.retain(|earlier| !earlier.is_written(&document.record.id));
+            match &work {
+                Work::Write(document) => {
+                    waiting.retain(|earlier| !earlier.is_written(&document.record.id));
+                }
+                // A later revision does not stand for one that somebody waits for.
+                Work::Say(_) => waiting.drain(..).for_each(act),
+                Work::Erase(_) => {}
             }
             waiting.push(work);
         }
-        waiting.into_iter().for_each(|work| done(work.act(folders)));
+        waiting.into_iter().for_each(act);
     }
 }
 
 impl Work {
-    fn act(self, folders: &Folders) -> Done {
+    fn act(self, folders: &Folders) -> Option<Done> {
         match self {
             Self::Write(document) => {
                 let (id, revision) = (document.record.id.clone(), document.record.revision);
-                Done::Written { id, revision, result: folders.save(&document) }
+                Some(Done::Written { id, revision, result: folders.save(&document) })
             }
             Self::Erase(id) => {
                 let result = folders.remove(&id);
-                Done::Erased { id, result }
+                Some(Done::Erased { id, result })
+            }
+            Self::Say(done) => {
+                let _ = done.send(());
+                None
             }
         }
     }
@@ -384,6 +408,42 @@ mod tests {
             last = revision;
         }
         assert_eq!(folders.load().unwrap().documents[0].record.revision, 50);
+    }
+
+    #[tokio::test]
+    async fn whoever_ends_waits_for_what_is_to_be_erased() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(folder.path().to_owned());
+        folders.load().unwrap();
+        let writers = Writers::start(&folders, |_| {});
+        for number in 0..20 {
+            let name = format!("t{number}");
+            writers.write(document(&name));
+            (0..50).for_each(|file| {
+                let attempt = folders.attempt(&TaskId(name.clone()), file);
+                fs::create_dir_all(attempt).unwrap();
+            });
+            writers.erase(TaskId(name));
+        }
+        for done in writers.finish() {
+            done.await.unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    /// By whoever was killed before all was gone.
+    #[test]
+    fn what_is_left_of_a_task_that_was_forgotten_goes_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(folder.path().to_owned());
+        let id = TaskId("a".to_owned());
+        folders.save(&document("a")).unwrap();
+        fs::create_dir_all(folders.attempt(&id, 1)).unwrap();
+        fs::write(folders.log(&id), "said\n").unwrap();
+        fs::remove_file(folders.task(&id).join(DOCUMENT)).unwrap();
+        let loaded = folders.load().unwrap();
+        assert!(loaded.documents.is_empty() && loaded.quarantined.is_empty(), "{loaded:?}");
+        assert!(!folders.task(&id).exists());
     }
 
     #[test]
