@@ -733,6 +733,8 @@ impl Node {
             attributes: crate::link::attributes(&shared.config),
             tasks,
             quarantined: quarantined.into_iter().collect(),
+            images: shared.config.images.display().to_string(),
+            volumes: shared.config.volumes.display().to_string(),
         })
     }
 

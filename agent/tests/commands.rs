@@ -241,7 +241,12 @@ impl Node for Fake {
     }
 
     async fn get_node(&self, _: Request<v1::GetNodeRequest>) -> Answer<v1::NodeStatus> {
-        Ok(Response::new(v1::NodeStatus { name: "n1".to_owned(), ..Default::default() }))
+        Ok(Response::new(v1::NodeStatus {
+            name: "n1".to_owned(),
+            images: "/none/agents-images".to_owned(),
+            volumes: "/none/agents-volumes".to_owned(),
+            ..Default::default()
+        }))
     }
 
     async fn debug(&self, _: Request<v1::DebugRequest>) -> Answer<v1::DebugResponse> {
@@ -404,6 +409,8 @@ fn lists_are_tables_or_json() {
     assert_eq!(stage.run("logs -n 5 echo").1, "out\n");
     assert_eq!(stage.run("logs -t echo").1, "1970-01-01T00:00:00.000Z out\n");
     assert!(stage.run("version").1.contains("of n1"));
+    let df = stage.run("--volumes /none/named system df").1;
+    assert!(df.contains("/none/agents-images") && df.contains("/none/named"), "{df}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `hafen system`, `doctor`, `debug` and `version`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -70,7 +70,8 @@ fn df(cli: &Cli, format: Format) -> Result<(), Error> {
         let what = "df looks at the disk, and works on the node itself only: run it there";
         return Err(Error::Refused(what.to_owned()));
     }
-    let all = [images(&cli.images())?, volumes(&cli.volumes())?];
+    let (image_folder, volume_folder) = folders(cli);
+    let all = [images(&image_folder)?, volumes(&volume_folder)?];
     if format == Format::Json {
         let all: Vec<_> = all
             .iter()
@@ -87,6 +88,22 @@ fn df(cli: &Cli, format: Format) -> Result<(), Error> {
         ]
     });
     show::table(["WHAT", "COUNT", "SIZE", "FOLDER"], rows.collect())
+}
+
+/// Those that were named; else those of the agent, where one answers; else the usual ones.
+fn folders(cli: &Cli) -> (PathBuf, PathBuf) {
+    let node = block_on(async {
+        Ok(cli.host.connect().await?.get_node(v1::GetNodeRequest {}).await?.into_inner())
+    });
+    let node = node.unwrap_or_default();
+    let folder = |named: &Option<PathBuf>, theirs: String, usual: PathBuf| {
+        let theirs = (!theirs.is_empty()).then(|| theirs.into());
+        named.clone().or(theirs).unwrap_or(usual)
+    };
+    (
+        folder(&cli.images, node.images, cli.images()),
+        folder(&cli.volumes, node.volumes, cli.volumes()),
+    )
 }
 
 /// Of names that share an image it is counted once. Layers count as they are sent.
