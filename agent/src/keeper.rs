@@ -119,14 +119,18 @@ async fn late(mut child: Child, patience: Duration) -> Result<Child, LaunchError
 }
 
 fn refused(output: &std::process::Output) -> LaunchError {
-    LaunchError::Refused { why: said(&output.stderr), code: output.status.code() }
+    let why = said(&output.stderr).unwrap_or_else(|| {
+        // As somebody may have killed it.
+        format!("hafen-oci ended without a word: {}", output.status)
+    });
+    LaunchError::Refused { why, code: output.status.code() }
 }
 
 /// The runtime's own words, without its name.
-fn said(stderr: &[u8]) -> String {
+fn said(stderr: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(stderr);
-    let line = text.lines().rfind(|line| !line.contains("warning:")).unwrap_or("it said nothing");
-    line.strip_prefix("hafen-oci: ").unwrap_or(line).to_owned()
+    let line = text.lines().rfind(|line| !line.contains("warning:"))?;
+    Some(line.strip_prefix("hafen-oci: ").unwrap_or(line).to_owned())
 }
 
 /// Is there a keeper of this folder?
