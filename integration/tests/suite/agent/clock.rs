@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use nix::unistd::Pid;
 
-use super::limits::seconds;
+use super::ends::seconds;
 use super::{Node, ends_with, exit_code, number};
 
 pub(super) fn trials() -> Vec<Case> {

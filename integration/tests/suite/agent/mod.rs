@@ -2,11 +2,11 @@
 
 mod api;
 mod clock;
+mod ends;
 mod faults;
 mod forks;
 mod functions;
 mod hostile;
-mod limits;
 mod network;
 mod oracle;
 mod pods;
@@ -29,7 +29,7 @@ pub(crate) fn trials() -> Vec<Case> {
         api::trials(),
         hostile::trials(),
         pods::trials(),
-        limits::trials(),
+        ends::trials(),
         pressure::trials(),
         roots::trials(),
         security::trials(),
