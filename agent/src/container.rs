@@ -387,6 +387,9 @@ impl Ground {
         if !self.runtime.root.join(&container).exists() {
             return Ok(TakenOver::NothingThere);
         }
+        // Of a keeper that was killed while it launched the lock is with what it has begun, until that executes the
+        // container's program.
+        keeper::gone(folder, ANSWER).await.map_err(|e| chain(&e))?;
         let words = ["--resume".into(), "--dir".into(), folder.as_os_str().to_owned()];
         match self.runtime.keep(words, ANSWER).await {
             Ok(child) => {

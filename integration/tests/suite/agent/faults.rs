@@ -20,6 +20,7 @@ pub(super) fn trials() -> Vec<Case> {
         one_that_leaves_processes_behind(Root, Busybox),
         many_that_end_at_once(Root, Busybox),
         one_that_cannot_be_run(Root, Busybox),
+        one_whose_keeper_dies_while_it_begins(Root, Busybox),
         one_that_fills_its_memory_folder(Root, Busybox, Limit("memory")),
     ]
 }
@@ -205,4 +206,35 @@ fn one_that_fills_its_memory_folder(t: &Test) {
     let task = node.wait("a");
     assert!(sentence(&task).contains("memory limit 32 MiB reached"), "{task:#}");
     assert!(Path::new("/proc/self").exists());
+}
+
+/// Its first process has the word to go on, and still has mounts to make: it runs, whatever its keeper could tell.
+fn one_whose_keeper_dies_while_it_begins(t: &Test) {
+    const MOUNTS: usize = 2000;
+    let node = Node::new(t);
+    let mut spec = node.sh("a", "echo start > /out; exit 7");
+    let mounts = (0..MOUNTS).map(|n| json!({ "tmpfs": 1 << 20, "destination": format!("/m/{n}") }));
+    spec["mounts"] = mounts.collect();
+    let (spec, file) = node.with_file(spec, "ran");
+    node.run(&spec);
+    let made = |pid: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.lines().filter(|line| line.contains("/m/")).count()
+    };
+    let keeper = wait_until(Duration::from_secs(20), || node.keepers_of("a").first().copied());
+    let keeper = keeper.expect("a keeper");
+    let children = format!("/proc/{keeper}/task/{keeper}/children");
+    // Its mounts are made in less time than a pause of others takes.
+    let began = Instant::now();
+    while !fs::read_to_string(&children)
+        .is_ok_and(|all| all.split_whitespace().any(|c| made(c) > 0))
+    {
+        assert!(began.elapsed() < Duration::from_secs(20), "it makes no mounts");
+    }
+    kill(Pid::from_raw(keeper), Signal::SIGKILL).expect("killed");
+    let task = node.wait("a");
+    let ran = fs::read_to_string(file).expect("read");
+    assert_eq!(ran, "start\n", "{task:#}");
+    assert_ne!(task["state"], "STATE_ERROR", "it is told that it never ran: {task:#}");
+    assert!(exit_code(&task).is_none_or(|code| code == 7), "{task:#}");
 }
