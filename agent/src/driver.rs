@@ -5,13 +5,14 @@
 //! that answer into the queue. Nothing in the loop waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hafen_agent_core::{
     Attempt, Core, Definition, Effect, Event, Found, Phase, Reason, Record, Recovered, Refusal,
-    State, Stop, TaskId, Timer, Update,
+    State, Stop, TaskId, Timer, Update, Violation,
 };
 use hafen_protocol::v1;
 use hafen_spec::keep::{ExitRecord, Request, Told};
@@ -60,6 +61,8 @@ pub struct Live {
     pub grant: Option<Grant>,
     pub created: String,
     pub end: Option<ExitRecord>,
+    /// Those of its processes, since it was launched or found again, of which was told.
+    oom_kills: u64,
     /// What was told last. What the core knows beyond that is not on the disk yet, and may be forgotten in a crash.
     pub told: (State, Attempt),
     /// With that, and under which number.
@@ -481,7 +484,7 @@ impl Driver {
         let own = |live: &Live| live.spec.resources.as_ref()?.limit.as_ref()?.memory;
         let own = self.live.get(id).and_then(own);
         let (limit, shared) = view::memory_limit(own, self.shared_memory(id), None);
-        let violation = hafen_agent_core::Violation::Memory {
+        let violation = Violation::Memory {
             limit,
             peak: limit,
             events: kills,
@@ -489,6 +492,9 @@ impl Driver {
             shared,
         };
         self.events.tell(&id.0, v1::event::What::Oom(view::violation(&violation)));
+        if let Some(live) = self.live.get_mut(id) {
+            live.oom_kills = live.oom_kills.max(kills);
+        }
     }
 
     fn shared_memory(&self, id: &TaskId) -> Option<u64> {
@@ -498,6 +504,12 @@ impl Driver {
     fn ended(&mut self, id: &TaskId, attempt: Attempt, end: ExitRecord) {
         let exit = view::exit(&end, self.shared_memory(id));
         if let Some(live) = self.live.get_mut(id) {
+            // The kernel tells of its kills later than it kills (kernel/cgroup/cgroup.c, `cgroup_file_notify`).
+            let told = mem::take(&mut live.oom_kills);
+            let memory = exit.violated.iter().find(|v| matches!(v, Violation::Memory { .. }));
+            if let Some(memory) = memory.filter(|_| end.usage.cgroup.oom_kills > Some(told)) {
+                self.events.tell(&id.0, v1::event::What::Oom(view::violation(memory)));
+            }
             live.end = Some(end);
             live.checking.take().into_iter().for_each(|checking| checking.abort());
         }
@@ -904,6 +916,7 @@ impl Live {
             grant: None,
             created,
             end: None,
+            oom_kills: 0,
             told: (State::Staging, 0),
             ready: false,
             sequence: 0,
