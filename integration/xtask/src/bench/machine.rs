@@ -65,6 +65,9 @@ fn system(os_release: &str) -> &str {
     name.map_or("unknown", |name| name.trim_matches('"'))
 }
 
+/// The version of what was built.
+pub(super) const COMMIT: &str = "hafen (git)";
+
 /// Of what was built from, and of all packages that are compared or stood upon.
 pub(super) fn versions() -> Vec<(String, String)> {
     let groups = [Group::Bench, Group::BenchAgent, Group::BenchImages];
@@ -79,7 +82,7 @@ pub(super) fn versions() -> Vec<(String, String)> {
     let packages = packages.filter(|(_, version)| !version.is_empty());
     let lock = read(&workspace::root().join("Cargo.lock").to_string_lossy());
     let mut all = vec![
-        ("hafen (git)".to_owned(), commit()),
+        (COMMIT.to_owned(), commit()),
         ("rustc".to_owned(), said(Command::new("rustc").arg("--version"))),
         ("libcontainer".to_owned(), locked(&lock, "libcontainer").unwrap_or("unknown").to_owned()),
     ];

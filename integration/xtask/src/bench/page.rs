@@ -190,7 +190,8 @@ fn part(record: &Record, name: &str, files: &mut Files) -> Result<String> {
     let Some(part) = record.part(name) else {
         return Ok("Not measured in this run.\n".to_owned());
     };
-    let head = format!("    {}\n\n{}, {} s.", part.command, part.began, part.seconds);
+    let of = part.commit.iter().map(|commit| format!(", of commit {commit}")).collect::<String>();
+    let head = format!("    {}\n\n{}{of}, {} s.", part.command, part.began, part.seconds);
     if let Some(failure) = &part.failure {
         return Ok(format!("{head} **Failed**: {failure}\n"));
     }
@@ -243,7 +244,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::bench::parts;
+    use crate::bench::{machine, parts};
     use crate::workspace;
 
     fn a_part(name: &str) -> Part {
@@ -267,6 +268,7 @@ mod tests {
             before: Look { busy: Some(1.0), steal: Some(0.0), waiting: None },
             during: Look { busy: Some(90.0), steal: Some(0.0), waiting: None },
             load_after: Some(1.5),
+            commit: None,
             failure: None,
             result,
         }
@@ -339,6 +341,27 @@ mod tests {
         let table = goals(&record).unwrap();
         assert!(table.contains("| exec | a_vs_c |") && !table.contains("| phases | a_vs_c |"));
         assert!(table.contains("| phases | a_vs_d | `<= 0.5` | 0.75 | **not measured** |"));
+    }
+
+    #[test]
+    fn what_an_earlier_run_measured_names_its_commit() {
+        let of = |commit: &str, parts: &[&str]| Record {
+            versions: vec![(machine::COMMIT.into(), commit.into())],
+            parts: parts.iter().map(|name| a_part(name)).collect(),
+            ..record()
+        };
+        let mut second = of("b2", &["phases"]);
+        second.complete(of("a1", &["exec", "phases"]));
+        let mut third = of("c3", &["stdio"]);
+        third.complete(second);
+        let commits: Vec<_> =
+            third.parts.iter().map(|part| (part.name.as_str(), part.commit.as_deref())).collect();
+        assert_eq!(commits, [("exec", Some("a1")), ("phases", Some("b2")), ("stdio", None)]);
+        let text = page(&third);
+        assert!(text.contains("2026-01-01T00:00:00Z, of commit a1, 2.5 s.\n"), "{text}");
+        let mut again = of("a1", &["stdio"]);
+        again.complete(of("a1", &["exec"]));
+        assert!(again.parts.iter().all(|part| part.commit.is_none()));
     }
 
     #[test]

@@ -70,7 +70,7 @@ const IN_VM: Part = Part {
     group: VM,
     in_vm: true,
     quick: &["--runs", "2"],
-    usual: &["--runs", "12"],
+    usual: &["--runs", "20"],
     full: &["--runs", "30"],
     ..BASE
 };
@@ -173,8 +173,8 @@ pub(super) const ALL: &[Part] = &[
         program: "bench-phases",
         words: &["--bundle", "minimal", "--warmup", "1"],
         quick: &["--runs", "1"],
-        usual: &["--runs", "2"],
-        full: &["--runs", "10"],
+        usual: &["--runs", "6"],
+        full: &["--runs", "20"],
         ..IN_VM
     },
 ];

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::parts;
+use super::{machine, parts};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -42,6 +42,9 @@ pub(super) struct Part {
     pub(super) during: Look,
     /// Of one minute, at its end.
     pub(super) load_after: Option<f64>,
+    /// What was measured, where the run that it is of had another one than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) commit: Option<String>,
     /// Why there is no result.
     pub(super) failure: Option<String>,
     /// What the program printed with `--json`.
@@ -118,10 +121,19 @@ impl Record {
         self.parts.iter().find(|part| part.name == name)
     }
 
+    fn commit(&self) -> Option<&str> {
+        let named = self.versions.iter().find(|(name, _)| name == machine::COMMIT);
+        named.map(|(_, commit)| commit.as_str())
+    }
+
     /// Takes what was not measured now from an earlier run; the parts are in their usual order then.
     pub(super) fn complete(&mut self, earlier: Self) {
+        let (commit, own) = (earlier.commit().map(str::to_owned), self.commit());
+        let other = commit.filter(|commit| Some(commit.as_str()) != own);
         let missing = earlier.parts.into_iter().filter(|part| self.part(&part.name).is_none());
-        let missing: Vec<Part> = missing.collect();
+        let missing: Vec<Part> = missing
+            .map(|part| Part { commit: part.commit.or_else(|| other.clone()), ..part })
+            .collect();
         self.parts.extend(missing);
         self.parts.sort_by_key(|part| parts::ALL.iter().position(|known| known.name == part.name));
     }

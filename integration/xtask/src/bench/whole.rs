@@ -180,6 +180,7 @@ fn measure_part(part: &Part, size: Size, programs: &Path) -> record::Part {
         before,
         during,
         load_after,
+        commit: None,
         failure,
         result: result.unwrap_or_default(),
     }
