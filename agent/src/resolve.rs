@@ -352,7 +352,7 @@ fn check_security(spec: &v1::TaskSpec, security: &v1::Security, problems: &mut P
             |p: Problem| Problem { field: format!("security.capabilities.{}", p.field), ..p };
         problems.0.extend(wrong.0.into_iter().map(place));
     }
-    check_seccomp(spec, security.seccomp.as_ref(), problems);
+    check_seccomp(spec, problems);
     for (i, device) in security.devices.iter().enumerate() {
         let field = format!("security.devices[{i}]");
         check_destination(&format!("{field}.path"), &device.path, problems);
@@ -366,9 +366,14 @@ fn check_security(spec: &v1::TaskSpec, security: &v1::Security, problems: &mut P
     }
 }
 
-fn check_seccomp(spec: &v1::TaskSpec, seccomp: Option<&v1::Seccomp>, problems: &mut Problems) {
+/// `None`: those that are usual.
+fn calls(spec: &v1::TaskSpec) -> Option<&Calls> {
+    spec.security.as_ref()?.seccomp.as_ref()?.kind.as_ref()
+}
+
+fn check_seccomp(spec: &v1::TaskSpec, problems: &mut Problems) {
     const FIELD: &str = "security.seccomp.profile";
-    match seccomp.and_then(|seccomp| seccomp.kind.as_ref()) {
+    match calls(spec) {
         Some(Calls::Unconfined(false)) => {
             problems.add("security.seccomp.unconfined", "is false: leave it out");
         }
@@ -602,7 +607,6 @@ fn root_words(list: &mut List, spec: &v1::TaskSpec, places: &Places) {
 }
 
 fn security_words(list: &mut List, spec: &v1::TaskSpec) {
-    let security = spec.security.as_ref();
     // What cannot be was refused when the task was taken on.
     let Changed { all, added } =
         capabilities(spec).unwrap_or(Changed { all: rights::FEW, added: 0 });
@@ -610,10 +614,10 @@ fn security_words(list: &mut List, spec: &v1::TaskSpec) {
     if added != 0 {
         list.option("--ambient", rights::names(added).join(","));
     }
-    if security.and_then(|s| s.seccomp.as_ref()?.kind.as_ref()).is_none() {
+    if calls(spec).is_none() {
         list.option("--seccomp", "default");
     }
-    for device in security.iter().flat_map(|security| &security.devices) {
+    for device in spec.security.iter().flat_map(|security| &security.devices) {
         let or = |text: &str, usual: &str| (if text.is_empty() { usual } else { text }).to_owned();
         let destination = or(&device.destination, &device.path);
         list.option(
@@ -731,32 +735,38 @@ pub fn group(spec: &mut v1::PodSpec) -> Result<(), Failure> {
 #[must_use]
 pub fn linux_resources(resources: &v1::Resources) -> Value {
     const PERIOD: u64 = 100_000;
-    let (kept, limit) = (kept(resources), resources.limit.unwrap_or_default());
-    let mut all = json!({});
+    let limit = resources.limit.unwrap_or_default();
+    let mut all = wordless(resources);
     if let Some(memory) = limit.memory {
         all["memory"]["limit"] = json!(memory);
         if let Some(swap) = limit.swap {
             all["memory"]["swap"] = json!(memory.saturating_add(swap));
         }
     }
-    if let Some(memory) = kept.memory {
-        all["memory"]["reservation"] = json!(memory);
-    }
     if let Some(milli) = limit.cpu_milli {
         all["cpu"]["quota"] = json!(milli.saturating_mul(PERIOD) / 1000);
         all["cpu"]["period"] = json!(PERIOD);
     }
-    if let Some(milli) = kept.cpu_milli {
+    if let Some(milli) = kept(resources).cpu_milli {
         all["cpu"]["shares"] = json!(shares(milli));
-    }
-    if resources.revocable {
-        all["cpu"]["idle"] = json!(1);
     }
     if !resources.cpuset.is_empty() {
         all["cpu"]["cpus"] = json!(resources.cpuset);
     }
     if let Some(pids) = limit.pids {
         all["pids"]["limit"] = json!(pids);
+    }
+    all
+}
+
+/// Of these, what no word of the runtime says.
+fn wordless(resources: &v1::Resources) -> Value {
+    let mut all = json!({});
+    if let Some(memory) = kept(resources).memory {
+        all["memory"]["reservation"] = json!(memory);
+    }
+    if resources.revocable {
+        all["cpu"]["idle"] = json!(1);
     }
     let block = block_io(&resources.io);
     if block != json!({}) {
@@ -769,23 +779,17 @@ pub fn linux_resources(resources: &v1::Resources) -> Value {
 fn patch(spec: &v1::TaskSpec) -> Option<Value> {
     let mut patch = json!({});
     let resources = spec.resources.clone().unwrap_or_default();
-    if let Some(memory) = kept(&resources).memory {
-        patch["linux"]["resources"]["memory"]["reservation"] = json!(memory);
+    let wordless = wordless(&resources);
+    if wordless != json!({}) {
+        patch["linux"]["resources"] = wordless;
     }
     if resources.revocable {
-        patch["linux"]["resources"]["cpu"]["idle"] = json!(1);
         patch["process"]["oomScoreAdj"] = json!(FIRST_TO_LEAVE);
     }
-    let block = block_io(&resources.io);
-    if block != json!({}) {
-        patch["linux"]["resources"]["blockIO"] = block;
-    }
-    let security = spec.security.as_ref();
-    if security.and_then(|security| security.no_new_privileges) == Some(false) {
+    if spec.security.as_ref().and_then(|security| security.no_new_privileges) == Some(false) {
         patch["process"]["noNewPrivileges"] = json!(false);
     }
-    let calls = security.and_then(|security| security.seccomp.as_ref()?.kind.as_ref());
-    if let Some(Calls::Profile(text)) = calls
+    if let Some(Calls::Profile(text)) = calls(spec)
         && let Ok(profile) = seccomp::read(text)
     {
         patch["linux"]["seccomp"] = profile;

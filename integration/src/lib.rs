@@ -117,6 +117,18 @@ macro_rules! needs {
     };
 }
 
+/// A JSON object with fields of another one, in place of its own where it has them.
+///
+/// # Panics
+/// The other one is no object.
+#[must_use]
+pub fn with(mut value: Value, more: &Value) -> Value {
+    for (key, field) in more.as_object().expect("an object") {
+        value[key] = field.clone();
+    }
+    value
+}
+
 /// `suite::limits` and `memory_max` -> `limits::memory_max`.
 #[must_use]
 pub fn case_name(module: &str, function: &str) -> String {

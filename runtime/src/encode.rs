@@ -525,27 +525,13 @@ impl<'a> Encoder<'a> {
         let short = layers.iter().all(|(_, value)| value.len() <= LONGEST_PARAMETER);
         if short && mount_calls(self.facts) == MountCalls::New {
             let options = layers.iter().map(|(key, value)| Ok((c(key)?, Some(c(value)?))));
-            let volatile = std::iter::once(Ok((c(VOLATILE)?, None)));
-            self.ops.push(Op::NewMount {
-                fstype: c("overlay")?,
-                source: c("overlay")?,
-                options: options.chain(volatile).collect::<io::Result<_>>()?,
-                attributes: 0,
-                mode_of: None,
-                into: MOUNT,
-            });
-            self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
+            self.overlay_of(options, &merged)?;
         } else {
-            let layers = layers.iter();
-            let layers = layers.map(|(key, value)| format!("{key}={}", value.replace(',', "\\,")));
-            let data: Vec<String> = layers.chain([VOLATILE.to_owned()]).collect();
-            self.ops.push(Op::MountPath {
-                source: Some(c("overlay")?),
-                target: merged.clone(),
-                fstype: Some(c("overlay")?),
-                flags: 0,
-                data: Some(c(&data.join(","))?),
-            });
+            let data: Vec<String> = layers
+                .iter()
+                .map(|(key, value)| format!("{key}={}", value.replace(',', "\\,")))
+                .collect();
+            self.overlay_by(&data.join(","), &merged)?;
         }
         self.open_root(merged);
         Ok(())
@@ -565,31 +551,47 @@ impl<'a> Encoder<'a> {
             let layers = std::iter::once(lower).chain(below.iter().map(PathBuf::as_path));
             let layers = layers.map(|layer| Ok((c("lowerdir+")?, Some(c_path(layer)?))));
             let own = own.map(|(key, name)| Ok((c(key)?, Some(c_path(&scratch.join(name))?))));
-            let volatile = std::iter::once(Ok((c(VOLATILE)?, None)));
-            self.ops.push(Op::NewMount {
-                fstype: c("overlay")?,
-                source: c("overlay")?,
-                options: layers.chain(own).chain(volatile).collect::<io::Result<_>>()?,
-                attributes: 0,
-                mode_of: None,
-                into: MOUNT,
-            });
-            self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
+            self.overlay_of(layers.chain(own), &merged)?;
         } else {
             let names: Vec<String> = (0..=below.len()).map(|i| i.to_string()).collect();
             let [upper, work] = own.map(|(key, name)| format!("{key}={name}"));
-            let data = format!("lowerdir={},{upper},{work},{VOLATILE}", names.join(":"));
+            let data = format!("lowerdir={},{upper},{work}", names.join(":"));
             self.ops.push(Op::Chdir { path: c_path(scratch)?, lenient: false });
-            self.ops.push(Op::MountPath {
-                source: Some(c("overlay")?),
-                target: merged.clone(),
-                fstype: Some(c("overlay")?),
-                flags: 0,
-                data: Some(c(&data)?),
-            });
+            self.overlay_by(&data, &merged)?;
             self.ops.push(Op::Chdir { path: c("/")?, lenient: false });
         }
         self.open_root(merged);
+        Ok(())
+    }
+
+    /// By fsconfig(2).
+    fn overlay_of(
+        &mut self,
+        options: impl Iterator<Item = io::Result<(CString, Option<CString>)>>,
+        merged: &CString,
+    ) -> io::Result<()> {
+        let volatile = std::iter::once(Ok((c(VOLATILE)?, None)));
+        self.ops.push(Op::NewMount {
+            fstype: c("overlay")?,
+            source: c("overlay")?,
+            options: options.chain(volatile).collect::<io::Result<_>>()?,
+            attributes: 0,
+            mode_of: None,
+            into: MOUNT,
+        });
+        self.ops.push(Op::MoveMountTo { from: At::Slot(MOUNT), path: merged.clone() });
+        Ok(())
+    }
+
+    /// By mount(2), with all options in one text.
+    fn overlay_by(&mut self, options: &str, merged: &CString) -> io::Result<()> {
+        self.ops.push(Op::MountPath {
+            source: Some(c("overlay")?),
+            target: merged.clone(),
+            fstype: Some(c("overlay")?),
+            flags: 0,
+            data: Some(c(&format!("{options},{VOLATILE}"))?),
+        });
         Ok(())
     }
 

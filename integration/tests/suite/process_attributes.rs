@@ -1,6 +1,6 @@
 //! Attributes that the kernel keeps for each process, seen from inside.
 
-use hafen_integration::{Bundle, Case, Output, Test, Value, cases, json};
+use hafen_integration::{Bundle, Case, Output, Test, Value, cases, json, with};
 
 pub(crate) fn trials() -> Vec<Case> {
     cases![
@@ -152,10 +152,7 @@ fn a_user_namespace_is_no_hindrance(t: &Test) {
         "args": ["/bin/sh", "-c", "ionice; exec cut -d' ' -f19,40,41 /proc/self/stat"],
     });
     let bundle = t.bundle().user_namespace(100_000, 65_536);
-    let mut process = bundle.config()["process"].clone();
-    for (key, value) in attributes.as_object().expect("an object") {
-        process[key] = value.clone();
-    }
+    let process = with(bundle.config()["process"].clone(), &attributes);
     let own = run(t, &bundle.clone().set("/process", process)).ok();
     assert_eq!(own.stdout, "realtime: prio 2\n-7 9 2\n");
     assert_eq!(exec(t, &bundle, &attributes).ok().stdout, own.stdout);
@@ -222,10 +219,7 @@ fn exec(t: &Test, bundle: &Bundle, process: &Value) -> Output {
     let (oci, id) = (t.oci(), t.id());
     let _ = oci.create(&id, &bundle.clone().args(["/inside", "sleep", "60"])).ok();
     let _ = oci.start(&id).ok();
-    let mut document = bundle.config()["process"].clone();
-    for (key, value) in process.as_object().expect("an object") {
-        document[key] = value.clone();
-    }
+    let document = with(bundle.config()["process"].clone(), process);
     let file = t.dir().join("process.json");
     std::fs::write(&file, document.to_string()).expect("write the process");
     let output = oci.call(["exec".as_ref(), "--process".as_ref(), file.as_os_str(), id.as_ref()]);

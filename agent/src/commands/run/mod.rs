@@ -94,9 +94,8 @@ async fn foreground(
 async fn background(client: &mut Client, id: &str) -> Result<u8, Error> {
     use v1::reason::Kind::{NotLaunched, NotStaged};
     // Where a start that failed is to be tried again it waits for that.
-    let states = [v1::State::Running, v1::State::Waiting].map(i32::from).to_vec();
-    let request = v1::WaitTaskRequest { id: id.to_owned(), states, timeout: None };
-    let status = match client.wait_task(request).await {
+    let states = [v1::State::Running, v1::State::Waiting];
+    let status = match client.wait_task(until(id, &states)).await {
         Ok(status) => status.into_inner(),
         // It was quick, and removes itself.
         Err(status) if status.code() == tonic::Code::NotFound => return Ok(0),
@@ -110,8 +109,7 @@ async fn background(client: &mut Client, id: &str) -> Result<u8, Error> {
 
 /// Wait for its start. Ctrl-C stops it: `None`.
 async fn started(client: &mut Client, id: &str) -> Result<Option<v1::TaskStatus>, Error> {
-    let states = vec![v1::State::Running.into()];
-    let request = v1::WaitTaskRequest { id: id.to_owned(), states, timeout: None };
+    let request = until(id, &[v1::State::Running]);
     let mut waiting = client.clone();
     // Both are given up when the other is first: nobody reads an answer that is not waited for.
     tokio::select! {
@@ -123,9 +121,14 @@ async fn started(client: &mut Client, id: &str) -> Result<Option<v1::TaskStatus>
     }
 }
 
+/// One of these states, or its end.
+fn until(id: &str, states: &[v1::State]) -> v1::WaitTaskRequest {
+    let states = states.iter().map(|state| i32::from(*state)).collect();
+    v1::WaitTaskRequest { id: id.to_owned(), states, timeout: None }
+}
+
 async fn ended(client: &mut Client, id: &str) -> Result<u8, Error> {
-    let request = v1::WaitTaskRequest { id: id.to_owned(), ..Default::default() };
-    let status = client.wait_task(request).await?.into_inner();
+    let status = client.wait_task(until(id, &[])).await?.into_inner();
     Ok(complain(&status))
 }
 
@@ -138,8 +141,7 @@ async fn past(client: &mut Client, status: &v1::TaskStatus) -> Result<u8, Error>
             logs::print(&entry, false)?;
         }
     }
-    let request = v1::WaitTaskRequest { id: status.id.clone(), ..Default::default() };
-    let last = client.wait_task(request).await.map(tonic::Response::into_inner);
+    let last = client.wait_task(until(&status.id, &[])).await.map(tonic::Response::into_inner);
     Ok(complain(&last.unwrap_or_else(|_| status.clone())))
 }
 

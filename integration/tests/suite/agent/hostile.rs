@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use hafen_integration::{Case, Test, Value, cases, json};
+use hafen_integration::{Case, Test, Value, cases, json, with};
 
 use super::roots::{serve, sha256};
 use super::{Node, sentence};
@@ -231,11 +231,7 @@ fn rights() -> Changes {
 }
 
 fn changed(node: &Node<'_>, change: &Value) -> Value {
-    let mut spec = node.sh("a", "exit 0");
-    for (key, value) in change.as_object().expect("an object") {
-        spec[key] = value.clone();
-    }
-    spec
+    with(node.sh("a", "exit 0"), change)
 }
 
 #[track_caller]
@@ -378,10 +374,7 @@ fn pods_are_refused_by_their_field(t: &Test) {
     ];
     let mut faults = Vec::new();
     for (change, field) in cases {
-        let mut pod = json!({ "id": "p", "tasks": [node.sh("a", "exit 0")] });
-        for (key, value) in change.as_object().expect("an object") {
-            pod[key] = value.clone();
-        }
+        let pod = with(json!({ "id": "p", "tasks": [node.sh("a", "exit 0")] }), &change);
         let answer = node.http("POST", "/v1/pods", &pod.to_string());
         if answer.status != 400 || !answer.body.contains(field) {
             faults.push(format!("{field}: {answer:?}"));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-use hafen_integration::{Case, Facts, Test, Value, cases, json};
+use hafen_integration::{Case, Facts, Test, Value, cases, json, with};
 
 use super::{Node, exit_code, sentence};
 use crate::seccomp::little_program;
@@ -43,11 +43,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 
 /// Of a task that is `/inside facts`.
 fn facts(node: &Node<'_>, id: &str, more: &Value) -> Facts {
-    let mut spec = node.task_of(id, &["/inside", "facts"]);
-    for (key, value) in more.as_object().expect("an object") {
-        spec[key] = value.clone();
-    }
-    node.run(&spec);
+    node.run(&with(node.task_of(id, &["/inside", "facts"]), more));
     let task = node.wait(id);
     assert_eq!(exit_code(&task), Some(0), "{task:#}");
     node.hafen(["logs", id]).ok().facts()

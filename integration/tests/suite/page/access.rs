@@ -1,9 +1,9 @@
 //! For whom it works: who listens in place of looking, who sees little, who has a small screen.
 
-use hafen_integration::{Case, Test, Value, cases, json, patience, wait_until};
+use hafen_integration::{Case, Test, Value, cases, json, wait_until, with};
 
 use super::browser::{Browser, CHANGE, PROGRAM};
-use super::cluster::{job, node, small, small_with_more, with};
+use super::cluster::{job, node, small, small_with_more};
 use super::coordinator::Coordinator;
 use super::{EVERYWHERE, go, opened};
 
@@ -29,7 +29,7 @@ fn told(browser: &mut Browser) -> Vec<(String, String)> {
 fn told_of(browser: &mut Browser, roles: &[&str], wherever: &str) -> Vec<(String, String)> {
     let has = |told: &[(String, String)], role: &str| told.iter().any(|(known, _)| known == role);
     let mut missing = Vec::new();
-    wait_until(patience(CHANGE), || {
+    wait_until(CHANGE, || {
         let told = told(browser);
         missing = roles.iter().filter(|role| !has(&told, role)).copied().collect();
         missing.is_empty().then_some(told)

@@ -1,6 +1,6 @@
 //! Clusters to show, as the coordinator tells them.
 
-use hafen_integration::{Value, json};
+use hafen_integration::{Value, json, with};
 
 use super::coordinator::Coordinator;
 
@@ -53,14 +53,6 @@ pub(super) fn task(name: &str, job: &str, slot: u32, node: &str) -> Value {
         "started": "2026-11-22T20:12:00Z",
         "addresses": ["10.88.0.17"], "ports": [{ "host": 30_080, "container": 8_080 }],
     })
-}
-
-/// As `value`, with some fields of its own.
-pub(super) fn with(mut value: Value, other: &Value) -> Value {
-    for (name, field) in other.as_object().into_iter().flatten() {
-        value[name] = field.clone();
-    }
-    value
 }
 
 /// One with a little of everything.

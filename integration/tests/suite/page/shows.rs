@@ -1,9 +1,9 @@
 //! What is seen.
 
-use hafen_integration::{Case, Test, Value, cases, json};
+use hafen_integration::{Case, Test, Value, cases, json, with};
 
 use super::browser::PROGRAM;
-use super::cluster::{job, large, node, small, small_with_more, task, view, with};
+use super::cluster::{job, large, node, small, small_with_more, task, view};
 use super::coordinator::Coordinator;
 use super::{Browser, EVERYWHERE, go, has_rows, opened, words};
 
